@@ -1,1 +1,18 @@
-//! To be written.
+//! berth-core: everything that Berth decides, and nothing that acts.
+//!
+//! The data's way (see `docs/architecture.md`): configuration becomes [`config::Settings`], observation
+//! becomes [`facts::Facts`], the ledger holds [`state::State`]; [`plan`] turns the three into a plan or a
+//! refusal, [`swap`] carries a plan through as a pure machine of events and actions, and [`report`] is what
+//! people and programs are shown. No tokio, D-Bus, clock or file system here: time is an argument.
+#![warn(missing_docs)]
+
+pub mod backend;
+pub mod bytes;
+pub mod config;
+pub mod facts;
+pub mod name;
+pub mod plan;
+pub mod release;
+pub mod report;
+pub mod state;
+pub mod swap;

@@ -1,0 +1,132 @@
+//! Settings: what was declared, validated as a whole. Reading files is done elsewhere; here is only text.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bytes::Bytes;
+use crate::name::ModelName;
+
+/// All that was declared on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// The node's name in what people see; by default the host's.
+    pub node: String,
+    /// GPU memory per device that is never given to a model.
+    pub headroom: Bytes,
+    /// How long each step of a swap may take, where a model does not say otherwise.
+    pub deadlines: Deadlines,
+    /// Every declared model, retired ones too.
+    pub models: BTreeMap<ModelName, Model>,
+}
+
+/// How long the steps of a swap may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Deadlines {
+    /// From StopUnit until berthd kills what is left.
+    pub stop: Duration,
+    /// From the last process's end until memory must be proved free.
+    pub release: Duration,
+    /// From the unit's start until it must be ready.
+    pub start: Duration,
+}
+
+/// One declared model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Model {
+    /// Its name.
+    pub name: ModelName,
+    /// The file that declares it.
+    pub source: PathBuf,
+    /// What kind of server it is.
+    pub backend: BackendKind,
+    /// The server's program, an absolute path.
+    pub program: PathBuf,
+    /// Its arguments as declared; the backend adds address, port and placement where they are not given.
+    pub args: Vec<String>,
+    /// Its environment beyond what the template gives.
+    pub env: BTreeMap<String, String>,
+    /// Its working directory.
+    pub cwd: Option<PathBuf>,
+    /// The model's file or folder, where one is declared or found among the arguments.
+    pub file: Option<PathBuf>,
+    /// The address that the server is to listen on.
+    pub host: IpAddr,
+    /// The port that the server is to listen on.
+    pub port: u16,
+    /// Where it may be placed.
+    pub policy: Policy,
+    /// GPU memory it needs.
+    pub memory: Demand,
+    /// Other names by which clients may ask for it.
+    pub aliases: Vec<String>,
+    /// Kept for the record, never started and never a problem.
+    pub retired: bool,
+    /// How it shows that it serves.
+    pub ready: Ready,
+    /// How long its steps may take.
+    pub deadlines: Deadlines,
+    /// Each value above that was not written down, and where it came from: for `berthctl check`.
+    pub derived: Vec<Derived>,
+}
+
+/// What kind of server a model runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BackendKind {
+    /// llama.cpp's `llama-server`.
+    #[serde(rename = "llama.cpp")]
+    LlamaCpp,
+    /// `vllm serve`.
+    #[serde(rename = "vllm")]
+    Vllm,
+    /// Any other program that serves HTTP.
+    #[serde(rename = "command")]
+    Command,
+}
+
+/// Where a model may be placed. Policies as files come with placement proper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// One GPU where it fits, else split over all of them.
+    Auto,
+    /// Split over all GPUs.
+    Split,
+    /// No GPU.
+    Cpu,
+}
+
+/// Declared GPU memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Demand {
+    /// In all; divided evenly where it is split.
+    Total(Bytes),
+    /// On each device of a split, in NVML's order; the number of entries is the number of devices.
+    PerDevice(Vec<Bytes>),
+    /// Not declared: such a model can be checked and listed, but not started on a GPU.
+    Undeclared,
+}
+
+/// How a server shows that it serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ready {
+    /// Path that answers 200 when the server is up.
+    pub health: String,
+    /// Whether one token must be generated too (llama.cpp and vLLM: always, unless declared off).
+    pub generate: bool,
+}
+
+/// A value that was derived.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Derived {
+    /// Which: `port`, `backend` …
+    pub key: String,
+    /// Its value as a person would write it.
+    pub value: String,
+    /// Where it came from: `"--port" in cmd`, `the file's name` …
+    pub from: String,
+}

@@ -1,0 +1,228 @@
+//! What was observed. Unknown is a value, never zero.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bytes::Bytes;
+use crate::name::ModelName;
+
+/// A moment: the time since `CLOCK_MONOTONIC`'s zero. systemd's and gpusim's stamps count from there too.
+pub type Moment = Duration;
+
+/// A measured value, or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Known<T> {
+    /// The value as measured.
+    Value(T),
+    /// It could not be measured, and why, as one plain clause.
+    Unknown(String),
+}
+
+impl<T> Known<T> {
+    /// The value, if it is known.
+    pub fn value(&self) -> Option<&T> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Unknown(_) => None,
+        }
+    }
+
+    /// Why the value is not known.
+    pub fn why_unknown(&self) -> Option<&str> {
+        match self {
+            Self::Value(_) => None,
+            Self::Unknown(why) => Some(why),
+        }
+    }
+}
+
+/// A device's lasting identity: a GPU's UUID as NVML gives it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DeviceId(pub String);
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Everything that was observed at about one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// When the newest part of it was read.
+    pub at: Moment,
+    /// The GPUs in NVML's order, or why they can't be seen (no library, driver and library disagree …).
+    pub gpus: Known<Vec<Gpu>>,
+    /// The units of models that systemd knows, whatever their state. A model without an entry is not loaded.
+    pub units: BTreeMap<ModelName, Unit>,
+}
+
+impl Facts {
+    /// Nothing observed yet.
+    pub fn none_yet() -> Self {
+        Self {
+            at: Moment::ZERO,
+            gpus: Known::Unknown("not read yet".to_owned()),
+            units: BTreeMap::new(),
+        }
+    }
+
+    /// The GPUs that can be seen, in NVML's order.
+    pub fn gpus(&self) -> &[Gpu] {
+        self.gpus.value().map_or(&[], Vec::as_slice)
+    }
+
+    /// The GPU of this identity, if it can be seen.
+    pub fn gpu(&self, id: &DeviceId) -> Option<&Gpu> {
+        self.gpus().iter().find(|gpu| gpu.id == *id)
+    }
+}
+
+/// One GPU as read at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// NVML's index, for display; it may change over a reboot.
+    pub index: u32,
+    /// Its UUID.
+    pub id: DeviceId,
+    /// Its product name.
+    pub name: String,
+    /// When `memory` was read.
+    pub read_at: Moment,
+    /// When `processes` was read; the fast poll reads memory alone.
+    pub listed_at: Moment,
+    /// Its memory.
+    pub memory: Known<GpuMemory>,
+    /// The processes that hold memory on it, compute and graphics, each pid once.
+    pub processes: Known<Vec<GpuProcess>>,
+    /// Degrees Celsius.
+    pub temperature_c: Option<u32>,
+    /// Watts drawn.
+    pub power_w: Option<u32>,
+    /// Percent of the last sample period in which a kernel ran.
+    pub utilization_percent: Option<u32>,
+}
+
+/// Memory of one GPU. `total = reserved + used + free` (NVML's memory info, version 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuMemory {
+    /// Physical memory.
+    pub total: Bytes,
+    /// Kept by driver and firmware.
+    pub reserved: Bytes,
+    /// Allocated.
+    pub used: Bytes,
+    /// Allocatable now.
+    pub free: Bytes,
+}
+
+/// A process in a GPU's list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuProcess {
+    /// Its process id.
+    pub pid: u32,
+    /// What identifies it beside a pid that is used again: its start time in clock ticks since boot. None when
+    /// the process is gone already.
+    pub started: Option<u64>,
+    /// Its program's name (`comm`); empty when the process is gone already.
+    pub program: String,
+    /// What it holds on this GPU.
+    pub memory: Known<Bytes>,
+    /// The model in whose unit's cgroup it runs; None for a foreign process.
+    pub model: Option<ModelName>,
+}
+
+/// A model's unit as systemd tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    /// systemd's `ActiveState`.
+    pub active: Active,
+    /// systemd's `SubState`.
+    pub sub: String,
+    /// systemd's `Result` of the last run: `success`, `exit-code`, `signal`, `timeout` …
+    pub result: String,
+    /// How the main process ended, where it has.
+    pub exit: Option<Exit>,
+    /// systemd's `InvocationID` in lower-case hex, empty when the unit never ran.
+    pub invocation: String,
+    /// `ExecMainStartTimestampMonotonic`.
+    pub started_at: Option<Moment>,
+    /// The main process; None when there is none.
+    pub main_pid: Option<u32>,
+    /// Processes in the unit's cgroup and below, with their start time in clock ticks since boot. Unknown when
+    /// the cgroup can't be read; empty when it is gone.
+    pub processes: Known<BTreeMap<u32, u64>>,
+}
+
+/// systemd's `ActiveState`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Active {
+    /// Running.
+    Active,
+    /// Reloading its configuration; running.
+    Reloading,
+    /// Stopped without an error.
+    Inactive,
+    /// Stopped with an error.
+    Failed,
+    /// On its way up.
+    Activating,
+    /// On its way down.
+    Deactivating,
+}
+
+impl Active {
+    /// Whether the unit has come to rest without a process.
+    pub fn is_down(self) -> bool {
+        matches!(self, Self::Inactive | Self::Failed)
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// With this exit status.
+    Status(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "exit status {status}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// A TCP socket that listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// The address it is bound to.
+    pub address: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// The user that made it.
+    pub uid: u32,
+    /// The model in whose unit's cgroup it was made; None for a foreign one.
+    pub model: Option<ModelName>,
+}
+
+/// What was looked up about one model before a swap touches anything.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Preflight {
+    /// Files that are declared and missing or not readable, each with the reason.
+    pub files: Vec<(PathBuf, String)>,
+    /// The socket that listens on the model's port, if there is one.
+    pub port: Option<Listener>,
+}

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bytes::Bytes;
+use crate::facts::{DeviceId, Exit};
+
 /// What `berth-launch` executes: complete, nothing is decided after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
@@ -23,6 +26,39 @@ pub struct Failure {
     pub class: FailureClass,
     /// The log line that shows it, trimmed; empty where none did.
     pub line: String,
+    /// How the process ended, where it has.
+    pub exit: Option<Exit>,
+}
+
+/// A GPU that a model was placed on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedGpu {
+    /// Its UUID.
+    pub id: DeviceId,
+    /// NVML's index, for display.
+    pub index: u32,
+    /// The memory that is kept for the model on it.
+    pub bytes: Bytes,
+}
+
+/// How a server shows that it serves: both must succeed, the first one first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// GET this path: 200 means up.
+    pub health: String,
+    /// Then generate one token, since a server can be healthy and dead.
+    pub generate: Option<GenerateProbe>,
+}
+
+/// A request that makes a server generate one token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerateProbe {
+    /// POST to this path: 200 with a body in JSON means that it generates.
+    pub path: String,
+    /// The request's body.
+    pub body: serde_json::Value,
+    /// The key to send as `Authorization: Bearer …`, where the server was given one.
+    pub bearer: Option<String>,
 }
 
 /// Kinds of failures (`memory.md`'s table).

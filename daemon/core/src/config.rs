@@ -21,6 +21,12 @@ pub struct Settings {
     pub deadlines: Deadlines,
     /// Every declared model, retired ones too.
     pub models: BTreeMap<ModelName, Model>,
+    /// Where models that declare no port get one from.
+    pub ports: PortRange,
+    /// The file these were read from; None where there is none and all is by default.
+    pub source: Option<PathBuf>,
+    /// The line of `source` on which each key stands that was written down (`headroom`, `deadlines.stop` …).
+    pub declared: BTreeMap<String, usize>,
 }
 
 /// How long the steps of a swap may take.
@@ -34,6 +40,15 @@ pub struct Deadlines {
     pub start: Duration,
 }
 
+/// A range of ports, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PortRange {
+    /// The first.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+}
+
 /// One declared model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Model {
@@ -43,7 +58,8 @@ pub struct Model {
     pub source: PathBuf,
     /// What kind of server it is.
     pub backend: BackendKind,
-    /// The server's program, an absolute path.
+    /// The server's program: an absolute path, or a bare name that berthd looks up in `/usr/local/bin` and
+    /// `/usr/bin`.
     pub program: PathBuf,
     /// Its arguments as declared; the backend adds address, port and placement where they are not given.
     pub args: Vec<String>,
@@ -51,12 +67,16 @@ pub struct Model {
     pub env: BTreeMap<String, String>,
     /// Its working directory.
     pub cwd: Option<PathBuf>,
-    /// The model's file or folder, where one is declared or found among the arguments.
+    /// The model's file or folder, an absolute path, where one is declared or found among the arguments.
     pub file: Option<PathBuf>,
+    /// The model's name at Hugging Face (`Qwen/Qwen3-32B`) where it is given by that instead of by a path.
+    pub hub: Option<String>,
     /// The address that the server is to listen on.
     pub host: IpAddr,
     /// The port that the server is to listen on.
     pub port: u16,
+    /// Whether another model that says so too may have the same port: the two never serve at once.
+    pub shares_port: bool,
     /// Where it may be placed.
     pub policy: Policy,
     /// GPU memory it needs.
@@ -69,6 +89,8 @@ pub struct Model {
     pub ready: Ready,
     /// How long its steps may take.
     pub deadlines: Deadlines,
+    /// The line of `source` on which each key stands that was written down (`cmd`, `memory.gpu` …).
+    pub declared: BTreeMap<String, usize>,
     /// Each value above that was not written down, and where it came from: for `berthctl check`.
     pub derived: Vec<Derived>,
 }

@@ -1,0 +1,53 @@
+# PREFIX    where Berth is installed            DESTDIR  a tree to install into instead of /
+# PROFILE   debug or release                    CARGO    the cargo to build with
+PREFIX ?= /usr
+DESTDIR ?=
+PROFILE ?= release
+CARGO ?= cargo
+
+target = target/$(PROFILE)
+cargo_profile = $(if $(filter release,$(PROFILE)),--release)
+
+# systemd, sysusers and tmpfiles look below /usr/local too, polkit doesn't.
+units_to = $(DESTDIR)$(PREFIX)/lib/systemd/system
+polkit_to = $(DESTDIR)$(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/polkit-1/rules.d
+stage = target/stage
+triplet = $(shell uname -m)-linux-gnu
+
+.PHONY: build install install-files stage
+
+build:
+	$(CARGO) build $(cargo_profile) --workspace
+
+# Installs what `make build` built: `make && sudo make install`. Users, folders and the services themselves
+# come to life with `systemd-sysusers && systemd-tmpfiles --create && systemctl enable --now berthd`.
+install: install-files
+	@echo "installed into $(DESTDIR)$(PREFIX); next: systemd-sysusers && systemd-tmpfiles --create &&" \
+	    "systemctl daemon-reload && systemctl enable --now berth-devices berthd"
+
+install-files:
+	@test -x $(target)/berthd || { echo "there is no $(target)/berthd: run 'make build PROFILE=$(PROFILE)' first" >&2; exit 1; }
+	install -D -m 755 $(target)/berthd $(DESTDIR)$(PREFIX)/bin/berthd
+	install -D -m 755 $(target)/berthctl $(DESTDIR)$(PREFIX)/bin/berthctl
+	install -D -m 755 $(target)/berth-launch $(DESTDIR)$(PREFIX)/lib/berth/berth-launch
+	install -d $(units_to)
+	for unit in units/systemd/*.service; do \
+	    sed -e 's|=\(-\?\)/usr/bin/berthd|=\1$(PREFIX)/bin/berthd|' -e 's|/usr/lib/berth/|$(PREFIX)/lib/berth/|' "$$unit" \
+	        > "$(units_to)/$${unit##*/}" && chmod 644 "$(units_to)/$${unit##*/}" || exit 1; \
+	done
+	install -D -m 644 -t $(polkit_to) units/polkit/*.rules
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d units/sysusers/*.conf
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/tmpfiles.d units/tmpfiles/*.conf
+	for policy in policies/*.toml; do \
+	    test -e "$$policy" || continue; \
+	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/berth/policies "$$policy" || exit 1; \
+	done
+
+# A tree as installed, with the simulated GPU library and the test programs: what the sandbox boots.
+stage: PROFILE = debug
+stage:
+	$(CARGO) build $(cargo_profile) --workspace
+	rm -rf $(stage)
+	$(MAKE) --no-print-directory -s install-files DESTDIR=$(stage) PREFIX=/usr PROFILE=$(PROFILE)
+	install -D -m 644 $(target)/libnvidia_ml.so $(stage)/usr/lib/$(triplet)/libnvidia-ml.so.1
+	install -D -m 755 -t $(stage)/usr/bin $(target)/gpusim $(target)/fakellm

@@ -1,0 +1,300 @@
+//! Whether a model's server is ready: one attempt at a time, asked as a client would.
+//!
+//! A port can be answered by anyone, and a server can be healthy and dead. So the kernel is asked first whose
+//! socket takes the connection, and a healthy server must also generate one token.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::proc;
+use crate::sockets::{self, Holder, Socket};
+
+/// A server on this machine accepts at once, unless its queue is full.
+const CONNECT: Duration = Duration::from_secs(1);
+/// The health answer must begin within this time: a server that loads says so at once.
+const HEALTH: Duration = Duration::from_secs(5);
+/// No answer to a probe needs more.
+const BODY_LIMIT: usize = 64 << 10;
+/// What of a server's answer is shown, in characters.
+const TEXT_LIMIT: usize = 200;
+
+/// What to ask, and of whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeTarget {
+    /// The address that the server is to listen on; a wildcard is asked by the loopback address.
+    pub address: SocketAddr,
+    /// The path that answers 2xx once the server is up, for example `/health`.
+    pub health_path: String,
+    /// How to have one token generated; None where health is all there is.
+    pub generate: Option<Generate>,
+    /// The model's cgroups as systemd names them (`ControlGroup`). Those below them count too.
+    pub control_groups: Vec<String>,
+}
+
+/// A request that makes the server generate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generate {
+    /// Where it is posted, for example `/v1/completions`.
+    pub path: String,
+    /// Its JSON body.
+    pub body: String,
+}
+
+/// What one attempt showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// Nobody listens there yet.
+    NotListening,
+    /// A socket that was not made by the model's processes answers there. It was asked nothing.
+    WrongOwner(Stranger),
+    /// It listens and is not healthy yet.
+    Loading {
+        /// The status of its answer; None where it gave none.
+        status: Option<u16>,
+        /// What it said, or how it failed to.
+        text: String,
+    },
+    /// It says that it is healthy, and does not generate.
+    NotGenerating {
+        /// What it did instead.
+        detail: String,
+    },
+    /// It is healthy and generates.
+    Ready,
+    /// Whose socket it is can't be found out, so it was not asked.
+    Unknown(String),
+}
+
+/// Who answers in a model's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stranger {
+    /// Its socket.
+    pub socket: Socket,
+    /// The processes that have the socket open, as far as they can be seen.
+    pub holders: Vec<Holder>,
+}
+
+impl fmt::Display for Stranger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.socket)?;
+        self.holders.iter().try_for_each(|holder| write!(f, ", {holder}"))
+    }
+}
+
+/// Asks once, for at most `deadline` in all.
+pub async fn probe(target: &ProbeTarget, deadline: Duration) -> Probe {
+    let attempt = Attempt { target, end: Instant::now() + deadline };
+    attempt.run().await.unwrap_or_else(|other| other)
+}
+
+struct Attempt<'a> {
+    target: &'a ProbeTarget,
+    end: Instant,
+}
+
+/// An answer: its status, and its body where that is short enough.
+struct Answer {
+    status: StatusCode,
+    body: Option<Bytes>,
+}
+
+/// Why there is no answer.
+enum NoAnswer {
+    /// Nothing was asked, and what that means for the attempt.
+    NotAsked(Probe),
+    /// It was asked; what happened, as a clause about the server.
+    Failed(String),
+}
+
+impl Attempt<'_> {
+    /// The result, early (`Err`) or at the end.
+    async fn run(&self) -> Result<Probe, Probe> {
+        self.health().await?;
+        if let Some(generate) = &self.target.generate {
+            self.generate(generate).await?;
+        }
+        Ok(Probe::Ready)
+    }
+
+    async fn health(&self) -> Result<(), Probe> {
+        let path = &self.target.health_path;
+        let answer = match self.ask(Method::GET, path, None, HEALTH).await {
+            Ok(answer) => answer,
+            Err(NoAnswer::NotAsked(result)) => return Err(result),
+            Err(NoAnswer::Failed(text)) => return Err(Probe::Loading { status: None, text }),
+        };
+        if answer.status.is_success() {
+            return Ok(());
+        }
+        Err(Probe::Loading { status: Some(answer.status.as_u16()), text: answer.text() })
+    }
+
+    async fn generate(&self, generate: &Generate) -> Result<(), Probe> {
+        let path = &generate.path;
+        let failed = |detail| Err(Probe::NotGenerating { detail });
+        let answer = match self.ask(Method::POST, path, Some(&generate.body), self.left()).await {
+            Ok(answer) => answer,
+            Err(NoAnswer::NotAsked(result)) => return Err(result),
+            Err(NoAnswer::Failed(detail)) => return failed(detail),
+        };
+        if !answer.status.is_success() {
+            return failed(format!("POST {path} answered {}: {}", answer.status.as_u16(), answer.text()));
+        }
+        let json = answer.body.as_deref().map(serde_json::from_slice::<serde_json::Value>);
+        match json {
+            Some(Ok(serde_json::Value::Object(object))) if object.contains_key("error") => {
+                failed(format!("POST {path} answered 200 with an error: {}", answer.text()))
+            }
+            Some(Ok(serde_json::Value::Object(_))) => Ok(()),
+            Some(_) => failed(format!("POST {path} answered 200 without JSON: {}", answer.text())),
+            None => {
+                failed(format!("POST {path} answered with more than {} KiB for one token", BODY_LIMIT >> 10))
+            }
+        }
+    }
+
+    /// One request on a connection of its own. Its answer must begin within `begins`.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&str>,
+        begins: Duration,
+    ) -> Result<Answer, NoAnswer> {
+        let what = format!("{method} {path}");
+        let stream = self.connect().await?;
+        let failed = |error: &dyn fmt::Display| NoAnswer::Failed(format!("{what} failed: {error}"));
+        let in_time = |limit: Duration| limit.min(self.left());
+
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| failed(&error))?;
+        let _connection = Background(tokio::spawn(connection));
+        let mut request =
+            Request::builder().method(method).uri(path).header(HOST, self.target.address.to_string());
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = Full::new(Bytes::from(body.unwrap_or_default().to_owned()));
+        let request = request.body(body).map_err(|error| failed(&error))?;
+
+        let begun = Instant::now();
+        let late = |what: &str, begun: Instant| {
+            NoAnswer::Failed(format!("{what} for {:.1} s", begun.elapsed().as_secs_f64()))
+        };
+        let response = timeout(in_time(begins), sender.send_request(request))
+            .await
+            .map_err(|_| late(&format!("{what} was not answered"), begun))?
+            .map_err(|error| failed(&with_cause(&error)))?;
+        let status = response.status();
+        let body = timeout(self.left(), Limited::new(response.into_body(), BODY_LIMIT).collect())
+            .await
+            .map_err(|_| late(&format!("{what} answered {} and did not end", status.as_u16()), begun))?;
+        match body {
+            Ok(body) => Ok(Answer { status, body: Some(body.to_bytes()) }),
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => Ok(Answer { status, body: None }),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    /// A connection whose other end was made by the model's processes.
+    async fn connect(&self) -> Result<TcpStream, NoAnswer> {
+        let server = sockets::reachable(self.target.address);
+        let cgroups: BTreeSet<u64> =
+            self.target.control_groups.iter().flat_map(|group| proc::cgroup_ids(group)).collect();
+        let not_asked = |result| Err(NoAnswer::NotAsked(result));
+        match owner(sockets::would_answer(server), &cgroups) {
+            Ok(true) => {}
+            Ok(false) => return not_asked(Probe::NotListening),
+            Err(result) => return not_asked(result),
+        }
+        let stream = match timeout(CONNECT.min(self.left()), TcpStream::connect(server)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                return not_asked(Probe::NotListening);
+            }
+            Ok(Err(error)) => {
+                return Err(NoAnswer::Failed(format!("connecting to {server} failed: {error}")));
+            }
+            Err(_) => return Err(NoAnswer::Failed(format!("{server} listens and accepts no connection"))),
+        };
+        // Another socket may have taken the port meanwhile, or share it: this very connection is what counts.
+        let end = stream.local_addr().and_then(|client| sockets::answers(server, client));
+        match owner(end, &cgroups) {
+            Ok(true) => Ok(stream),
+            Ok(false) => Err(NoAnswer::Failed(format!("{server} closed the connection at once"))),
+            Err(result) => not_asked(result),
+        }
+    }
+
+    fn left(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+}
+
+/// Whether there is a socket, and it belongs to these cgroups; else the result that this means.
+fn owner(found: io::Result<Option<Socket>>, cgroups: &BTreeSet<u64>) -> Result<bool, Probe> {
+    match found {
+        Ok(None) => Ok(false),
+        Ok(Some(socket)) if socket.is_of(cgroups) => Ok(true),
+        Ok(Some(socket)) if socket.cgroup_id.is_none() => Err(Probe::Unknown(
+            "the kernel does not tell sockets' cgroups; Linux 5.8 or newer does".to_owned(),
+        )),
+        Ok(Some(socket)) => Err(Probe::WrongOwner(Stranger { holders: socket.holders(), socket })),
+        Err(error) => Err(Probe::Unknown(format!("the kernel does not say whose socket it is: {error}"))),
+    }
+}
+
+impl Answer {
+    /// What the server says, in one short line: the message of an error object, or else the body's beginning.
+    fn text(&self) -> String {
+        let Some(body) = &self.body else {
+            return format!("a body of more than {} KiB", BODY_LIMIT >> 10);
+        };
+        let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+        let message = json.as_ref().and_then(|json| {
+            let error = json.get("error")?;
+            error.get("message").unwrap_or(error).as_str()
+        });
+        let text = message.map_or_else(|| String::from_utf8_lossy(body), Into::into);
+        // It goes to terminals and journals.
+        let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+        let line = words.collect::<Vec<_>>().join(" ");
+        match line.char_indices().nth(TEXT_LIMIT) {
+            Some((end, _)) => format!("{} …", &line[..end]),
+            None => line,
+        }
+    }
+}
+
+/// A task that ends with its owner.
+struct Background<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for Background<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// hyper says what failed, and its source why.
+fn with_cause(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error} ({cause})"),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+#[path = "probe/tests.rs"]
+mod tests;

@@ -1,0 +1,221 @@
+//! Processes and cgroups as the kernel tells them: who runs in a cgroup, which model a process belongs to.
+//!
+//! Everything is read when asked for and nothing is kept, save where cgroup2 is mounted. A process or a cgroup
+//! that is gone is no error: it is absent from the answer. What can't be read is unknown.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use berth_core::bytes::Bytes;
+use berth_core::facts::{Known, Moment};
+use berth_core::name::ModelName;
+use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
+use procfs::Current;
+use procfs::process::Process;
+
+/// What is known of a running process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Its start time in clock ticks since boot, which tells it from another one with the same pid.
+    pub started: u64,
+    /// Its program's name (`comm`, at most 15 bytes).
+    pub program: String,
+    /// The model in whose unit's cgroup it runs.
+    pub model: Option<ModelName>,
+}
+
+/// The time on `CLOCK_MONOTONIC`, which systemd's monotonic stamps use too.
+pub fn monotonic_now() -> Moment {
+    // The clock exists on every Linux; the call has no other way to fail.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Moment::ZERO, Moment::from)
+}
+
+/// What can be told of a process; None when it is gone.
+pub fn describe(pid: u32) -> Option<Described> {
+    // The open /proc folder stays that of this very process, should its pid be used again meanwhile.
+    let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+    let stat = process.stat().ok()?;
+    let model = control_group(&process).and_then(|path| model_in(&path, systemd_root()));
+    Some(Described { started: stat.starttime, program: stat.comm, model })
+}
+
+/// The start time of a process in clock ticks since boot; None when it is gone.
+pub fn started(pid: u32) -> Option<u64> {
+    // By hand, since it is read for every process of a cgroup at every reading: a third of what the crate takes.
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything. After it comes field 3; the start time is field 22.
+    let after_name = stat.iter().rposition(|byte| *byte == b')')? + 2;
+    let field = stat.get(after_name..)?.split(|byte| *byte == b' ').nth(22 - 3)?;
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+/// The name of a process's program; None when it is gone.
+pub fn program_of(pid: u32) -> Option<String> {
+    Some(Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?.comm)
+}
+
+/// The model in whose unit's cgroup a process runs; None for a foreign process and one that is gone.
+pub fn model_of(pid: u32) -> Option<ModelName> {
+    model_in(&control_group_of(pid)?, systemd_root())
+}
+
+/// The path of a process's cgroup in the unified hierarchy, as systemd's `ControlGroup` has it.
+pub fn control_group_of(pid: u32) -> Option<String> {
+    control_group(&Process::new(i32::try_from(pid).ok()?).ok()?)
+}
+
+fn control_group(process: &Process) -> Option<String> {
+    let groups = process.cgroups().ok()?.0;
+    let unified = groups.iter().find(|group| group.hierarchy == 0);
+    // Where systemd keeps its tree in a version 1 hierarchy of its own, every process is at the unified root.
+    let legacy = || groups.iter().find(|group| group.controllers.iter().any(|name| name == "name=systemd"));
+    match unified {
+        Some(group) if group.pathname != "/" => Some(group.pathname.clone()),
+        _ => legacy().or(unified).map(|group| group.pathname.clone()),
+    }
+}
+
+/// The cgroup below which systemd, PID 1, keeps its units: usually the root, written as an empty string.
+fn systemd_root() -> &'static str {
+    static ROOT: OnceLock<String> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let path = control_group_of(1).unwrap_or_default();
+        path.strip_suffix("/init.scope").unwrap_or_default().to_owned()
+    })
+}
+
+/// The model to whose unit a cgroup belongs. Only slices may stand above the unit: a user's own systemd and
+/// containers can name their units as they like, and theirs lie below a service or a scope.
+fn model_in(control_group: &str, systemd_root: &str) -> Option<ModelName> {
+    let below = control_group.strip_prefix(systemd_root)?.strip_prefix('/')?;
+    let unit = below.split('/').find(|part| {
+        !Path::new(part).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("slice"))
+    })?;
+    ModelName::from_unit(unit)
+}
+
+/// The processes in a cgroup and in those below it, each with its start time in clock ticks since boot.
+///
+/// `control_group` is systemd's `ControlGroup`. An empty one, and one that is gone, has no processes.
+pub fn cgroup_processes(control_group: &str) -> Known<BTreeMap<u32, u64>> {
+    if control_group.is_empty() {
+        return Known::Value(BTreeMap::new());
+    }
+    let Some(mount) = cgroup2_mount() else {
+        return Known::Unknown(
+            "no cgroup2 file system is mounted; boot with systemd.unified_cgroup_hierarchy=1".to_owned(),
+        );
+    };
+    let top = folder(mount, control_group);
+    match processes_below(&top) {
+        Ok(processes) => Known::Value(processes),
+        Err(error) => Known::Unknown(format!("the processes in {} can't be read: {error}", top.display())),
+    }
+}
+
+fn processes_below(top: &Path) -> io::Result<BTreeMap<u32, u64>> {
+    // A process that moves from a folder not yet read into one already read is missed. So an empty answer counts
+    // only when the kernel agrees with it.
+    for _ in 0..3 {
+        let mut processes = BTreeMap::new();
+        for dir in folders(top)? {
+            for line in lines(&dir.join("cgroup.procs"))?.lines() {
+                match line.parse() {
+                    Ok(0) => {
+                        return Err(io::Error::other("one of them belongs to another pid namespace"));
+                    }
+                    Ok(pid) => processes.extend(started(pid).map(|started| (pid, started))),
+                    Err(_) => return Err(io::Error::other(format!("`{line}` is no process id"))),
+                }
+            }
+        }
+        if !processes.is_empty() || !lines(&top.join("cgroup.events"))?.contains("populated 1") {
+            return Ok(processes);
+        }
+    }
+    Err(io::Error::other("the kernel says that there are some, and lists none"))
+}
+
+/// The kernel's ids of a cgroup and of those below it: what it calls a socket's cgroup. Empty when it is gone.
+pub fn cgroup_ids(control_group: &str) -> BTreeSet<u64> {
+    let Some(mount) = cgroup2_mount().filter(|_| !control_group.is_empty()) else {
+        return BTreeSet::new();
+    };
+    let dirs = folders(&folder(mount, control_group)).unwrap_or_default();
+    dirs.iter().filter_map(|dir| Some(dir.metadata().ok()?.ino())).collect()
+}
+
+/// Total and available memory of the host, in that order.
+pub fn host_memory() -> Known<(Bytes, Bytes)> {
+    match procfs::Meminfo::current() {
+        Ok(memory) => match memory.mem_available {
+            Some(available) => Known::Value((Bytes(memory.mem_total), Bytes(available))),
+            None => Known::Unknown("/proc/meminfo has no MemAvailable".to_owned()),
+        },
+        Err(error) => Known::Unknown(format!("/proc/meminfo can't be read: {error}")),
+    }
+}
+
+/// Where the cgroup2 file system is mounted, as /proc/self/mountinfo tells.
+fn cgroup2_mount() -> Option<&'static Path> {
+    static MOUNT: OnceLock<PathBuf> = OnceLock::new();
+    if MOUNT.get().is_none() {
+        let mounts = Process::myself().ok()?.mountinfo().ok()?;
+        let whole = mounts.into_iter().find(|mount| mount.fs_type == "cgroup2" && mount.root == "/")?;
+        return Some(MOUNT.get_or_init(|| whole.mount_point));
+    }
+    MOUNT.get().map(PathBuf::as_path)
+}
+
+fn folder(mount: &Path, control_group: &str) -> PathBuf {
+    mount.join(control_group.trim_start_matches('/'))
+}
+
+/// A cgroup's folder and all those below it; none when it is gone.
+fn folders(top: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut left = vec![top.to_owned()];
+    while let Some(dir) = left.pop() {
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        found.push(dir);
+        for entry in entries {
+            match entry {
+                Ok(entry) if entry.file_type().is_ok_and(|kind| kind.is_dir()) => {
+                    left.push(entry.path());
+                }
+                Ok(_) => {}
+                Err(error) if is_gone(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The text of a cgroup's file; empty when the cgroup is gone.
+fn lines(file: &Path) -> io::Result<String> {
+    match std::fs::read_to_string(file) {
+        // The processes of a threaded cgroup are listed by the one above it.
+        Err(error) if is_gone(&error) || error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
+            Ok(String::new())
+        }
+        other => other,
+    }
+}
+
+/// Whether the cgroup is gone: its folder, or what was opened in it a moment before.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
+}
+
+#[cfg(test)]
+#[path = "proc/tests.rs"]
+mod tests;

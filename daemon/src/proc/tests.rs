@@ -1,0 +1,165 @@
+#![allow(clippy::unwrap_used)]
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// A child that sleeps, ended when dropped.
+struct Sleeper(Child);
+
+impl Sleeper {
+    fn new() -> Self {
+        Self(Command::new("sleep").arg("600").spawn().unwrap())
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A cgroup below the test's own, or None where this user may not make one.
+struct Group {
+    path: String,
+    dir: PathBuf,
+}
+
+impl Group {
+    fn new(name: &str) -> Option<Self> {
+        let own = control_group_of(std::process::id())?;
+        let path = format!("{}/{name}-{}", own.trim_end_matches('/'), std::process::id());
+        let dir = folder(cgroup2_mount()?, &path);
+        std::fs::create_dir(&dir).ok()?;
+        Some(Self { path, dir })
+    }
+
+    fn below(&self, name: &str) -> Self {
+        let dir = self.dir.join(name);
+        std::fs::create_dir(&dir).unwrap();
+        Self { path: format!("{}/{name}", self.path), dir }
+    }
+
+    fn take(&self, child: &Sleeper) {
+        std::fs::write(self.dir.join("cgroup.procs"), child.0.id().to_string()).unwrap();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let end = Instant::now() + Duration::from_secs(5);
+        while std::fs::remove_dir(&self.dir).is_err() && self.dir.exists() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn a_unit_counts_only_where_pid_1_keeps_it() {
+    let of = |path| model_in(path, "").map(|name| name.to_string());
+    assert_eq!(
+        of(r"/system.slice/system-berth\x2dmodel.slice/berth-model@genesis.service").as_deref(),
+        Some("genesis")
+    );
+    assert_eq!(
+        of(r"/berth.slice/berth-model@qwen3\x2d32b.service/workers/0").as_deref(),
+        Some("qwen3-32b"),
+        "cgroups that the server makes below its unit are its own"
+    );
+    for foreign in [
+        "/",
+        "",
+        "/system.slice/ssh.service",
+        "/user.slice/user-1000.slice/user@1000.service/app.slice/berth-model@genesis.service",
+        "/system.slice/docker-0123.scope/system.slice/berth-model@genesis.service",
+        "/system.slice/berth-model@.service",
+    ] {
+        assert_eq!(of(foreign), None, "{foreign}");
+    }
+    let path = "/lxc/one/system.slice/berth-model@genesis.service";
+    assert_eq!(model_in(path, "/lxc/one").unwrap().as_str(), "genesis");
+    assert_eq!(model_in(path, "/lxc/two"), None);
+}
+
+#[test]
+fn describes_a_process_and_not_one_that_is_gone() {
+    let child = Sleeper::new();
+    let pid = child.0.id();
+    // The name is `sleep` only once the child has executed it.
+    let end = Instant::now() + Duration::from_secs(5);
+    while program_of(pid).as_deref() != Some("sleep") && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let described = describe(pid).unwrap();
+    assert_eq!((described.program.as_str(), described.model), ("sleep", None));
+    assert_eq!(Some(described.started), started(pid), "both ways of reading it agree");
+    assert!(described.started > started(1).unwrap());
+    drop(child);
+    assert_eq!((describe(pid), started(pid), program_of(pid), model_of(pid)), (None, None, None, None));
+    assert_eq!(describe(u32::MAX), None);
+}
+
+#[test]
+fn lists_a_cgroup_and_those_below_until_they_are_gone() {
+    let Some(group) = Group::new("berth-test-proc") else {
+        panic!(
+            "this test makes cgroups below its own: run it as root, or under `systemd-run --user -p Delegate=yes`"
+        );
+    };
+    let inner = group.below("inner");
+    assert_eq!(cgroup_processes(&group.path), Known::Value(BTreeMap::new()));
+    let (outer_child, inner_child) = (Sleeper::new(), Sleeper::new());
+    group.take(&outer_child);
+    inner.take(&inner_child);
+    let expected: BTreeMap<u32, u64> = [outer_child.0.id(), inner_child.0.id()]
+        .into_iter()
+        .map(|pid| (pid, started(pid).unwrap()))
+        .collect();
+    assert_eq!(cgroup_processes(&group.path), Known::Value(expected));
+    assert_eq!(control_group_of(inner_child.0.id()).as_deref(), Some(inner.path.as_str()));
+
+    let ids = cgroup_ids(&group.path);
+    assert_eq!(ids.len(), 2);
+    assert!(ids.is_superset(&cgroup_ids(&inner.path)));
+
+    drop(inner_child);
+    drop(outer_child);
+    let path = group.path.clone();
+    assert_eq!(cgroup_processes(&path), Known::Value(BTreeMap::new()));
+    drop(inner);
+    drop(group);
+    assert_eq!(cgroup_processes(&path), Known::Value(BTreeMap::new()), "gone is empty");
+    assert_eq!(cgroup_ids(&path), BTreeSet::new());
+    assert_eq!(cgroup_processes(""), Known::Value(BTreeMap::new()));
+}
+
+#[test]
+fn a_hundred_processes_are_read_within_two_milliseconds() {
+    let Some(group) = Group::new("berth-test-hundred") else {
+        panic!(
+            "this test makes cgroups below its own: run it as root, or under `systemd-run --user -p Delegate=yes`"
+        );
+    };
+    let children: Vec<Sleeper> = (0..100).map(|_| Sleeper::new()).collect();
+    for child in &children {
+        group.take(child);
+    }
+    // The best of several: other work on the machine is not what is measured.
+    let mut best = Duration::MAX;
+    for _ in 0..20 {
+        let begin = Instant::now();
+        let found = cgroup_processes(&group.path);
+        best = best.min(begin.elapsed());
+        assert_eq!(found.value().unwrap().len(), 100);
+    }
+    println!("100 processes of a cgroup: {best:?}");
+    assert!(best < Duration::from_millis(2), "{best:?}");
+    drop(children);
+}
+
+#[test]
+fn the_host_has_memory() {
+    let Known::Value((total, available)) = host_memory() else { panic!("no host memory") };
+    assert!(total > available && available > Bytes::ZERO, "{total} {available}");
+}

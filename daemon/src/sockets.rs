@@ -1,0 +1,148 @@
+//! TCP sockets as the kernel knows them: which ones listen, which one would take a connection, and in which
+//! cgroup each was made. Asked by netlink's `sock_diag`, which needs no privilege.
+//!
+//! A socket keeps the cgroup of the process that made it, also when another process serves it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use berth_core::facts::Listener;
+use berth_core::name::ModelName;
+
+use crate::proc;
+
+mod netlink;
+
+/// A TCP socket of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    /// The address it is bound to; `::` takes IPv4 connections too, unless `v6_only`.
+    pub address: IpAddr,
+    /// The port it is bound to.
+    pub port: u16,
+    /// Whether it listens; else it is one end of a connection.
+    pub listens: bool,
+    /// Whether it takes IPv6 connections only.
+    pub v6_only: bool,
+    /// The user that made it.
+    pub uid: u32,
+    /// Its inode, by which `/proc/PID/fd` shows who has it open; 0 while nobody has.
+    pub inode: u32,
+    /// The kernel's id of the cgroup in which it was made (`proc::cgroup_ids`); None from kernels before 5.8.
+    pub cgroup_id: Option<u64>,
+}
+
+impl Socket {
+    /// Whether it was made in one of these cgroups.
+    pub fn is_of(&self, cgroups: &BTreeSet<u64>) -> bool {
+        self.cgroup_id.is_some_and(|id| cgroups.contains(&id))
+    }
+
+    /// The fact that is told of it, given the model of each cgroup.
+    pub fn as_fact(&self, owner: impl Fn(u64) -> Option<ModelName>) -> Listener {
+        let model = self.cgroup_id.and_then(owner);
+        Listener { address: self.address, port: self.port, uid: self.uid, model }
+    }
+
+    /// The processes that have it open, as far as this user may see them (root sees all).
+    ///
+    /// Reads the open files of every process: for an error's text, not for a poll.
+    pub fn holders(&self) -> Vec<Holder> {
+        let link = format!("socket:[{}]", self.inode);
+        let has_it = |pid: u32| {
+            std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| {
+                files.flatten().any(|file| {
+                    std::fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == link.as_str())
+                })
+            })
+        };
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| self.inode != 0 && has_it(*pid))
+            .map(|pid| Holder { pid, program: proc::program_of(pid).unwrap_or_default() })
+            .collect()
+    }
+}
+
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of uid {}", SocketAddr::new(self.address, self.port), self.uid)
+    }
+}
+
+/// A process that has a socket open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process id.
+    pub pid: u32,
+    /// Its program's name; empty when it is gone already.
+    pub program: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (pid {})", self.program, self.pid)
+    }
+}
+
+/// The TCP sockets that listen, on this port or on any, IPv4 and IPv6.
+///
+/// # Errors
+/// When the kernel can't be asked: no netlink socket may be made, or it has no `inet_diag`.
+pub fn listeners(port: Option<u16>) -> io::Result<Vec<Socket>> {
+    let mut asker = netlink::Asker::new()?;
+    let mut found = asker.listeners(netlink::Family::V4, port.unwrap_or(0))?;
+    match asker.listeners(netlink::Family::V6, port.unwrap_or(0)) {
+        Ok(more) => found.extend(more),
+        // Machines without IPv6 have no such sockets.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // The port in the question is a hint to the kernel.
+    found.retain(|socket| socket.listens && port.is_none_or(|port| socket.port == port));
+    Ok(found)
+}
+
+/// The facts about those who listen on a port, given the model of each cgroup.
+///
+/// # Errors
+/// As [`listeners`].
+pub fn listeners_on(port: u16, owner: impl Fn(u64) -> Option<ModelName>) -> io::Result<Vec<Listener>> {
+    Ok(listeners(Some(port))?.iter().map(|socket| socket.as_fact(&owner)).collect())
+}
+
+/// The socket that takes a connection to `server`, chosen by the kernel as it would for a real one; None where
+/// nobody listens there. A wildcard server address means the loopback one, as it does for `connect`.
+///
+/// # Errors
+/// As [`listeners`].
+pub fn would_answer(server: SocketAddr) -> io::Result<Option<Socket>> {
+    let nobody = match server {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    answers(reachable(server), nobody)
+}
+
+/// The server's end of the connection from `client` to `server`; None when there is none on this machine.
+///
+/// # Errors
+/// As [`listeners`].
+pub fn answers(server: SocketAddr, client: SocketAddr) -> io::Result<Option<Socket>> {
+    netlink::Asker::new()?.server_end(server, client)
+}
+
+/// The address by which a server bound to `address` is reached from this machine.
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, address.port())),
+        _ => address,
+    }
+}
+
+#[cfg(test)]
+#[path = "sockets/tests.rs"]
+mod tests;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use gpusim::cards::parse_cards;
-use gpusim::units::{mib, parse_duration, parse_size};
+use gpusim::units::{parse_duration, parse_size};
 use gpusim::visible::{Claims, parse_claim};
 use gpusim::{Client, client, server};
 
@@ -115,12 +115,7 @@ fn exec(claims: &Claims, after: Duration, program: &[std::ffi::OsString]) -> Res
             if !denied.out_of_memory() {
                 return Err(denied.error.into());
             }
-            // As llama.cpp says it.
-            let (size, device) = (mib(denied.bytes), denied.place);
-            eprintln!(
-                "ggml_backend_cuda_buffer_type_alloc_buffer: allocating {size} on device {device}: cudaMalloc failed: out of memory"
-            );
-            eprintln!("alloc_tensor_range: failed to allocate CUDA{device} buffer of size {}", denied.bytes);
+            eprintln!("{}", denied.llama_text());
             return Ok(ExitCode::FAILURE);
         }
     }

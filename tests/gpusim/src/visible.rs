@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::cards::Card;
 use crate::client::{Client, ClientError};
 use crate::protocol::{Code, Failure};
-use crate::units::parse_size;
+use crate::units::{mib, parse_size};
 
 /// The cards that `CUDA_VISIBLE_DEVICES` lets a program see, in its order: all when unset, else by index or by
 /// (the start of) a UUID; as in CUDA, the list ends at the first entry that names no card.
@@ -55,6 +55,16 @@ impl Denied {
     /// Was it lack of memory?
     pub fn out_of_memory(&self) -> bool {
         matches!(&self.error, ClientError::Refused(Failure { code: Code::OutOfMemory, .. }))
+    }
+
+    /// What llama.cpp says of it.
+    pub fn llama_text(&self) -> String {
+        let Denied { place, bytes, .. } = self;
+        format!(
+            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating {} on device {place}: cudaMalloc failed: out of memory\n\
+             alloc_tensor_range: failed to allocate CUDA{place} buffer of size {bytes}",
+            mib(*bytes)
+        )
     }
 }
 

@@ -155,7 +155,7 @@ fn too_little_memory_fails_as_the_real_one_does_and_is_counted() {
 fn cuda_visible_devices_are_honoured_by_uuid() {
     let sim = Sim::new();
     let uuid = sim.client().cards().unwrap()[1].uuid.clone();
-    let mut child =
+    let child =
         sim.command("run --claim 0=100MiB -- sleep 60").env("CUDA_VISIBLE_DEVICES", uuid).spawn().unwrap();
     sim.until(|stats| stats.devices[1].memory.used == 100 * MIB && stats.devices[0].memory.used == 0);
     sim.kill(child);

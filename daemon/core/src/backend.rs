@@ -1,12 +1,150 @@
 //! The servers that Berth can run: what to run, how to know that it serves, how to read its failures.
 
+mod arguments;
+mod command;
+mod failure;
+mod llama_cpp;
+mod vllm;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
+use crate::config::{BackendKind, Demand, Model};
 use crate::facts::{DeviceId, Exit};
+
+pub(crate) use arguments::{Given, Spelling, Spellings, flag};
+pub(crate) use vllm::{DEFAULT_UTILIZATION, UTILIZATION, parallel, utilization};
+
+/// What Berth knows about one kind of server.
+pub trait Backend: Sync {
+    /// What to run for `model` on `gpus`: the declared command line, with the address, port, model and GPUs
+    /// added where the user gave none himself. Without GPUs the server sees none.
+    fn launch(&self, model: &Model, gpus: &[PlacedGpu]) -> Launch;
+
+    /// How to see that `model` serves.
+    fn readiness(&self, model: &Model) -> Readiness;
+
+    /// Why a server failed, from the lines of its log (oldest first) and the way it ended.
+    fn classify(&self, log: &[String], exit: Option<Exit>) -> Failure {
+        failure::classify(self.texts(), log, exit)
+    }
+
+    /// The memory that `model` takes on each of `devices`, given what can be allocated on each when it is empty
+    /// (NVML's total less reserved). None where it is not known: nothing is declared and the server has no rule
+    /// of its own, or the declaration is for another number of devices.
+    fn demand(&self, model: &Model, devices: &[Bytes]) -> Option<Vec<Bytes>> {
+        match &model.memory {
+            Demand::Total(total) => evenly(*total, devices.len()),
+            Demand::PerDevice(each) => (each.len() == devices.len()).then(|| each.clone()),
+            Demand::Undeclared => None,
+        }
+    }
+
+    /// The memory that must be free on a device of `total` allocatable bytes at the moment of the start, whatever
+    /// the model takes later. None where the server has no such rule.
+    fn needs_free(&self, _model: &Model, _total: Bytes) -> Option<Bytes> {
+        None
+    }
+
+    /// Under which flags and variables this server is told its address, port and model.
+    #[doc(hidden)]
+    fn spellings(&self) -> &'static Spellings;
+
+    /// What the command line names as the model: a path, or a name at Hugging Face.
+    #[doc(hidden)]
+    fn names_model(&self, args: &[String], env: &BTreeMap<String, String>) -> Option<Given> {
+        self.spellings().model.given(args, env)
+    }
+
+    /// The path that answers 200 when a server with these arguments is up.
+    #[doc(hidden)]
+    fn health(&self, _args: &[String]) -> String {
+        "/health".to_owned()
+    }
+
+    /// Whether a server with these arguments can generate text, and how that is known.
+    #[doc(hidden)]
+    fn generates(&self, args: &[String]) -> (bool, String);
+
+    /// The texts by which its failures are known.
+    #[doc(hidden)]
+    fn texts(&self) -> &'static [&'static [Text]];
+}
+
+/// What Berth knows about servers of this kind.
+pub fn of(kind: BackendKind) -> &'static dyn Backend {
+    match kind {
+        BackendKind::LlamaCpp => &llama_cpp::LlamaCpp,
+        BackendKind::Vllm => &vllm::Vllm,
+        BackendKind::Command => &command::Command,
+    }
+}
+
+/// The kind of server that a command line starts, by its program's name.
+pub(crate) fn kind_of(program: &str, args: &[String]) -> BackendKind {
+    let base = program.rsplit('/').next().unwrap_or_default();
+    if base.starts_with("llama-server") {
+        BackendKind::LlamaCpp
+    } else if base == "vllm" || (base.starts_with("python") && vllm::run_by_python(args)) {
+        BackendKind::Vllm
+    } else {
+        BackendKind::Command
+    }
+}
+
+/// `total` in `parts` equal parts, rounded up.
+fn evenly(total: Bytes, parts: usize) -> Option<Vec<Bytes>> {
+    (parts > 0).then(|| vec![Bytes(total.0.div_ceil(parts as u64)); parts])
+}
+
+/// The declared command line, to which a backend adds; with the variables that say which GPUs it sees.
+fn declared_launch(model: &Model, gpus: &[PlacedGpu]) -> Launch {
+    let mut argv = vec![model.program.to_string_lossy().into_owned()];
+    argv.extend(model.args.iter().cloned());
+    let mut env = model.env.clone();
+    // By UUID, since an index may change over a reboot; the order makes CUDA's own numbers agree with NVML's.
+    let visible: Vec<&str> = gpus.iter().map(|gpu| gpu.id.0.as_str()).collect();
+    env.entry("CUDA_DEVICE_ORDER".to_owned()).or_insert_with(|| "PCI_BUS_ID".to_owned());
+    env.entry("CUDA_VISIBLE_DEVICES".to_owned()).or_insert_with(|| visible.join(","));
+    Launch { argv, env, cwd: model.cwd.clone() }
+}
+
+/// Adds `--host` and `--port` where the user gave none.
+fn add_address(launch: &mut Launch, model: &Model, spellings: &Spellings) {
+    if spellings.host.given(&model.args, &model.env).is_none() {
+        launch.argv.extend(["--host".to_owned(), model.host.to_string()]);
+    }
+    if spellings.port.given(&model.args, &model.env).is_none() {
+        launch.argv.extend(["--port".to_owned(), model.port.to_string()]);
+    }
+}
+
+/// A text by which a failure is known, in lower case: the parts appear in one line, in this order.
+#[derive(Debug)]
+pub struct Text {
+    kind: Kind,
+    parts: &'static [&'static str],
+}
+
+/// What a known text means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A cause.
+    Cause(FailureClass),
+    /// The server goes on and tries another way: what it ran out of before this line was no failure.
+    Retries,
+    /// Says that something failed, not what.
+    Wrapper,
+}
+
+impl Text {
+    const fn cause(class: FailureClass, parts: &'static [&'static str]) -> Self {
+        Self { kind: Kind::Cause(class), parts }
+    }
+}
 
 /// What `berth-launch` executes: complete, nothing is decided after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,3 +220,6 @@ pub enum FailureClass {
     /// No known text; the exit status is all there is.
     Unclassified,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,16 @@
 //! Settings: what was declared, validated as a whole. Reading files is done elsewhere; here is only text.
 
+mod command_line;
+mod declared;
+mod error;
+mod explain;
+mod main_file;
+mod model_file;
+mod reader;
+mod together;
+
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +19,60 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::name::ModelName;
+
+pub use error::{ConfigError, Place};
+pub use explain::{Explained, Explanation, ModelExplanation, Origin, explain};
+
+/// The port of the control API over TCP.
+pub const API_PORT: u16 = 8009;
+
+/// The port of the proxy, the clients' one address.
+pub const PROXY_PORT: u16 = 8010;
+
+/// The name by which clients reach whatever was switched to; no model can have it.
+pub const DEFAULT_ALIAS: &str = "default";
+
+/// The configuration's files as they were read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sources {
+    /// `berth.toml`, where there is one.
+    pub main: Option<SourceFile>,
+    /// The files of `models.d` that end in `.toml`.
+    pub models: Vec<SourceFile>,
+}
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Where it lies, as it is shown in errors.
+    pub path: PathBuf,
+    /// What it holds.
+    pub text: String,
+}
+
+/// Makes settings of the files' text, or says everything that is wrong with it, in the order of files and lines.
+/// `host_name` is the node's name where none is declared.
+pub fn load(sources: &Sources, host_name: &str) -> Result<Settings, Vec<ConfigError>> {
+    let (mut settings, mut errors) = main_file::read(sources.main.as_ref(), host_name);
+    let mut files: Vec<&SourceFile> = sources.models.iter().collect();
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut drafts = Vec::new();
+    for file in files {
+        let (draft, wrong) = model_file::read(file, settings.deadlines);
+        drafts.push(draft);
+        errors.extend(wrong);
+    }
+    together::check(&drafts, &mut errors);
+    together::assign_ports(&mut drafts, settings.ports, sources.main.as_ref(), &mut errors);
+    if errors.is_empty() {
+        let models = drafts.into_iter().filter_map(|draft| draft.model);
+        settings.models = models.map(|model| (model.name.clone(), model)).collect();
+        Ok(settings)
+    } else {
+        errors.sort_by(|a, b| a.order().cmp(&b.order()));
+        Err(errors)
+    }
+}
 
 /// All that was declared on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -109,6 +173,16 @@ pub enum BackendKind {
     Command,
 }
 
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::LlamaCpp => "llama.cpp",
+            Self::Vllm => "vllm",
+            Self::Command => "command",
+        })
+    }
+}
+
 /// Where a model may be placed. Policies as files come with placement proper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -119,6 +193,16 @@ pub enum Policy {
     Split,
     /// No GPU.
     Cpu,
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::Split => "split",
+            Self::Cpu => "cpu",
+        })
+    }
 }
 
 /// Declared GPU memory.
@@ -152,3 +236,6 @@ pub struct Derived {
     /// Where it came from: `"--port" in cmd`, `the file's name` …
     pub from: String,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! Any other program that serves HTTP. It is told its address by `HOST` and `PORT` in the environment, and by
+//! `{host}` and `{port}` wherever they stand in its arguments.
+
+use serde_json::json;
+
+use super::failure::COMMON;
+use super::{
+    Backend, GenerateProbe, Launch, PlacedGpu, Readiness, Spelling, Spellings, Text, declared_launch,
+    llama_cpp, vllm,
+};
+use crate::config::Model;
+
+pub(super) struct Command;
+
+static SPELLINGS: Spellings = Spellings {
+    host: Spelling { flags: &["--host"], variable: Some("HOST") },
+    port: Spelling { flags: &["--port"], variable: Some("PORT") },
+    // Nothing can be said about what another program calls its model.
+    model: Spelling { flags: &[], variable: None },
+};
+
+impl Backend for Command {
+    fn launch(&self, model: &Model, gpus: &[PlacedGpu]) -> Launch {
+        let mut launch = declared_launch(model, gpus);
+        let (host, port) = (model.host.to_string(), model.port.to_string());
+        for arg in &mut launch.argv[1..] {
+            *arg = arg.replace("{host}", &host).replace("{port}", &port);
+        }
+        launch.env.entry("HOST".to_owned()).or_insert(host);
+        launch.env.entry("PORT".to_owned()).or_insert(port);
+        launch
+    }
+
+    fn readiness(&self, model: &Model) -> Readiness {
+        let body = json!({ "model": model.name.as_str(), "prompt": "a", "max_tokens": 1 });
+        let probe = GenerateProbe { path: "/v1/completions".to_owned(), body, bearer: None };
+        Readiness { health: model.ready.health.clone(), generate: model.ready.generate.then_some(probe) }
+    }
+
+    fn spellings(&self) -> &'static Spellings {
+        &SPELLINGS
+    }
+
+    fn generates(&self, _args: &[String]) -> (bool, String) {
+        (false, "default for other programs".to_owned())
+    }
+
+    /// All of them: behind a script may stand any of the servers.
+    fn texts(&self) -> &'static [&'static [Text]] {
+        &[COMMON, llama_cpp::TEXTS, vllm::TEXTS]
+    }
+}

@@ -1,0 +1,326 @@
+//! The three servers: what is run, how readiness is seen, how failures are read.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::*;
+use crate::config::{SourceFile, Sources, load};
+
+fn model(text: &str) -> Model {
+    let file = SourceFile { path: PathBuf::from("m.toml"), text: text.to_owned() };
+    let settings = load(&Sources { main: None, models: vec![file] }, "tower");
+    settings.unwrap_or_else(|errors| panic!("{}", errors[0])).models.into_values().next().unwrap()
+}
+
+fn gpus(n: u32) -> Vec<PlacedGpu> {
+    (0..n).map(|i| PlacedGpu { id: DeviceId(format!("GPU-{i}")), index: i, bytes: Bytes::mib(1) }).collect()
+}
+
+fn launch(text: &str, n: u32) -> Launch {
+    let model = model(text);
+    of(model.backend).launch(&model, &gpus(n))
+}
+
+/// The arguments with which a model is run, as one line.
+fn args(text: &str, n: u32) -> String {
+    launch(text, n).argv[1..].join(" ")
+}
+
+#[test]
+fn address_and_model_are_added_where_they_are_missing() {
+    let address = "--host 127.0.0.1 --port 8100";
+    assert_eq!(args("cmd = \"llama-server -m /m\"", 1), format!("-m /m {address}"));
+    assert_eq!(args("cmd = \"llama-server\"\nmodel = \"/m\"", 1), format!("--model /m {address}"));
+    assert_eq!(args("cmd = \"llama-server -hf a/b\"", 1), format!("-hf a/b {address}"));
+    assert_eq!(args("cmd = \"llama-server --port=9 --host 0.0.0.0\"", 1), "--port=9 --host 0.0.0.0");
+    assert_eq!(args("cmd = \"LLAMA_ARG_PORT=9 llama-server\"", 1), "--host 127.0.0.1");
+    assert_eq!(args("cmd = \"vllm serve a/b\"\nport = 9", 1), "serve a/b --host 127.0.0.1 --port 9");
+    assert_eq!(
+        args("program = \"vllm\"\nargs = [\"-x\"]\nmodel = \"/m\"", 1),
+        format!("serve /m -x {address}")
+    );
+    assert_eq!(args("cmd = \"vllm serve -x\"\nmodel = \"/m\"", 1), format!("serve /m -x {address}"));
+    let python = "cmd = \"/v/python3 -m vllm.entrypoints.openai.api_server\"\nmodel = \"/m\"";
+    assert_eq!(args(python, 1), format!("-m vllm.entrypoints.openai.api_server --model /m {address}"));
+    assert_eq!(
+        args("cmd = \"/v/python3 /v/vllm serve\"\nmodel = \"a/b\"", 1),
+        format!("/v/vllm serve a/b {address}")
+    );
+}
+
+#[test]
+fn a_command_is_told_its_address_as_it_likes() {
+    let told = launch("program = \"/x\"", 1);
+    assert_eq!(told.argv, ["/x"]);
+    assert_eq!((told.env["HOST"].as_str(), told.env["PORT"].as_str()), ("127.0.0.1", "8100"));
+    assert_eq!(
+        args("cmd = \"/x --port {port} http://{host}:{port}\"", 1),
+        "--port 8100 http://127.0.0.1:8100"
+    );
+    assert_eq!(args("cmd = \"/x --spec '{\\\"a\\\":1}'\"", 1), "--spec {\"a\":1}");
+    assert_eq!(launch("cmd = \"PORT=9 /x\"", 1).env["PORT"], "9");
+}
+
+#[test]
+fn a_server_sees_its_gpus_and_no_other() {
+    let visible = |text: &str, n| launch(text, n).env["CUDA_VISIBLE_DEVICES"].clone();
+    assert_eq!(visible("cmd = \"llama-server\"", 2), "GPU-0,GPU-1");
+    assert_eq!(visible("cmd = \"llama-server\"\npolicy = \"cpu\"", 0), "");
+    assert_eq!(visible("cmd = \"CUDA_VISIBLE_DEVICES=1 llama-server\"", 2), "1");
+    assert_eq!(launch("cmd = \"llama-server\"", 1).env["CUDA_DEVICE_ORDER"], "PCI_BUS_ID");
+}
+
+#[test]
+fn vllm_is_split_over_the_gpus_it_gets() {
+    let split = |flags: &str, n| args(&format!("cmd = \"vllm serve a/b --port 9 --host ::1{flags}\""), n);
+    assert_eq!(split("", 1), "serve a/b --port 9 --host ::1");
+    assert_eq!(split("", 2), "serve a/b --port 9 --host ::1 --tensor-parallel-size 2");
+    assert_eq!(split(" -tp 1 -pp 2", 2), "serve a/b --port 9 --host ::1 -tp 1 -pp 2");
+    assert_eq!(
+        split(" --pipeline_parallel_size=2", 2),
+        "serve a/b --port 9 --host ::1 --pipeline_parallel_size=2"
+    );
+}
+
+#[test]
+fn readiness_asks_for_one_token_in_the_servers_own_way() {
+    let probe = |text: &str| {
+        let model = model(text);
+        let readiness = of(model.backend).readiness(&model);
+        (readiness.health, readiness.generate.map(|probe| (probe.path, probe.body, probe.bearer)))
+    };
+    let some = |path: &str, body, key: Option<&str>| Some((path.to_owned(), body, key.map(str::to_owned)));
+    let llama = json!({ "prompt": "a", "n_predict": 1 });
+    assert_eq!(probe("cmd = \"llama-server\""), ("/health".into(), some("/completion", llama.clone(), None)));
+    let prefixed = probe("cmd = \"llama-server --api-prefix /x --api-key k,l\"");
+    assert_eq!(prefixed, ("/x/health".into(), some("/x/completion", llama, Some("k"))));
+    assert_eq!(probe("cmd = \"llama-server --embeddings\""), ("/health".into(), None));
+    assert_eq!(probe("cmd = \"llama-server\"\nready.generate = false").1, None);
+
+    let named = |name: &str| json!({ "model": name, "prompt": "a", "max_tokens": 1 });
+    let vllm = |text: &str| probe(text).1.unwrap();
+    assert_eq!(vllm("cmd = \"vllm serve a/b\"").1, named("a/b"));
+    assert_eq!(vllm("cmd = \"vllm serve a/b --served-model-name x y\"").1, named("x"));
+    assert_eq!(vllm("program = \"vllm\"\nmodel = \"/m\"").1, named("/m"));
+    assert_eq!(vllm("cmd = \"VLLM_API_KEY=k vllm serve a/b\"").2, Some("k".into()));
+    assert_eq!(probe("cmd = \"vllm serve a/b --runner pooling\"").1, None);
+
+    assert_eq!(probe("cmd = \"x\"\nready.health = \"/up?full=1\""), ("/up?full=1".into(), None));
+    assert_eq!(probe("cmd = \"x\"\nready.generate = true").1, some("/v1/completions", named("m"), None));
+}
+
+#[test]
+fn demand_is_declared_or_vllms_share() {
+    let demand = |text: &str, totals: &[u64]| {
+        let model = model(text);
+        let totals: Vec<Bytes> = totals.iter().map(|total| Bytes(*total)).collect();
+        of(model.backend)
+            .demand(&model, &totals)
+            .map(|each| each.iter().map(|bytes| bytes.0).collect::<Vec<_>>())
+    };
+    assert_eq!(demand("cmd = \"x\"\nmemory.gpu = \"101\"", &[500, 500]), Some(vec![51, 51]));
+    assert_eq!(demand("cmd = \"x\"\nmemory.gpu = [\"60\", \"40\"]", &[500, 500]), Some(vec![60, 40]));
+    assert_eq!(demand("cmd = \"x\"\nmemory.gpu = [\"60\", \"40\"]", &[500]), None);
+    assert_eq!(demand("cmd = \"x\"\nmemory.gpu = \"101\"", &[]), None);
+    assert_eq!(demand("cmd = \"x\"", &[500]), None);
+    assert_eq!(demand("cmd = \"vllm serve a/b\"", &[1000, 2001]), Some(vec![920, 1841]));
+    assert_eq!(demand("cmd = \"vllm serve a/b --gpu-memory-utilization 0.5\"", &[1000]), Some(vec![500]));
+    assert_eq!(demand("cmd = \"vllm serve a/b\"\nmemory.gpu = \"10\"", &[1000]), Some(vec![10]));
+    assert_eq!(demand("cmd = \"vllm serve a/b\"", &[]), None);
+
+    let vllm = model("cmd = \"vllm serve a/b --gpu_memory_utilization=0.9\"\nmemory.gpu = \"10\"");
+    // 0.9 · 16311 MiB = 15392990822.4, rounded up as the server does.
+    assert_eq!(of(vllm.backend).needs_free(&vllm, Bytes::mib(16311)), Some(Bytes(15_392_990_823)));
+    let llama = model("cmd = \"llama-server\"");
+    assert_eq!(of(llama.backend).needs_free(&llama, Bytes::mib(16311)), None);
+}
+
+mod failures {
+    use insta::assert_snapshot;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BACKENDS: [BackendKind; 3] = [BackendKind::LlamaCpp, BackendKind::Vllm, BackendKind::Command];
+
+    fn classify(kind: BackendKind, log: &str, exit: Exit) -> Failure {
+        let lines: Vec<String> = log.lines().map(str::to_owned).collect();
+        of(kind).classify(&lines, Some(exit))
+    }
+
+    #[test]
+    fn every_known_text_is_told_apart() {
+        use BackendKind::{LlamaCpp, Vllm};
+        use FailureClass::*;
+        let cases = [
+            (
+                LlamaCpp,
+                OutOfMemory,
+                "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 14336.00 MiB on device 0: cudaMalloc failed: out of memory",
+            ),
+            (LlamaCpp, OutOfMemory, "CUDA error: out of memory"),
+            (Vllm, OutOfMemory, "RuntimeError: CUDA error: out of memory"),
+            (
+                LlamaCpp,
+                OutOfMemory,
+                "alloc_tensor_range: failed to allocate CUDA0 buffer of size 15032385536",
+            ),
+            (LlamaCpp, OutOfMemory, "llama_model_load: error loading model: unable to allocate CUDA0 buffer"),
+            (
+                LlamaCpp,
+                OutOfMemory,
+                "llama_init_from_model: failed to initialize the context: failed to allocate buffer for kv cache",
+            ),
+            (LlamaCpp, OutOfMemory, "graph_reserve: failed to allocate compute pp buffers"),
+            (
+                Vllm,
+                OutOfMemory,
+                "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.20 GiB. GPU 1 has a total capacity of 15.48 GiB",
+            ),
+            (
+                Vllm,
+                OutOfMemory,
+                "RuntimeError: CUDA out of memory occurred when warming up sampler with 256 dummy requests.",
+            ),
+            (
+                Vllm,
+                TooLittleFree,
+                "ValueError: Free memory on device cuda:0 (13.02/15.48 GiB) on startup is less than desired GPU memory utilization (0.9, 13.93 GiB).",
+            ),
+            (
+                Vllm,
+                NoRoomForKv,
+                "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine.",
+            ),
+            (
+                Vllm,
+                NoRoomForKv,
+                "ValueError: To serve at least one request with the models's max seq len (122880), (7.5 GiB KV cache is needed",
+            ),
+            (
+                Vllm,
+                MemoryMoved,
+                "AssertionError: Error in memory profiling. Initial free memory 13.1 GiB, current free memory 14.0 GiB.",
+            ),
+            (
+                LlamaCpp,
+                BadModelFile,
+                "llama_model_load: error loading model: error loading model architecture: unknown model architecture: 'gemma9'",
+            ),
+            (
+                LlamaCpp,
+                BadModelFile,
+                "llama_model_load: error loading model: tensor 'blk.3.ffn_up.weight' data is not within the file bounds, model is corrupted or incomplete",
+            ),
+            (
+                LlamaCpp,
+                BadModelFile,
+                "gguf_init_from_file_impl: invalid magic characters: '????', expected 'GGUF'",
+            ),
+            (
+                LlamaCpp,
+                PortTaken,
+                "srv          start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8081",
+            ),
+            (Vllm, PortTaken, "OSError: [Errno 98] Address already in use"),
+        ];
+        for (kind, class, line) in cases {
+            for line in [line.to_owned(), line.to_uppercase()] {
+                let log = format!(
+                    "loading\n{line}\nmain: exiting due to model loading error\nEngine core initialization failed.\nbye"
+                );
+                for kind in [kind, BackendKind::Command] {
+                    let failure = classify(kind, &log, Exit::Status(1));
+                    assert_eq!(failure.class, class, "{kind}: {line}");
+                    assert_eq!(failure.line, line);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_cause_beats_its_consequences() {
+        let log = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n\
+                   ValueError: No available memory for the cache blocks.\n\
+                   RuntimeError: Engine core initialization failed. See root cause above.";
+        assert_eq!(classify(BackendKind::Vllm, log, Exit::Status(1)).class, FailureClass::OutOfMemory);
+    }
+
+    #[test]
+    fn what_a_retry_overcame_is_no_failure() {
+        let retried = "alloc_buffer: allocating 900.00 MiB on device 1: cudaMalloc failed: out of memory\n\
+                       ggml_gallocr_reserve_n: failed to allocate CUDA1 buffer of size 943718400\n\
+                       llama_context: compute buffer allocation failed, retrying without pipeline parallelism\n";
+        let class =
+            |then: &str| classify(BackendKind::LlamaCpp, &format!("{retried}{then}"), Exit::Status(1)).class;
+        assert_eq!(class("terminated"), FailureClass::Unclassified);
+        assert_eq!(class("couldn't bind HTTP server socket"), FailureClass::PortTaken);
+        assert_eq!(class("cudaMalloc failed: out of memory"), FailureClass::OutOfMemory);
+        let other = format!("address already in use\n{retried}");
+        assert_eq!(classify(BackendKind::LlamaCpp, &other, Exit::Status(1)).class, FailureClass::PortTaken);
+    }
+
+    #[test]
+    fn a_missing_library_is_known_by_text_and_status() {
+        let text = "llama-server: error while loading shared libraries: libcudart.so.13: cannot open shared object file";
+        let with = |log: &str, status| classify(BackendKind::LlamaCpp, log, Exit::Status(status)).class;
+        assert_eq!(with(text, 127), FailureClass::MissingLibrary);
+        assert_eq!(with(text, 1), FailureClass::MissingLibrary);
+        // Only a helper lacked it.
+        let helper = format!("{text}\ncudaMalloc failed: out of memory");
+        assert_eq!(with(&helper, 1), FailureClass::OutOfMemory);
+        assert_eq!(with("sh: 1: llama-server: not found", 127), FailureClass::Unclassified);
+        let python =
+            "ImportError: libcudart.so.12: cannot open shared object file: No such file or directory";
+        assert_eq!(classify(BackendKind::Vllm, python, Exit::Status(1)).class, FailureClass::MissingLibrary);
+    }
+
+    #[test]
+    fn sentences_are_plain() {
+        let says = |kind, log: &str, exit| classify(kind, log, exit).sentence();
+        let lines = [
+            says(BackendKind::LlamaCpp, "cudaMalloc failed: out of memory", Exit::Status(1)),
+            says(
+                BackendKind::LlamaCpp,
+                "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 9",
+                Exit::Status(1),
+            ),
+            says(
+                BackendKind::Vllm,
+                "(EngineCore pid=4711) ERROR 11-02 09:14:03 [core.py:708] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.20 GiB.",
+                Exit::Status(1),
+            ),
+            says(
+                BackendKind::Vllm,
+                "ValueError: Free memory on device cuda:0 (13.02/15.48 GiB) on startup is less than desired GPU memory utilization (0.9, 13.93 GiB).",
+                Exit::Status(1),
+            ),
+            says(BackendKind::Vllm, "No available memory for the cache blocks.", Exit::Status(1)),
+            says(BackendKind::Vllm, "AssertionError: Error in memory profiling. Initial", Exit::Status(1)),
+            says(BackendKind::LlamaCpp, "unknown model architecture: 'x'", Exit::Status(1)),
+            says(BackendKind::LlamaCpp, "couldn't bind HTTP server socket", Exit::Status(1)),
+            says(BackendKind::Command, "x: error while loading shared libraries: y", Exit::Status(127)),
+            says(BackendKind::LlamaCpp, "odd\nmain: exiting due to model loading error\n\n", Exit::Status(1)),
+            says(BackendKind::Command, "one\ntwo\u{1b}[31m red\n  \n", Exit::Status(3)),
+            says(BackendKind::Command, "", Exit::Signal(9)),
+            says(BackendKind::Command, "x", Exit::Status(0)),
+            of(BackendKind::Command).classify(&[], None).sentence(),
+            says(BackendKind::Command, &"long ".repeat(200), Exit::Signal(11)),
+        ];
+        assert_snapshot!(lines.join("\n"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_log_has_a_sentence(log in prop::collection::vec("(\\PC{0,30}|.{0,10}[a-z]{2}\\.py:[0-9]{0,3}\\]? .{0,400})", 0..5)) {
+            for kind in BACKENDS {
+                let sentence = of(kind).classify(&log, None).sentence();
+                prop_assert!(!sentence.contains('\n') && sentence.chars().count() < 400);
+            }
+        }
+    }
+}

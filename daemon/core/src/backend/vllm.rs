@@ -1,0 +1,163 @@
+//! vLLM's OpenAI server: `vllm serve MODEL`, or `python -m vllm.entrypoints.openai.api_server --model MODEL`.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::failure::COMMON;
+use super::{
+    Backend, FailureClass, GenerateProbe, Given, Kind, Launch, PlacedGpu, Readiness, Spelling, Spellings,
+    Text, add_address, declared_launch, flag,
+};
+use crate::bytes::Bytes;
+use crate::config::{Demand, Model};
+
+pub(super) struct Vllm;
+
+static SPELLINGS: Spellings = Spellings {
+    host: Spelling { flags: &["--host"], variable: None },
+    port: Spelling { flags: &["--port"], variable: None },
+    model: Spelling { flags: &["--model"], variable: None },
+};
+
+/// The flag for the share of each GPU that the server takes.
+pub(crate) const UTILIZATION: &str = "--gpu-memory-utilization";
+
+/// That share where it is not given: the newest version's. Earlier ones took 0.90, which fits where this does.
+pub(crate) const DEFAULT_UTILIZATION: f64 = 0.92;
+
+const TENSOR_PARALLEL: &[&str] = &["-tp", "--tensor-parallel-size"];
+const PIPELINE_PARALLEL: &[&str] = &["-pp", "--pipeline-parallel-size"];
+
+pub(super) const TEXTS: &[Text] = &[
+    Text::cause(FailureClass::OutOfMemory, &["cuda out of memory. tried to allocate"]),
+    Text::cause(FailureClass::OutOfMemory, &["cuda out of memory occurred when warming up sampler"]),
+    Text::cause(
+        FailureClass::TooLittleFree,
+        &["free memory on device", "is less than desired gpu memory utilization"],
+    ),
+    Text::cause(FailureClass::NoRoomForKv, &["no available memory for the cache blocks"]),
+    Text::cause(FailureClass::NoRoomForKv, &["to serve at least one request with the model"]),
+    Text::cause(FailureClass::MemoryMoved, &["error in memory profiling"]),
+    Text { kind: Kind::Wrapper, parts: &["engine core initialization failed"] },
+];
+
+/// Whether `python ARGS` runs vLLM.
+pub(super) fn run_by_python(args: &[String]) -> bool {
+    let module =
+        args.windows(2).any(|pair| pair[0] == "-m" && (pair[1] == "vllm" || pair[1].starts_with("vllm.")));
+    let script = args.iter().find(|arg| !arg.starts_with('-'));
+    module || script.is_some_and(|script| script.ends_with("/vllm"))
+}
+
+/// Where `serve` stands among the arguments. Only near their start, or it is some flag's value.
+fn serve(args: &[String]) -> Option<usize> {
+    args.iter().take(3).position(|arg| arg == "serve")
+}
+
+/// The share of each GPU that the arguments ask for, or what is wrong with it.
+pub(crate) fn utilization(args: &[String]) -> Result<f64, Given> {
+    let Some(given) = flag(args, &[UTILIZATION]) else { return Ok(DEFAULT_UTILIZATION) };
+    match given.text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err(given),
+    }
+}
+
+/// Over how many GPUs the arguments split the model, and the flag that says so. None where they don't say.
+pub(crate) fn parallel(args: &[String]) -> Option<(u64, String)> {
+    let tensor = flag(args, TENSOR_PARALLEL);
+    let pipeline = flag(args, PIPELINE_PARALLEL);
+    let by = tensor.as_ref().or(pipeline.as_ref())?.by.clone();
+    let number = |given: Option<Given>| given.map_or(Some(1), |given| given.text.parse::<u64>().ok());
+    Some((number(tensor)?.saturating_mul(number(pipeline)?), by))
+}
+
+impl Vllm {
+    fn share(model: &Model, total: Bytes) -> Option<Bytes> {
+        let share = utilization(&model.args).ok()?;
+        // Computed as the server computes it, in doubles and rounded up.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Some(Bytes((total.0 as f64 * share).ceil() as u64))
+    }
+}
+
+impl Backend for Vllm {
+    fn launch(&self, model: &Model, gpus: &[PlacedGpu]) -> Launch {
+        let mut launch = declared_launch(model, gpus);
+        let named =
+            model.file.as_ref().map(|file| file.to_string_lossy().into_owned()).or_else(|| model.hub.clone());
+        if let Some(named) = named
+            && self.names_model(&model.args, &model.env).is_none()
+        {
+            // argv counts the program too.
+            match serve(&model.args) {
+                Some(at) => launch.argv.insert(at + 2, named),
+                None if run_by_python(&model.args) => launch.argv.extend(["--model".to_owned(), named]),
+                None => _ = launch.argv.splice(1..1, ["serve".to_owned(), named]),
+            }
+        }
+        add_address(&mut launch, model, &SPELLINGS);
+        if gpus.len() > 1 && parallel(&model.args).is_none() {
+            launch.argv.extend(["--tensor-parallel-size".to_owned(), gpus.len().to_string()]);
+        }
+        launch
+    }
+
+    fn readiness(&self, model: &Model) -> Readiness {
+        let args = &model.args;
+        let path = model.file.as_ref().map(|file| file.to_string_lossy().into_owned());
+        // It answers to the first served name, else to the model exactly as it was given.
+        let name = flag(args, &["--served-model-name"])
+            .or_else(|| self.names_model(args, &model.env))
+            .map(|given| given.text)
+            .or(path)
+            .or_else(|| model.hub.clone())
+            .unwrap_or_default();
+        let key = flag(args, &["--api-key"]).map(|given| given.text);
+        let bearer = key.or_else(|| model.env.get("VLLM_API_KEY").cloned());
+        let body = json!({ "model": name, "prompt": "a", "max_tokens": 1 });
+        let probe = GenerateProbe { path: "/v1/completions".to_owned(), body, bearer };
+        Readiness { health: model.ready.health.clone(), generate: model.ready.generate.then_some(probe) }
+    }
+
+    /// Without a declaration: the share of each GPU that it fills, whatever the model's size.
+    fn demand(&self, model: &Model, devices: &[Bytes]) -> Option<Vec<Bytes>> {
+        match &model.memory {
+            Demand::Undeclared if devices.is_empty() => None,
+            Demand::Undeclared => devices.iter().map(|total| Self::share(model, *total)).collect(),
+            Demand::Total(total) => super::evenly(*total, devices.len()),
+            Demand::PerDevice(each) => (each.len() == devices.len()).then(|| each.clone()),
+        }
+    }
+
+    fn needs_free(&self, model: &Model, total: Bytes) -> Option<Bytes> {
+        Self::share(model, total)
+    }
+
+    fn spellings(&self) -> &'static Spellings {
+        &SPELLINGS
+    }
+
+    fn names_model(&self, args: &[String], env: &BTreeMap<String, String>) -> Option<Given> {
+        let positional = serve(args).and_then(|at| {
+            let text = args.get(at + 1).filter(|next| !next.starts_with('-'))?;
+            Some(Given { text: text.clone(), by: "serve".to_owned(), index: Some(at + 1) })
+        });
+        positional.or_else(|| SPELLINGS.model.given(args, env))
+    }
+
+    fn generates(&self, args: &[String]) -> (bool, String) {
+        let runner = flag(args, &["--runner"]).filter(|given| given.text == "pooling");
+        let task =
+            flag(args, &["--task"]).filter(|given| !["auto", "generate"].contains(&given.text.as_str()));
+        match runner.or(task) {
+            Some(given) => (false, format!("`{} {}` in the arguments", given.by, given.text)),
+            None => (true, "default of vLLM".to_owned()),
+        }
+    }
+
+    fn texts(&self) -> &'static [&'static [Text]] {
+        &[COMMON, TEXTS]
+    }
+}

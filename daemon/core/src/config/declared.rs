@@ -1,0 +1,183 @@
+//! A model's file as it is written: each value of the right type, nothing derived yet.
+
+use std::net::IpAddr;
+
+use toml::Spanned;
+
+use super::command_line;
+use super::error::ConfigError;
+use super::main_file;
+use super::reader::{OneOrEach, Reader, Table};
+use super::{BackendKind, Deadlines, Demand, Policy};
+use crate::bytes::Bytes;
+
+/// Everything that a file says.
+pub(super) struct Declared {
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) backend: Option<Spanned<BackendKind>>,
+    pub(super) command: Option<Command>,
+    pub(super) cwd: Option<Spanned<String>>,
+    pub(super) model: Option<Spanned<String>>,
+    pub(super) host: Option<Spanned<IpAddr>>,
+    pub(super) port: Option<Spanned<u16>>,
+    pub(super) shares_port: bool,
+    pub(super) policy: Option<Spanned<Policy>>,
+    pub(super) aliases: Vec<Spanned<String>>,
+    pub(super) retired: bool,
+    pub(super) memory: Option<Spanned<Demand>>,
+    pub(super) health: Option<Spanned<String>>,
+    pub(super) generate: Option<bool>,
+    pub(super) deadlines: Deadlines,
+}
+
+/// What is run, from `cmd` or from `program` and `args`.
+pub(super) struct Command {
+    /// The key that holds the arguments: `cmd` or `args`.
+    pub(super) key: &'static str,
+    pub(super) program: Spanned<String>,
+    pub(super) args: Vec<Spanned<String>>,
+    pub(super) env: Vec<(Spanned<String>, Spanned<String>)>,
+}
+
+pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, deadlines: Deadlines) -> Declared {
+    let backends = [
+        ("llama.cpp", BackendKind::LlamaCpp),
+        ("vllm", BackendKind::Vllm),
+        ("command", BackendKind::Command),
+    ];
+    let policies = [("auto", Policy::Auto), ("split", Policy::Split), ("cpu", Policy::Cpu)];
+    let name = root.string("name", "a name as text");
+    let backend = root.choice("backend", &backends);
+    let command = command(root, reader);
+    let declared = Declared {
+        name,
+        backend,
+        command,
+        cwd: root.string("cwd", "a folder as text"),
+        model: root.string("model", "a path as text"),
+        host: root.parsed("host", "an IP address as text, for example \"127.0.0.1\""),
+        port: root.port("port"),
+        shares_port: root.boolean("shares_port").unwrap_or(false),
+        policy: root.choice("policy", &policies),
+        aliases: root.strings("aliases", "an array of names").map(Spanned::into_inner).unwrap_or_default(),
+        retired: root.boolean("retired").unwrap_or(false),
+        memory: root.table("memory").and_then(|table| memory(table, reader)),
+        health: None,
+        generate: None,
+        deadlines: main_file::deadlines(root, deadlines),
+    };
+    let Some(mut ready) = root.table("ready") else { return declared };
+    let health = ready.string("health", "a path as text, for example \"/health\"");
+    let generate = ready.boolean("generate");
+    ready.finish();
+    Declared { health, generate, ..declared }
+}
+
+/// The command. None where none could be read; every reason is noted.
+fn command(root: &mut Table<'_, '_>, reader: &Reader<'_>) -> Option<Command> {
+    let line = root.string("cmd", "the command line as text");
+    let program = root.string("program", "a path as text");
+    let args = root.strings("args", "an array of texts");
+    let env = root.string_table("env", "a text, for example \"1\"");
+    if let Some(line) = line {
+        let other = program.map(|program| ("program", program.span()));
+        if let Some((key, span)) = other.or(args.map(|args| ("args", args.span()))) {
+            let place = reader.place(&span, "and this says it again");
+            reader.note(
+                ConfigError::new(format!("`cmd` and `{key}` are both given"), place)
+                    .and(reader.place(&line.span(), "this says what to run"))
+                    .help("keep one of them"),
+            );
+            return None;
+        }
+        return taken_apart(&line, env, reader);
+    }
+    match (program, args) {
+        (Some(program), args) => {
+            let args = args.map(Spanned::into_inner).unwrap_or_default();
+            Some(Command { key: "args", program, args, env })
+        }
+        (None, Some(args)) => {
+            reader.error("`args` are given without a `program`", &args.span(), "");
+            None
+        }
+        // A `cmd` or `program` of a wrong type is noted already.
+        (None, None) if root.has("cmd") || root.has("program") => None,
+        (None, None) => {
+            reader.note(
+                ConfigError::new("nothing says what to run", reader.place(&(0..0), ""))
+                    .help("add `cmd = \"<the command line you run today>\"`"),
+            );
+            None
+        }
+    }
+}
+
+fn taken_apart(
+    line: &Spanned<String>,
+    mut env: Vec<(Spanned<String>, Spanned<String>)>,
+    reader: &Reader<'_>,
+) -> Option<Command> {
+    let at = |text: String| Spanned::new(line.span(), text);
+    let parts = match command_line::split(line.get_ref()) {
+        Ok(parts) => parts,
+        Err(refused) => {
+            let place = reader.place(&within(reader, line, &refused.at), refused.why);
+            let message = "`cmd` can't be run as it is";
+            reader.note(ConfigError::new(message, place).help(refused.instead));
+            return None;
+        }
+    };
+    for (name, value) in parts.env {
+        if let Some((other, _)) = env.iter().find(|(other, _)| *other.get_ref() == name) {
+            let place = reader.place(&other.span(), "and again here");
+            reader.note(
+                ConfigError::new(format!("the variable `{name}` is set twice"), place)
+                    .and(reader.place(&line.span(), "once here")),
+            );
+        }
+        env.push((at(name), at(value)));
+    }
+    let args = parts.args.into_iter().map(at).collect();
+    Some(Command { key: "cmd", program: at(parts.program), args, env })
+}
+
+/// The bytes `part` of a text, as bytes of the file: exactly where the text stands in it as it is, else all of
+/// the text (where it is written with escapes or over several lines).
+fn within(
+    reader: &Reader<'_>,
+    text: &Spanned<String>,
+    part: &std::ops::Range<usize>,
+) -> std::ops::Range<usize> {
+    let span = text.span();
+    let inside = span.start + 1..span.end.saturating_sub(1);
+    if reader.file.text.get(inside.clone()) == Some(text.get_ref()) && !part.is_empty() {
+        inside.start + part.start..inside.start + part.end
+    } else {
+        span
+    }
+}
+
+fn memory(mut table: Table<'_, '_>, reader: &Reader<'_>) -> Option<Spanned<Demand>> {
+    let gpu = table
+        .one_or_each::<Bytes>("gpu", "a size, for example \"14.3 GiB\", or an array with one for each GPU");
+    table.finish();
+    let gpu = gpu?;
+    let span = gpu.span();
+    let demand = match gpu.into_inner() {
+        OneOrEach::One(total) => Demand::Total(total),
+        OneOrEach::Each(each) => Demand::PerDevice(each),
+    };
+    let wrong = match &demand {
+        Demand::Total(Bytes::ZERO) => "for a model without a GPU write `policy = \"cpu\"`",
+        Demand::PerDevice(each) if each.is_empty() => {
+            "this names no GPU; for a model without one write `policy = \"cpu\"`"
+        }
+        Demand::PerDevice(each) if each.contains(&Bytes::ZERO) => {
+            "leave GPUs out that the model does not use"
+        }
+        _ => return Some(Spanned::new(span, demand)),
+    };
+    reader.error("`memory.gpu` must be more than 0", &span, wrong);
+    None
+}

@@ -1,0 +1,298 @@
+//! Every value of the settings and where it comes from: what `berthctl check` shows.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{BackendKind, Demand, Model, Policy, Settings};
+use crate::backend;
+use crate::name::ModelName;
+
+/// All settings with their origins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    /// The node's name.
+    pub node: String,
+    /// `berth.toml`, where there is one.
+    pub source: Option<PathBuf>,
+    /// What holds for the whole node.
+    pub values: Vec<Explained>,
+    /// The models, by name.
+    pub models: Vec<ModelExplanation>,
+}
+
+/// One model's settings with their origins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ModelExplanation {
+    /// Its name.
+    pub name: ModelName,
+    /// The file that declares it.
+    pub source: PathBuf,
+    /// Its values, the most telling ones first.
+    pub values: Vec<Explained>,
+}
+
+/// One value and its origin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Explained {
+    /// The key by which it is, or could be, declared.
+    pub key: String,
+    /// The value as a person would write it.
+    pub value: String,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Origin {
+    /// Written down in the file of the model, or for the node in `berth.toml`.
+    Declared {
+        /// The line of that file.
+        line: usize,
+    },
+    /// Written down for all models in `berth.toml`.
+    DeclaredForNode {
+        /// The line of that file.
+        line: usize,
+    },
+    /// Not written down.
+    Derived {
+        /// What it follows from: `the file's name`, `default of vLLM` …
+        from: String,
+    },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Declared { line } => write!(f, "line {line}"),
+            Self::DeclaredForNode { line } => write!(f, "berth.toml, line {line}"),
+            Self::Derived { from } => f.write_str(from),
+        }
+    }
+}
+
+/// Explains `settings`.
+pub fn explain(settings: &Settings) -> Explanation {
+    let mut values = Values { declared: &settings.declared, list: Vec::new() };
+    values.add("node", settings.node.clone(), "the host's name");
+    values.add("gpu.headroom", format!("{} of each GPU stay free", settings.headroom), "default");
+    for (key, time) in deadlines(&settings.deadlines) {
+        values.add(key, shown(time), "default");
+    }
+    values.add("ports.range", format!("{}-{}", settings.ports.first, settings.ports.last), "default");
+    Explanation {
+        node: settings.node.clone(),
+        source: settings.source.clone(),
+        values: values.list,
+        models: settings.models.values().map(|model| explain_model(model, settings)).collect(),
+    }
+}
+
+fn deadlines(deadlines: &super::Deadlines) -> [(&'static str, Duration); 3] {
+    [
+        ("deadlines.stop", deadlines.stop),
+        ("deadlines.release", deadlines.release),
+        ("deadlines.start", deadlines.start),
+    ]
+}
+
+fn shown(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
+/// The values so far, and the lines on which keys stand.
+struct Values<'a> {
+    declared: &'a BTreeMap<String, usize>,
+    list: Vec<Explained>,
+}
+
+impl Values<'_> {
+    /// A value that stands in the file under its own key, or else comes from `otherwise`.
+    fn add(&mut self, key: &str, value: String, otherwise: &str) {
+        let origin = match self.declared.get(key) {
+            Some(line) => Origin::Declared { line: *line },
+            None => Origin::Derived { from: otherwise.to_owned() },
+        };
+        self.push(key, value, origin);
+    }
+
+    fn push(&mut self, key: &str, value: String, origin: Origin) {
+        self.list.push(Explained { key: key.to_owned(), value, origin });
+    }
+}
+
+fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
+    let mut values = Values { declared: &model.declared, list: Vec::new() };
+    let derived = |key: &str| {
+        let found = model.derived.iter().find(|derived| derived.key == key);
+        found.map_or("default", |derived| derived.from.as_str())
+    };
+    if model.retired {
+        values.add("retired", "true: never started, never a problem".to_owned(), "");
+    }
+    command(&mut values, model);
+    if let Some(cwd) = &model.cwd {
+        values.add("cwd", cwd.display().to_string(), "");
+    }
+    values.add("backend", model.backend.to_string(), derived("backend"));
+    if let Some(file) = &model.file {
+        values.add("model", file.display().to_string(), derived("model"));
+    } else if let Some(hub) = &model.hub {
+        values.add("model", hub.clone(), derived("model"));
+    }
+    values.add("host", model.host.to_string(), derived("host"));
+    values.add("port", model.port.to_string(), derived("port"));
+    if model.shares_port {
+        values.add("shares_port", "true".to_owned(), "");
+    }
+    values.add("policy", model.policy.to_string(), derived("policy"));
+    let (memory, from) = memory(model);
+    values.add("memory.gpu", memory, &from);
+    if !model.aliases.is_empty() {
+        values.add("aliases", model.aliases.join(", "), "");
+    }
+    values.add("ready.health", format!("GET {} answers 200", model.ready.health), derived("ready.health"));
+    let generate = if model.ready.generate { "one token is generated" } else { "no token is asked for" };
+    values.add("ready.generate", generate.to_owned(), derived("ready.generate"));
+    for (key, time) in deadlines(&model.deadlines) {
+        match (model.declared.get(key), settings.declared.get(key)) {
+            (None, Some(line)) => values.push(key, shown(time), Origin::DeclaredForNode { line: *line }),
+            _ => values.add(key, shown(time), "default"),
+        }
+    }
+    ModelExplanation { name: model.name.clone(), source: model.source.clone(), values: values.list }
+}
+
+/// The command line, what Berth adds to it, and the environment.
+fn command(values: &mut Values<'_>, model: &Model) {
+    let launch = backend::of(model.backend).launch(model, &[]);
+    let key = if model.declared.contains_key("cmd") { "cmd" } else { "program" };
+    let mut declared = vec![model.program.to_string_lossy().into_owned()];
+    declared.extend(model.args.iter().cloned());
+    values.add(key, shell_words::join(&declared), "");
+    let added = added(&declared, &launch.argv);
+    if !added.is_empty() {
+        let from = Origin::Derived { from: "added by Berth".to_owned() };
+        values.push("args", format!("… {}", shell_words::join(added)), from);
+    }
+    let line = values.declared.get("env").or(values.declared.get("cmd")).copied().unwrap_or(1);
+    for (name, value) in &model.env {
+        values.push(&format!("env.{name}"), value.clone(), Origin::Declared { line });
+    }
+    // Which GPUs it sees is decided at its start.
+    for (name, value) in launch.env.iter().filter(|(name, _)| !name.starts_with("CUDA_")) {
+        if !model.env.contains_key(name) {
+            let from = Origin::Derived { from: "added by Berth".to_owned() };
+            values.push(&format!("env.{name}"), value.clone(), from);
+        }
+    }
+}
+
+/// The words of `whole` that are not in `declared`. A backend only adds words, or replaces placeholders.
+fn added<'a>(declared: &[String], whole: &'a [String]) -> Vec<&'a String> {
+    if declared.len() == whole.len() {
+        return Vec::new();
+    }
+    let mut declared = declared.iter().peekable();
+    whole.iter().filter(|word| declared.next_if(|next| next == word).is_none()).collect()
+}
+
+fn memory(model: &Model) -> (String, String) {
+    match (&model.memory, model.policy, model.backend) {
+        (_, Policy::Cpu, _) => ("none".to_owned(), "`policy` is cpu".to_owned()),
+        (Demand::Total(total), ..) => (format!("{total} in all"), String::new()),
+        (Demand::PerDevice(each), ..) => {
+            let each: Vec<String> = each.iter().map(ToString::to_string).collect();
+            (each.join(" + "), String::new())
+        }
+        (Demand::Undeclared, _, BackendKind::Vllm) => {
+            let given = backend::flag(&model.args, &[backend::UTILIZATION]);
+            let share = backend::utilization(&model.args).unwrap_or(backend::DEFAULT_UTILIZATION);
+            let from = given.map_or("default of vLLM".to_owned(), |given| format!("`{}`", given.by));
+            (format!("{share} of each GPU it gets"), from)
+        }
+        (Demand::Undeclared, ..) => (
+            "not declared".to_owned(),
+            "it can't be started on a GPU; add `[memory]` with `gpu = \"… GiB\"`".to_owned(),
+        ),
+    }
+}
+
+/// Columns of the text: keys from 2, values from 20, origins from 46, nothing beyond 80.
+const VALUES: usize = 20;
+const ORIGINS: usize = 46;
+const WIDTH: usize = 80;
+
+impl fmt::Display for Explanation {
+    /// As plain text, 80 columns wide.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let source =
+            self.source.as_ref().map_or("no berth.toml".to_owned(), |path| path.display().to_string());
+        heading(f, &self.node, &source)?;
+        rows(f, &self.values)?;
+        for model in &self.models {
+            writeln!(f)?;
+            heading(f, model.name.as_str(), &model.source.display().to_string())?;
+            rows(f, &model.values)?;
+        }
+        Ok(())
+    }
+}
+
+fn heading(f: &mut fmt::Formatter<'_>, name: &str, source: &str) -> fmt::Result {
+    let room = WIDTH.saturating_sub(name.chars().count() + 2);
+    if source.chars().count() <= room {
+        writeln!(f, "{name}  {source:>room$}")
+    } else {
+        writeln!(f, "{name}\n  {source}")
+    }
+}
+
+fn rows(f: &mut fmt::Formatter<'_>, values: &[Explained]) -> fmt::Result {
+    for Explained { key, value, origin } in values {
+        // A value of one line is shown beside its origin, a longer one above it.
+        let beside = value.chars().count() < ORIGINS - VALUES;
+        let origin = wrap(&origin.to_string(), WIDTH - ORIGINS);
+        let value = if beside { vec![value.clone()] } else { wrap(value, WIDTH - VALUES) };
+        let key_fits = key.chars().count() < VALUES - 2;
+        if !key_fits {
+            writeln!(f, "  {key}")?;
+        }
+        let mut key = if key_fits { key.as_str() } else { "" };
+        for (i, line) in value.iter().enumerate() {
+            let last = if beside && i == 0 { origin.first().map_or("", String::as_str) } else { "" };
+            let (value_width, key_width) = (ORIGINS - VALUES, VALUES - 2);
+            let row = format!("  {key:key_width$}{line:value_width$}{last}");
+            writeln!(f, "{}", row.trim_end())?;
+            key = "";
+        }
+        for line in origin.iter().skip(usize::from(beside)) {
+            writeln!(f, "{:ORIGINS$}{line}", "")?;
+        }
+    }
+    Ok(())
+}
+
+/// Breaks text at spaces into lines of at most `width` characters; a longer word is a line of its own.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.len() - 1;
+        let line = &mut lines[line];
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}

@@ -1,0 +1,129 @@
+//! `berth.toml`: what holds for the whole node. All of it may be left out.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::error::ConfigError;
+use super::reader::{Reader, Table};
+use super::{API_PORT, Deadlines, PROXY_PORT, PortRange, Settings, SourceFile};
+use crate::bytes::Bytes;
+
+/// Kept free on each GPU. CUDA itself takes memory for every process that no estimate holds (kernels loaded at
+/// first use, cuBLAS workspaces), and an allocator rounds up to its blocks: between them 100 to 200 MiB beyond
+/// what a server logs. An eighth of a GiB more than that costs nothing that a model would notice.
+const HEADROOM: Bytes = Bytes::mib(256);
+
+/// A llama-server ends within a second and a vLLM with its workers within ten; the driver gives memory back some
+/// seconds later; weights of 30 GB from a slow disk and the graphs of a vLLM take minutes.
+const DEADLINES: Deadlines = Deadlines {
+    stop: Duration::from_secs(30),
+    release: Duration::from_secs(60),
+    start: Duration::from_secs(15 * 60),
+};
+
+/// Above the ports that people give to servers by hand.
+const PORTS: PortRange = PortRange { first: 8100, last: 8199 };
+
+/// The settings without models, and what is wrong with the file.
+pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec<ConfigError>) {
+    let mut settings = Settings {
+        node: host_name.to_owned(),
+        headroom: HEADROOM,
+        deadlines: DEADLINES,
+        models: BTreeMap::new(),
+        ports: PORTS,
+        source: file.map(|file| file.path.clone()),
+        declared: BTreeMap::new(),
+    };
+    let Some(file) = file else { return (settings, Vec::new()) };
+    let reader = Reader::new(file);
+    if file.text.is_empty() {
+        // Written and not synced before a power cut, most likely: its settings would be lost silently.
+        reader.note(
+            ConfigError::new("the file is empty", reader.place(&(0..0), ""))
+                .help("restore its content, or remove the file: then everything is by default"),
+        );
+    } else if let Some(table) = reader.parse() {
+        let mut root = Table::root(&reader, &table);
+        read_node(&mut root, &reader, &mut settings);
+        if let Some(mut gpu) = root.table("gpu") {
+            if let Some(headroom) = gpu.parsed::<Bytes>("headroom", "a size, for example \"256 MiB\"") {
+                settings.headroom = headroom.into_inner();
+            }
+            gpu.finish();
+        }
+        settings.deadlines = deadlines(&mut root, settings.deadlines);
+        if let Some(mut ports) = root.table("ports") {
+            if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
+                match range(text.get_ref()) {
+                    Ok(range) => settings.ports = range,
+                    Err(why) => reader.error(
+                        "`ports.range` must be two ports, for example \"8100-8199\"",
+                        &text.span(),
+                        why,
+                    ),
+                }
+            }
+            ports.finish();
+        }
+        root.finish();
+    }
+    let (errors, declared) = reader.finish();
+    settings.declared = declared;
+    (settings, errors)
+}
+
+fn read_node(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings) {
+    let Some(node) = root.string("node", "a name as text") else { return };
+    let name = node.get_ref();
+    if name.is_empty() || name.len() > 64 || name.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        reader.error("`node` must be a name of 1 to 64 characters without spaces", &node.span(), "");
+    } else {
+        settings.node.clone_from(name);
+    }
+}
+
+/// `[deadlines]`, where it is given; else what holds already.
+pub(super) fn deadlines(root: &mut Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
+    let Some(mut table) = root.table("deadlines") else { return otherwise };
+    let stop = table.duration("stop").unwrap_or(otherwise.stop);
+    let release = table.duration("release").unwrap_or(otherwise.release);
+    let start = table.duration("start").unwrap_or(otherwise.start);
+    table.finish();
+    Deadlines { stop, release, start }
+}
+
+fn range(text: &str) -> Result<PortRange, String> {
+    let bounds = text.split_once('-').and_then(|(first, last)| {
+        Some(PortRange { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? })
+    });
+    match bounds {
+        None => Err("not two ports with `-` between them".to_owned()),
+        Some(PortRange { first: 0, .. }) => Err("port 0 is no port".to_owned()),
+        Some(range) if range.first > range.last => Err("the first is larger than the last".to_owned()),
+        Some(range) => match [API_PORT, PROXY_PORT].into_iter().find(|port| range.contains(*port)) {
+            Some(port) => Err(format!("{port} is one of Berth's own")),
+            None => Ok(range),
+        },
+    }
+}
+
+impl PortRange {
+    fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+/// What is wrong with a port for a model, if anything.
+pub(super) fn bad_port(port: &Spanned<u16>) -> Option<(Range<usize>, &'static str)> {
+    let why = match *port.get_ref() {
+        0 => "port 0 is no port",
+        API_PORT => "8009 is the control API's port",
+        PROXY_PORT => "8010 is the proxy's port, where clients reach every model",
+        _ => return None,
+    };
+    Some((port.span(), why))
+}

@@ -1,0 +1,302 @@
+//! Reads typed values out of one TOML file and notes everything that is wrong with it.
+//!
+//! Not by serde's derive, since that stops at the first error, and a person who mends a file wants to hear of
+//! all of them at once.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::ops::Range;
+use std::str::FromStr;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::SourceFile;
+use super::error::{ConfigError, Place};
+
+/// No step of a swap takes longer than this, so a longer deadline is a slip of the pen.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// One file being read, and what is wrong with it so far.
+pub(super) struct Reader<'a> {
+    pub(super) file: &'a SourceFile,
+    errors: RefCell<Vec<ConfigError>>,
+    declared: RefCell<BTreeMap<String, usize>>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(file: &'a SourceFile) -> Self {
+        Self { file, errors: RefCell::default(), declared: RefCell::default() }
+    }
+
+    /// The file's table. None where its text is not TOML; every error of the syntax is noted then.
+    pub(super) fn parse(&self) -> Option<Spanned<DeTable<'a>>> {
+        let (table, errors) = DeTable::parse_recoverable(&self.file.text);
+        if errors.is_empty() {
+            return Some(table);
+        }
+        for error in errors {
+            self.error(error.message(), &error.span().unwrap_or(0..0), "");
+        }
+        None
+    }
+
+    pub(super) fn place(&self, span: &Range<usize>, label: impl Into<String>) -> Place {
+        Place::new(self.file, span, label)
+    }
+
+    pub(super) fn note(&self, error: ConfigError) {
+        self.errors.borrow_mut().push(error);
+    }
+
+    pub(super) fn error(&self, message: impl Into<String>, span: &Range<usize>, label: impl Into<String>) {
+        self.note(ConfigError::new(message, self.place(span, label)));
+    }
+
+    /// What was found wrong, and the line of each key that was read.
+    pub(super) fn finish(self) -> (Vec<ConfigError>, BTreeMap<String, usize>) {
+        (self.errors.into_inner(), self.declared.into_inner())
+    }
+}
+
+/// One table of a file. Keys are read by name; what is left over in the end is unknown.
+pub(super) struct Table<'r, 'a> {
+    reader: &'r Reader<'a>,
+    entries: &'r DeTable<'a>,
+    /// What stands before a key in messages: empty, or `memory.`
+    prefix: String,
+    known: Vec<&'static str>,
+}
+
+impl<'r, 'a> Table<'r, 'a> {
+    pub(super) fn root(reader: &'r Reader<'a>, table: &'r Spanned<DeTable<'a>>) -> Self {
+        Self { reader, entries: table.get_ref(), prefix: String::new(), known: Vec::new() }
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<&'r Spanned<DeValue<'a>>> {
+        self.known.push(key);
+        let value = self.entries.get(key)?;
+        let line = self.reader.place(&value.span(), "").line;
+        self.reader.declared.borrow_mut().insert(format!("{}{key}", self.prefix), line);
+        Some(value)
+    }
+
+    /// Whether the key is there, of whatever type.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, expected: &str) {
+        let message = format!("`{}{key}` must be {expected}", self.prefix);
+        let found = match value.get_ref().type_str() {
+            "array" => "this is an array",
+            "boolean" => "this is true or false",
+            "datetime" => "this is a date",
+            "float" | "integer" => "this is a number",
+            "string" => "this is text",
+            _ => "this is a table",
+        };
+        self.reader.error(message, &value.span(), found);
+    }
+
+    /// A text without NUL, which no program can be given.
+    fn text(&self, key: &str, value: &Spanned<DeValue<'_>>, expected: &str) -> Option<Spanned<String>> {
+        let Some(text) = value.get_ref().as_str() else {
+            self.wrong_type(key, value, expected);
+            return None;
+        };
+        if text.contains('\0') {
+            let message = format!("`{}{key}` holds a NUL character", self.prefix);
+            self.reader.error(message, &value.span(), "no program can be given one");
+            return None;
+        }
+        Some(Spanned::new(value.span(), text.to_owned()))
+    }
+
+    pub(super) fn string(&mut self, key: &'static str, expected: &str) -> Option<Spanned<String>> {
+        let value = self.take(key)?;
+        self.text(key, value, expected)
+    }
+
+    pub(super) fn strings(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+    ) -> Option<Spanned<Vec<Spanned<String>>>> {
+        let value = self.take(key)?;
+        let Some(array) = value.get_ref().as_array() else {
+            self.wrong_type(key, value, expected);
+            return None;
+        };
+        let texts = array.iter().filter_map(|item| self.text(key, item, expected)).collect();
+        Some(Spanned::new(value.span(), texts))
+    }
+
+    /// A table of which every value is a text: `env`.
+    pub(super) fn string_table(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+    ) -> Vec<(Spanned<String>, Spanned<String>)> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_type(key, value, expected);
+            return Vec::new();
+        };
+        let pairs = table.iter().filter_map(|(name, value)| {
+            let text = self.text(&format!("{key}.{}", name.get_ref()), value, expected)?;
+            Some((Spanned::new(name.span(), name.get_ref().to_string()), text))
+        });
+        pairs.collect()
+    }
+
+    pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
+        let value = self.take(key)?;
+        let found = value.get_ref().as_bool();
+        if found.is_none() {
+            self.wrong_type(key, value, "true or false");
+        }
+        found
+    }
+
+    pub(super) fn port(&mut self, key: &'static str) -> Option<Spanned<u16>> {
+        const EXPECTED: &str = "a port number, for example 8022";
+        let value = self.take(key)?;
+        let Some(number) = value.get_ref().as_integer() else {
+            self.wrong_type(key, value, EXPECTED);
+            return None;
+        };
+        let Ok(port) = u16::from_str_radix(number.as_str(), number.radix()) else {
+            let message = format!("`{}{key}` must be {EXPECTED}", self.prefix);
+            self.reader.error(message, &value.span(), "ports are 1 to 65535");
+            return None;
+        };
+        Some(Spanned::new(value.span(), port))
+    }
+
+    /// A value written as text: a size, an address …
+    pub(super) fn parsed<T>(&mut self, key: &'static str, expected: &str) -> Option<Spanned<T>>
+    where
+        T: FromStr<Err: Display>,
+    {
+        let text = self.string(key, expected)?;
+        match text.get_ref().parse() {
+            Ok(value) => Some(Spanned::new(text.span(), value)),
+            Err(error) => {
+                self.reader.error(
+                    format!("`{}{key}` must be {expected}", self.prefix),
+                    &text.span(),
+                    error.to_string(),
+                );
+                None
+            }
+        }
+    }
+
+    /// A value that is one text or an array of them.
+    pub(super) fn one_or_each<T>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+    ) -> Option<Spanned<OneOrEach<T>>>
+    where
+        T: FromStr<Err: Display>,
+    {
+        let is_array = self.entries.get(key).is_some_and(|value| value.get_ref().is_array());
+        if !is_array {
+            let one = self.parsed(key, expected)?;
+            return Some(Spanned::new(one.span(), OneOrEach::One(one.into_inner())));
+        }
+        let texts = self.strings(key, expected)?;
+        let mut each = Vec::new();
+        for text in texts.get_ref() {
+            match text.get_ref().parse::<T>() {
+                Ok(value) => each.push(value),
+                Err(error) => {
+                    let message = format!("`{}{key}` must be {expected}", self.prefix);
+                    self.reader.error(message, &text.span(), error.to_string());
+                }
+            }
+        }
+        // One that could not be read would shift the others to the wrong device.
+        (each.len() == self.entries.get(key)?.get_ref().as_array()?.len())
+            .then(|| Spanned::new(texts.span(), OneOrEach::Each(each)))
+    }
+
+    pub(super) fn duration(&mut self, key: &'static str) -> Option<Duration> {
+        const EXPECTED: &str = "a time, for example \"90 s\", \"15 min\" or \"1h 30m\"";
+        let text = self.string(key, EXPECTED)?;
+        let label = match humantime::parse_duration(text.get_ref()) {
+            Ok(Duration::ZERO) => "nothing can be done in no time".to_owned(),
+            Ok(time) if time > LONGEST => "at most 24 h are allowed".to_owned(),
+            Ok(time) => return Some(time),
+            Err(error) => error.to_string(),
+        };
+        self.reader.error(format!("`{}{key}` must be {EXPECTED}", self.prefix), &text.span(), label);
+        None
+    }
+
+    /// One of a few words.
+    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<Spanned<T>> {
+        let words = choices.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+        let text = self.string(key, &format!("one of {words}"))?;
+        if let Some((_, value)) = choices.iter().find(|(word, _)| word == text.get_ref()) {
+            return Some(Spanned::new(text.span(), *value));
+        }
+        let near = nearest(text.get_ref(), choices.iter().map(|(word, _)| *word));
+        let label = near.map_or(String::new(), |word| format!("did you mean \"{word}\"?"));
+        self.reader.error(format!("`{}{key}` must be one of {words}", self.prefix), &text.span(), label);
+        None
+    }
+
+    /// A table below this one. Finish it too.
+    pub(super) fn table(&mut self, key: &'static str) -> Option<Table<'r, 'a>> {
+        self.known.push(key);
+        let value = self.entries.get(key)?;
+        let Some(entries) = value.get_ref().as_table() else {
+            self.wrong_type(key, value, &format!("a table: `[{}{key}]`", self.prefix));
+            return None;
+        };
+        Some(Table {
+            reader: self.reader,
+            entries,
+            prefix: format!("{}{key}.", self.prefix),
+            known: Vec::new(),
+        })
+    }
+
+    /// Notes every key that nobody asked for.
+    pub(super) fn finish(self) {
+        for key in self.entries.keys() {
+            if self.known.contains(&key.get_ref().as_ref()) {
+                continue;
+            }
+            let label = match nearest(key.get_ref(), self.known.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => {
+                    let mut known = self.known.clone();
+                    known.sort_unstable();
+                    format!("known here: {}", known.join(", "))
+                }
+            };
+            let shown: String = key.get_ref().escape_debug().collect();
+            self.reader.error(format!("unknown key `{}{shown}`", self.prefix), &key.span(), label);
+        }
+    }
+}
+
+/// One value, or one for each of several.
+pub(super) enum OneOrEach<T> {
+    One(T),
+    Each(Vec<T>),
+}
+
+/// The candidate that was probably meant, if one is near enough.
+pub(super) fn nearest<'c>(word: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+    let scored = candidates.map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate));
+    let (distance, near) = scored.min()?;
+    // About one slip in three characters: more is another word.
+    (distance <= near.chars().count().div_ceil(3).min(3)).then_some(near)
+}

@@ -1,0 +1,318 @@
+//! The configuration as a whole: every error at its place, every value with its origin.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use insta::assert_snapshot;
+use proptest::prelude::*;
+
+use super::*;
+
+fn file(path: &str, text: &str) -> SourceFile {
+    SourceFile { path: PathBuf::from(path), text: text.to_owned() }
+}
+
+fn models(files: &[(&str, &str)]) -> Sources {
+    let models = files.iter().map(|(name, text)| file(&format!("models.d/{name}"), text)).collect();
+    Sources { main: None, models }
+}
+
+fn one(text: &str) -> Result<Model, String> {
+    let settings = load(&models(&[("m.toml", text)]), "tower").map_err(|errors| shown(&errors))?;
+    Ok(settings.models.into_values().next().unwrap())
+}
+
+fn shown(errors: &[ConfigError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n")
+}
+
+/// What `load` says to these files.
+fn errors(files: &[(&str, &str)]) -> String {
+    shown(&load(&models(files), "tower").unwrap_err())
+}
+
+/// The first line of each error in each of these texts.
+fn titles(cases: &[&str]) -> String {
+    let mut out = String::new();
+    for text in cases {
+        out += &format!("{}\n", text.replace('\n', "\n  "));
+        let sources = models(&[("m.toml", text)]);
+        for error in load(&sources, "tower").expect_err(text) {
+            let place = &error.places[0];
+            out += &format!("    {}:{} {}: {}\n", place.line, place.column, error.message, place.label);
+            if let Some(help) = error.help {
+                out += &format!("         {help}\n");
+            }
+        }
+    }
+    out
+}
+
+const GENESIS: &str = r#"# The production model.
+name = "genesis"
+backend = "vllm"
+program = "/opt/vllm/bin/vllm"
+model = "/models/qwen3.6-27b-int4"
+args = ["--speculative-config", '{"method":"mtp","num_speculative_tokens":3}']
+env = { VLLM_MARLIN_USE_ATOMIC_ADD = "1" }
+port = 8022
+policy = "split"
+aliases = ["production"]
+"#;
+
+const ONE_LINE: &str = r#"cmd = "LLAMA_CACHE=/var/cache/llama /opt/llama.cpp/build/bin/llama-server -m /models/gemma-4-26b-a4b-q4_k_m.gguf -c 32768 --port 8081""#;
+
+#[test]
+fn the_designs_example_and_one_line() {
+    let sources = Sources {
+        main: Some(file(
+            "/etc/berth/berth.toml",
+            "[gpu]\nheadroom = \"512 MiB\"\n[deadlines]\nstart = \"1h30m\"\n[ports]\nrange = \"8200-8210\"\n",
+        )),
+        models: vec![
+            file("/etc/berth/models.d/genesis.toml", GENESIS),
+            file("/etc/berth/models.d/supergemma.toml", ONE_LINE),
+            file(
+                "/etc/berth/models.d/aeon.toml",
+                "cmd = \"vllm serve nvidia/aeon -tp 2 --gpu-memory-utilization=0.90\"\n\n[deadlines]\nstop = \"90 s\"\n",
+            ),
+            file(
+                "/etc/berth/models.d/whisper.toml",
+                "retired = true\nprogram = \"/srv/whisper/run\"\nargs = [\"--listen\", \"{host}:{port}\"]\nmemory.gpu = \"2 GiB\"\n",
+            ),
+        ],
+    };
+    let settings = load(&sources, "tower").map_err(|errors| shown(&errors)).unwrap();
+    let explanation = explain(&settings);
+    let text = explanation.to_string();
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert_snapshot!(text);
+    insta::assert_json_snapshot!(explanation.models[0]);
+}
+
+#[test]
+fn one_line_is_enough() {
+    let model = one(ONE_LINE).unwrap();
+    assert_eq!(model.name.as_str(), "m");
+    assert_eq!(model.backend, BackendKind::LlamaCpp);
+    assert_eq!(model.program, Path::new("/opt/llama.cpp/build/bin/llama-server"));
+    assert_eq!(model.env["LLAMA_CACHE"], "/var/cache/llama");
+    assert_eq!(model.file.as_deref(), Some(Path::new("/models/gemma-4-26b-a4b-q4_k_m.gguf")));
+    assert_eq!((model.host.to_string().as_str(), model.port), ("127.0.0.1", 8081));
+    assert_eq!(model.policy, Policy::Auto);
+    assert_eq!(model.memory, Demand::Undeclared);
+    assert_eq!(model.ready, Ready { health: "/health".into(), generate: true });
+    assert_eq!(model.deadlines.start, Duration::from_secs(900));
+    assert!(model.declared.contains_key("cmd") && !model.declared.contains_key("port"));
+}
+
+#[test]
+fn ports_are_given_out_in_the_order_of_names_around_declared_ones() {
+    let sources = models(&[
+        ("c.toml", "cmd = \"a\""),
+        ("z.toml", "cmd = \"a\"\nname = \"b\""),
+        ("d.toml", "cmd = \"a\"\nport = 8100"),
+        ("e.toml", "cmd = \"a --port {port}\"\nretired = true"),
+    ]);
+    let settings = load(&sources, "tower").unwrap();
+    let ports: Vec<_> = settings.models.values().map(|model| (model.name.as_str(), model.port)).collect();
+    assert_eq!(ports, [("b", 8101), ("c", 8102), ("d", 8100), ("e", 8103)]);
+}
+
+#[test]
+fn ports_can_run_out() {
+    let mut sources = models(&[("a.toml", "cmd = \"a\""), ("b.toml", "cmd = \"b\"")]);
+    sources.main = Some(file("berth.toml", "ports.range = \"8100-8100\""));
+    assert_snapshot!(shown(&load(&sources, "tower").unwrap_err()));
+}
+
+#[test]
+fn policy_follows_what_is_said_about_gpus() {
+    let policy = |text: &str| one(text).unwrap().policy;
+    assert_eq!(policy("cmd = \"vllm serve a/b\""), Policy::Auto);
+    assert_eq!(policy("cmd = \"vllm serve a/b --tensor_parallel_size 2\""), Policy::Split);
+    assert_eq!(policy("cmd = \"x\"\nmemory.gpu = [\"1 GiB\", \"2 GiB\"]"), Policy::Split);
+    assert_eq!(policy("cmd = \"x\"\nmemory.gpu = [\"1 GiB\"]"), Policy::Auto);
+    assert_eq!(policy("cmd = \"vllm serve a/b -tp 2\"\npolicy = \"auto\""), Policy::Auto);
+}
+
+#[test]
+fn a_model_is_a_path_or_a_name_at_hugging_face() {
+    let found = |text: &str| one(text).map(|model| (model.file.map(|f| f.display().to_string()), model.hub));
+    let file = |path: &str| Ok((Some(path.to_owned()), None));
+    let hub = |name: &str| Ok((None, Some(name.to_owned())));
+    assert_eq!(found("cmd = \"vllm serve Qwen/Qwen3-32B\""), hub("Qwen/Qwen3-32B"));
+    assert_eq!(found("cmd = \"vllm serve --port 8022 --model /m/q\""), file("/m/q"));
+    assert_eq!(
+        found("cmd = \"/v/bin/python3 -m vllm.entrypoints.openai.api_server --model=/m/q\""),
+        file("/m/q")
+    );
+    assert_eq!(found("cmd = \"llama-server -m x.gguf\"\ncwd = \"/m\""), file("/m/x.gguf"));
+    assert_eq!(found("cmd = \"llama-server -hf a/b:Q4_K_M\""), hub("a/b:Q4_K_M"));
+    assert_eq!(found("cmd = \"LLAMA_ARG_MODEL=/m/x.gguf llama-server\""), file("/m/x.gguf"));
+    assert_eq!(found("cmd = \"x\"\nmodel = \"/m/x\""), file("/m/x"));
+    assert!(found("cmd = \"llama-server -m dir/x.gguf\"").unwrap_err().contains("path must be whole"));
+    assert!(found("cmd = \"llama-server\"\nmodel = \"x.gguf\"").unwrap_err().contains("path must be whole"));
+}
+
+#[test]
+fn an_error_shows_file_line_column_and_what_was_meant() {
+    assert_snapshot!(errors(&[("genesis.toml", "cmd = \"/opt/llama-server\"\n\nprot = 8022\n")]));
+}
+
+#[test]
+fn all_errors_are_shown_at_once_in_order() {
+    let mut sources = models(&[
+        (
+            "b.toml",
+            "cmd = \"/opt/a | tee log\"\nport = \"8022\"\npolicy = \"splt\"\n[ready]\nhelth = \"/\"\n",
+        ),
+        ("a.toml", "program = \"bin/a\"\ncwd = \"/opt\"\nmemory.gpu = 28\n"),
+    ]);
+    sources.main =
+        Some(file("berth.toml", "nod = \"x\"\n[gpu]\nheadroom = \"much\"\n[deadlines]\nstop = \"0 s\"\n"));
+    assert_snapshot!(shown(&load(&sources, "tower").unwrap_err()));
+}
+
+#[test]
+fn clashes_name_both_files() {
+    assert_snapshot!(errors(&[
+        ("a.toml", "cmd = \"/opt/a\"\nport = 8022\naliases = [\"production\", \"b\"]\n"),
+        ("b.toml", "cmd = \"/opt/b --port 8022\"\naliases = [\"production\"]\n"),
+        ("c.toml", "name = \"a\"\ncmd = \"/opt/c\"\nport = 8022\nshares_port = true\n"),
+    ]));
+}
+
+#[test]
+fn ports_may_be_shared_by_those_who_say_so_and_by_the_retired() {
+    let shares = "cmd = \"/opt/b --port 8022\"\nshares_port = true\n";
+    let retired = "cmd = \"/opt/b --port 8022\"\nretired = true\n";
+    assert!(load(&models(&[("a.toml", shares), ("b.toml", shares), ("c.toml", retired)]), "tower").is_ok());
+}
+
+#[test]
+fn contradictions_show_both_places() {
+    assert_snapshot!(errors(&[(
+        "a.toml",
+        "program = \"llama-server\"\nport = 8022\nhost = \"127.0.0.1\"\nmodel = \"/m/a.gguf\"\nargs = [\n  \"--port\", \"8023\",\n  \"--host=0.0.0.0\",\n  \"-m\", \"/m/b.gguf\",\n]\n",
+    )]));
+}
+
+#[test]
+fn every_kind_of_bad_value() {
+    let cmd = |rest: &str| format!("cmd = \"/opt/a\"\n{rest}");
+    let cases = [
+        String::new(),
+        "# only a comment\n".into(),
+        "cmd = ".into(),
+        "cmd = 1".into(),
+        "cmd = \"\"".into(),
+        "cmd = \"a\\u0000b\"".into(),
+        "cmd = \"/opt/a 'b\"".into(),
+        "cmd = \"./a\"".into(),
+        "cmd = \"~/a\"".into(),
+        "cmd = \"docker run a\"".into(),
+        "cmd = \"\"\"\n/opt/a \\\n  > log\"\"\"".into(),
+        "cmd = \"/opt/a\"\nprogram = \"/opt/b\"".into(),
+        "port = 8022".into(),
+        "args = [\"a\"]".into(),
+        "program = \"\"".into(),
+        "program = \"~/a\"\nargs = [\"-m\", \"~/m\", 3]".into(),
+        cmd("name = \"a/b\""),
+        cmd("name = \"a:b c\""),
+        cmd("name = \"default\""),
+        cmd("name = [\"a\"]"),
+        cmd("backend = \"lama.cpp\""),
+        cmd("host = \"tower\""),
+        cmd("port = 0"),
+        cmd("port = 8009"),
+        cmd("port = 8010"),
+        cmd("port = 99999"),
+        cmd("port = -1"),
+        cmd("aliases = [\"default\", \"\", \"a b\"]"),
+        cmd("aliases = \"a\""),
+        cmd("retired = \"yes\""),
+        cmd("cwd = \"opt\""),
+        cmd("env = { \"A=B\" = \"1\", C = 1, \"\" = \"x\", D = \"a\\u0000\" }"),
+        cmd("memory = \"3 GiB\""),
+        cmd("memory.gpu = \"0 GiB\""),
+        cmd("memory.gpu = \"3 gigs\""),
+        cmd("memory.gpu = []"),
+        cmd("memory.gpu = [\"1 GiB\", \"x\"]"),
+        cmd("memory.gpu = \"1 GiB\"\npolicy = \"cpu\""),
+        cmd("ready.health = \"health\""),
+        cmd("ready.generate = 1"),
+        cmd("deadlines.stop = \"soon\""),
+        cmd("deadlines.start = \"3 days\""),
+        cmd("port = 1\nport = 2"),
+        "cmd = \"A=1 /opt/a\"\nenv.A = \"2\"".into(),
+        "cmd = \"/opt/a --port many --host localhost\"".into(),
+        "cmd = \"vllm serve\"".into(),
+        "cmd = \"vllm serve a/b --gpu-memory-utilization 90\"".into(),
+    ];
+    let cases: Vec<&str> = cases.iter().map(String::as_str).collect();
+    assert_snapshot!(titles(&cases));
+}
+
+#[test]
+fn a_files_name_must_be_a_models_name() {
+    assert_snapshot!(errors(&[
+        ("my model.toml", "cmd = \"a\""),
+        ("nul\0.toml", "cmd = \"a\""),
+        ("empty.toml", "")
+    ]));
+}
+
+#[test]
+fn berth_toml_may_be_absent_but_not_empty() {
+    let settings = load(&Sources::default(), "tower").unwrap();
+    assert_eq!((settings.node.as_str(), settings.headroom), ("tower", Bytes::mib(256)));
+    let sources = Sources { main: Some(file("berth.toml", "")), models: Vec::new() };
+    assert_snapshot!(shown(&load(&sources, "tower").unwrap_err()));
+    let comment = Sources { main: Some(file("berth.toml", "# all by default\n")), models: Vec::new() };
+    assert!(load(&comment, "tower").is_ok());
+}
+
+#[test]
+fn colours_carry_nothing() {
+    let error = &load(&models(&[("a.toml", "cmd = 1")]), "tower").unwrap_err()[0];
+    assert!(error.render(true).contains("\u{1b}["));
+    assert!(!error.render(false).contains('\u{1b}'));
+}
+
+/// Text that looks enough like a model's file to come far.
+fn almost_a_model() -> impl Strategy<Value = String> {
+    let keys = "(cmd|program|args|env|model|host|port|policy|aliases|memory|memory.gpu|ready|ready.health|deadlines.stop|name|cwd|backend|x)";
+    let values = r#"("(/?[a-z~./=|$ '{}-]{0,20}|vllm serve a/b -tp 2|llama-server -m /x --port 8[0-9]|[0-9]{1,9} (s|min|GiB))"|[0-9-]{1,6}|\[("[a-z~-]{0,5}",? ?){0,3}\]|\{ ?(a = "ä")? ?\}|true)"#;
+    let line = prop::string::string_regex(&format!("{keys} = {values}\n")).unwrap();
+    prop::collection::vec(prop_oneof![8 => line, 1 => "\\PC{0,20}\n", 1 => ".{0,10}"], 0..8)
+        .prop_map(|lines| lines.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
+
+    /// Whatever a file holds, there is an answer: settings that can be explained, or errors that can be shown.
+    #[test]
+    fn load_never_panics(main in prop::option::of(almost_a_model()), texts in prop::collection::vec(almost_a_model(), 0..4)) {
+        let models = texts.iter().enumerate().map(|(i, text)| file(&format!("{i}.toml"), text)).collect();
+        let sources = Sources { main: main.map(|text| file("berth.toml", &text)), models };
+        match load(&sources, "tower") {
+            Ok(settings) => {
+                prop_assert_eq!(settings.models.len(), texts.len());
+                prop_assert!(!explain(&settings).to_string().is_empty());
+                for model in settings.models.values() {
+                    prop_assert!(model.port != 0);
+                    prop_assert!(!crate::backend::of(model.backend).launch(model, &[]).argv.is_empty());
+                }
+            }
+            Err(errors) => {
+                prop_assert!(!errors.is_empty());
+                for error in &errors {
+                    let shown = error.render(false) + &error.render(true);
+                    prop_assert!(shown.contains("error"));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What can only be seen from all models together: names, aliases and ports that clash; ports still to give out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::error::{ConfigError, Place};
+use super::model_file::Draft;
+use super::{API_PORT, Derived, PROXY_PORT, PortRange, SourceFile};
+
+/// Notes every clash between two models' files.
+pub(super) fn check(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
+    let mut names: BTreeMap<String, &Place> = BTreeMap::new();
+    for (name, place) in drafts.iter().filter_map(|draft| draft.name.as_ref()) {
+        // Compared as systemd sees them, since two models in one unit would be worse than two of one name.
+        if let Some(first) = names.get(&name.unit()) {
+            errors.push(clash(&format!("two models are called `{name}`"), place, first));
+        } else {
+            names.insert(name.unit(), place);
+        }
+    }
+    check_aliases(drafts, errors);
+    check_ports(drafts, errors);
+}
+
+fn check_aliases(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
+    let mut taken: BTreeMap<&str, &Place> = BTreeMap::new();
+    for (name, place) in drafts.iter().filter_map(|draft| draft.name.as_ref()) {
+        taken.entry(name.as_str()).or_insert(place);
+    }
+    let names: BTreeSet<&str> = taken.keys().copied().collect();
+    for (alias, place) in drafts.iter().filter(|draft| !draft.retired).flat_map(|draft| &draft.aliases) {
+        match taken.get(alias.as_str()) {
+            Some(first) if names.contains(alias.as_str()) => {
+                errors.push(clash(&format!("the alias `{alias}` is a model's name"), place, first));
+            }
+            Some(first) => errors.push(clash(&format!("the alias `{alias}` is given twice"), place, first)),
+            None => _ = taken.insert(alias, place),
+        }
+    }
+}
+
+/// A retired model never serves, so its port is free.
+fn check_ports(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
+    let mut taken: BTreeMap<u16, (&Place, bool)> = BTreeMap::new();
+    for draft in drafts.iter().filter(|draft| !draft.retired) {
+        let Some((port, place)) = &draft.port else { continue };
+        match taken.get(port) {
+            Some((first, shares)) if !(*shares && draft.shares_port) => {
+                errors.push(clash(&format!("two models have port {port}"), place, first).help(
+                    "give one of them another port; if they never serve at once, set `shares_port = true` in both",
+                ));
+            }
+            Some(_) => {}
+            None => _ = taken.insert(*port, (place, draft.shares_port)),
+        }
+    }
+}
+
+fn clash(message: &str, here: &Place, first: &Place) -> ConfigError {
+    let places = vec![here.labelled("and again here"), first.labelled("first here")];
+    ConfigError { message: message.to_owned(), places, help: None }
+}
+
+/// Gives each model without a port the next free one of `range`, in the order of names, so that the same files
+/// always come to the same ports. Retired models keep theirs: retiring one moves no other.
+pub(super) fn assign_ports(
+    drafts: &mut [Draft],
+    range: PortRange,
+    main: Option<&SourceFile>,
+    errors: &mut Vec<ConfigError>,
+) {
+    let taken: BTreeSet<u16> =
+        drafts.iter().filter_map(|draft| draft.port.as_ref()).map(|(port, _)| *port).collect();
+    let mut free = (range.first..=range.last)
+        .filter(|port| ![API_PORT, PROXY_PORT].contains(port) && !taken.contains(port));
+    let mut models: Vec<_> =
+        drafts.iter_mut().filter_map(|draft| draft.model.as_mut()).filter(|model| model.port == 0).collect();
+    models.sort_by(|a, b| a.name.cmp(&b.name));
+    for model in models {
+        let Some(port) = free.next() else {
+            let whole_file = SourceFile { path: model.source.clone(), text: String::new() };
+            let file = main.unwrap_or(&whole_file);
+            let message = format!("no port is left for {} in {}-{}", model.name, range.first, range.last);
+            errors.push(
+                ConfigError::new(message, Place::new(file, &(0..0), ""))
+                    .help("widen `ports.range` in berth.toml"),
+            );
+            continue;
+        };
+        model.port = port;
+        let from = format!("next free one in {}-{}", range.first, range.last);
+        model.derived.push(Derived { key: "port".to_owned(), value: port.to_string(), from });
+    }
+}

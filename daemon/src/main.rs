@@ -1,2 +1,177 @@
-//! To be written.
-fn main() {}
+//! Puts berthd together: settings, ledger, first look, then the driver and those who talk to it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use berth_core::config::{self, Settings, SourceFile, Sources};
+use berth_core::facts::Facts;
+use berthd::act::Hands;
+use berthd::driver::{Driver, Message, now_ms};
+use berthd::events::Events;
+use berthd::http::{self, Api};
+use berthd::ledger::Ledger;
+use berthd::nvml::Nvml;
+use berthd::observe::{self, Order};
+use berthd::proc::monotonic_now;
+use berthd::systemd::Systemd;
+use berthd::ticket::Tickets;
+use clap::Parser;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// sysexits' EX_CONFIG: the unit does not start berthd again after it, since nothing would change.
+const BAD_CONFIGURATION: u8 = 78;
+/// How long systemd's list of units may fail before berthd gives up and is started again.
+const FIRST_LOOK: Duration = Duration::from_secs(30);
+
+/// The Berth daemon. It is started by systemd (berthd.service); talk to it with berthctl.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Folder of berth.toml and models.d
+    #[arg(long, default_value = "/etc/berth", value_name = "DIR")]
+    config: PathBuf,
+    /// Folder of the ledger
+    #[arg(long, default_value = "/var/lib/berth", value_name = "DIR")]
+    state: PathBuf,
+    /// Folder of the control socket and the ticket socket
+    #[arg(long, default_value = "/run/berth", value_name = "DIR")]
+    run: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    log();
+    let settings = match settings(&args.config) {
+        Ok(settings) => settings,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(&args, settings)),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// To the journal with its fields where systemd started us, else readable to stderr.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    match std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok()) {
+        Some(journal) => registry.with(journal.with_field_prefix(Some("BERTH".to_owned()))).init(),
+        None => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).init(),
+    }
+}
+
+/// Reads and validates all of the configuration.
+fn settings(dir: &Path) -> anyhow::Result<Settings> {
+    let read = |path: PathBuf| -> anyhow::Result<SourceFile> {
+        let text = fs::read_to_string(&path).with_context(|| format!("{} can't be read", path.display()))?;
+        Ok(SourceFile { path, text })
+    };
+    let main = dir.join("berth.toml");
+    let main = if main.exists() { Some(read(main)?) } else { None };
+    let mut models = Vec::new();
+    let folder = dir.join("models.d");
+    match fs::read_dir(&folder) {
+        Ok(entries) => {
+            for entry in entries {
+                let path = entry.with_context(|| format!("{} can't be read", folder.display()))?.path();
+                if path.extension().is_some_and(|extension| extension == "toml") {
+                    models.push(read(path)?);
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("{} can't be read", folder.display())),
+    }
+    models.sort_by(|a, b| a.path.cmp(&b.path));
+    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    config::load(&Sources { main, models }, &host).map_err(|errors| {
+        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("the configuration is not valid:\n{}", all.join("\n"))
+    })
+}
+
+async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
+    let settings = Arc::new(settings);
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the boot id can't be read")?;
+    let (ledger, state, note) = Ledger::open(&args.state)?;
+    if let Some(note) = note {
+        tracing::warn!("{note}");
+    }
+    let nvml = Nvml::spawn();
+    let systemd = Systemd::connect().await.context("systemd can't be asked")?;
+    let (tickets, mut taken) = Tickets::serve(&args.run.join("ticket.sock"))?;
+    tokio::spawn(async move {
+        while let Some(taken) = taken.recv().await {
+            tracing::debug!(model = %taken.model, "ticket taken");
+        }
+    });
+    let facts = first_look(&nvml, &systemd).await?;
+
+    let (to_driver, messages) = mpsc::channel(256);
+    let (order, orders) = watch::channel(Order::Idle);
+    let events = Events::new(now_ms());
+    let hands = Hands {
+        systemd: systemd.clone(),
+        tickets: Arc::new(tickets),
+        settings: Arc::clone(&settings),
+        driver: to_driver.clone(),
+    };
+    let listener = http::bind(&args.run.join("berth.sock")).context("the control socket can't be made")?;
+    let driver = Driver::new(hands, ledger, events.clone(), order, state, facts, boot.trim());
+    observe::spawn(nvml.clone(), systemd.clone(), orders, to_driver.clone());
+    let api = Api { driver: to_driver.clone(), events, nvml, systemd, settings: Arc::clone(&settings) };
+    let server = tokio::spawn(http::serve(listener, api));
+    let driving = tokio::spawn(driver.run(messages));
+    tracing::info!(node = settings.node, models = settings.models.len(), "berthd is up");
+    // Started by hand there is no service manager to tell.
+    _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status("deciding who holds the GPUs")]);
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = server => bail!("the control API ended: {ended:?}"),
+        ended = driving => bail!("the driver ended: {ended:?}"),
+    }
+    _ = sd_notify::notify(&[NotifyState::Stopping]);
+    // The state is in the ledger; models go on serving.
+    _ = to_driver.send(Message::Quit).await;
+    Ok(())
+}
+
+/// The first facts. Without systemd's list of units nothing can be taken over; without GPUs it can.
+async fn first_look(nvml: &Nvml, systemd: &Systemd) -> anyhow::Result<Facts> {
+    let deadline = tokio::time::Instant::now() + FIRST_LOOK;
+    loop {
+        let fresh = observe::fresh(nvml, systemd).await;
+        if let Some(units) = fresh.units {
+            return Ok(Facts { at: monotonic_now(), gpus: fresh.gpus, units });
+        }
+        if tokio::time::Instant::now() >= deadline {
+            bail!("systemd did not list its units within {} s", FIRST_LOOK.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

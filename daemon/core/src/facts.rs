@@ -67,11 +67,7 @@ pub struct Facts {
 impl Facts {
     /// Nothing observed yet.
     pub fn none_yet() -> Self {
-        Self {
-            at: Moment::ZERO,
-            gpus: Known::Unknown("not read yet".to_owned()),
-            units: BTreeMap::new(),
-        }
+        Self { at: Moment::ZERO, gpus: Known::Unknown("not read yet".to_owned()), units: BTreeMap::new() }
     }
 
     /// The GPUs that can be seen, in NVML's order.

@@ -15,4 +15,5 @@ pub mod plan;
 pub mod release;
 pub mod report;
 pub mod state;
+pub mod status;
 pub mod swap;

@@ -1,1 +1,189 @@
-//! To be written.
+//! What Berth knows of itself: kept in the ledger, owned by the driver.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::PlacedGpu;
+use crate::bytes::Bytes;
+use crate::facts::{DeviceId, Facts, Gpu};
+use crate::name::ModelName;
+use crate::report::SwapSummary;
+
+/// Everything that outlives berthd.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct State {
+    /// What an operator last committed: restored after a failure and a reboot.
+    pub home: Home,
+    /// What was home before: where `back` goes.
+    pub previous: Option<Home>,
+    /// Memory held for models, running ones and such whose memory is not proved free yet.
+    pub claims: BTreeMap<ModelName, Claim>,
+    /// The id of the swap under way; an uncommitted one found at start is settled by looking.
+    pub swap: Option<u64>,
+    /// The id of the newest swap.
+    pub last_swap_id: u64,
+    /// The newest swaps that ended, oldest first, at most [`State::KEPT_SWAPS`].
+    pub swaps: VecDeque<SwapSummary>,
+    /// Measured times of each model.
+    pub times: BTreeMap<ModelName, Times>,
+    /// The kernel's boot id when this was written.
+    pub boot: String,
+}
+
+/// The set of models that an operator wants to serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Home {
+    /// In the order of their start.
+    pub models: Vec<ModelName>,
+    /// What `default` stands for.
+    pub default: Option<ModelName>,
+}
+
+/// Memory held for one model, from before its start until it is proved free again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Where, and how much.
+    pub gpus: Vec<ClaimedGpu>,
+    /// How far its life has come.
+    pub phase: Phase,
+    /// The unit's InvocationID; empty until systemd has started it.
+    pub invocation: String,
+    /// Every process that was ever seen in the unit's cgroups, with its start time in clock ticks.
+    pub seen: BTreeMap<u32, u64>,
+}
+
+/// A claim's part on one GPU, with what was read before the unit's start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimedGpu {
+    /// Device, index and bytes.
+    #[serde(flatten)]
+    pub placed: PlacedGpu,
+    /// `used` less the sum of all listed processes then. None where the driver gave no lists.
+    pub unlisted_before: Option<Bytes>,
+    /// `free` then.
+    pub free_before: Bytes,
+}
+
+/// How far a claim's life has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Being started; not committed.
+    Starting,
+    /// Committed and ready.
+    Serving,
+    /// Stopped, died or being stopped: ends when its memory is proved free.
+    Ending,
+}
+
+/// The newest measured times of one model in milliseconds, oldest first, at most four each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Times {
+    /// From StopUnit to the last process's end.
+    pub stop: VecDeque<u64>,
+    /// From the last process's end to the proof that its memory is free.
+    pub release: VecDeque<u64>,
+    /// From the unit's start to ready.
+    pub load: VecDeque<u64>,
+}
+
+impl Times {
+    /// Adds a measured time.
+    pub fn note(times: &mut VecDeque<u64>, ms: u64) {
+        while times.len() >= 4 {
+            times.pop_front();
+        }
+        times.push_back(ms);
+    }
+
+    /// The median of what was measured; None without any.
+    pub fn expected(times: &VecDeque<u64>) -> Option<u64> {
+        let mut sorted: Vec<u64> = times.iter().copied().collect();
+        sorted.sort_unstable();
+        sorted.get(sorted.len().checked_sub(1)? / 2).copied()
+    }
+}
+
+impl State {
+    /// How many ended swaps are kept.
+    pub const KEPT_SWAPS: usize = 20;
+
+    /// Models that hold memory and are not on their way down.
+    pub fn residents(&self) -> impl Iterator<Item = (&ModelName, &Claim)> {
+        self.claims.iter().filter(|(_, claim)| claim.phase != Phase::Ending)
+    }
+
+    /// Whether this model serves or is being started.
+    pub fn is_resident(&self, model: &ModelName) -> bool {
+        self.claims.get(model).is_some_and(|claim| claim.phase != Phase::Ending)
+    }
+
+    /// Whether this model serves.
+    pub fn is_serving(&self, model: &ModelName) -> bool {
+        self.claims.get(model).is_some_and(|claim| claim.phase == Phase::Serving)
+    }
+
+    /// The bytes that claims hold on a device, those of `except` left out.
+    pub fn claimed(&self, gpu: &DeviceId, except: &[ModelName]) -> Bytes {
+        self.claims
+            .iter()
+            .filter(|(model, _)| !except.contains(model))
+            .flat_map(|(_, claim)| &claim.gpus)
+            .filter(|part| part.placed.id == *gpu)
+            .map(|part| part.placed.bytes)
+            .sum()
+    }
+
+    /// Takes over what was seen in the units' cgroups: their processes, and the InvocationID of a unit that
+    /// was just started. True when something was new.
+    pub fn note_units(&mut self, facts: &Facts) -> bool {
+        let mut news = false;
+        for (model, claim) in &mut self.claims {
+            let Some(unit) = facts.units.get(model) else { continue };
+            if claim.phase == Phase::Starting && claim.invocation.is_empty() && !unit.active.is_down() {
+                claim.invocation.clone_from(&unit.invocation);
+                news |= !unit.invocation.is_empty();
+            }
+            if unit.invocation != claim.invocation {
+                continue;
+            }
+            for (pid, started) in unit.processes.value().into_iter().flatten() {
+                news |= claim.seen.insert(*pid, *started) != Some(*started);
+            }
+        }
+        news
+    }
+
+    /// Memory of a GPU that is neither Berth's models' nor free, for the arithmetic of admission: `used` less
+    /// what processes of claimed models hold. Where the driver does not say who holds what, less what is claimed.
+    /// None when the GPU's memory is unknown.
+    pub fn foreign(&self, gpu: &Gpu) -> Option<Bytes> {
+        let memory = gpu.memory.value()?;
+        let ours = gpu.processes.value().and_then(|processes| {
+            processes
+                .iter()
+                .filter(|p| self.owner(p).is_some())
+                .map(|p| p.memory.value().copied())
+                .sum::<Option<Bytes>>()
+        });
+        Some(memory.used.less(ours.unwrap_or_else(|| self.claimed(&gpu.id, &[]))))
+    }
+
+    /// The claimed model to which a process in a GPU's list belongs: by its cgroup, or because it was once seen
+    /// in the unit's cgroup.
+    pub fn owner<'a>(&'a self, process: &crate::facts::GpuProcess) -> Option<&'a ModelName> {
+        if let Some((model, _)) = process.model.as_ref().and_then(|m| self.claims.get_key_value(m)) {
+            return Some(model);
+        }
+        self.claims
+            .iter()
+            .find(|(_, claim)| {
+                claim
+                    .seen
+                    .get(&process.pid)
+                    .is_some_and(|started| process.started.is_none_or(|now| now == *started))
+            })
+            .map(|(model, _)| model)
+    }
+}

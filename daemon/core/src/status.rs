@@ -1,0 +1,261 @@
+//! The picture of a node: settings + facts + state → [`Status`].
+
+use std::collections::BTreeMap;
+
+use crate::bytes::Bytes;
+use crate::config::{Model, Settings};
+use crate::facts::{Facts, Gpu, Known, Moment};
+use crate::name::ModelName;
+use crate::plan;
+use crate::release::Proofs;
+use crate::report::{
+    GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, SCHEMA, Status, SwapSummary,
+};
+use crate::state::{Claim, Phase, State, Times};
+
+/// What the driver knows besides the ledger's state.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    /// Why each model last failed, in one sentence; forgotten when it serves again.
+    pub errors: BTreeMap<ModelName, String>,
+    /// Since when each model is in its state, wall clock in milliseconds.
+    pub since: BTreeMap<ModelName, (ModelState, u64)>,
+    /// Since when each problem stands, by its code and text.
+    pub problems: BTreeMap<String, u64>,
+    /// Why the ledger can't be written, while it can't.
+    pub ledger_error: Option<String>,
+}
+
+/// Everything a picture is made of.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// What was declared.
+    pub settings: &'a Settings,
+    /// What was observed last.
+    pub facts: &'a Facts,
+    /// The ledger's state.
+    pub state: &'a State,
+    /// The proofs of release under way.
+    pub proofs: &'a Proofs,
+    /// What the driver knows besides.
+    pub memory: &'a Memory,
+    /// The swap under way.
+    pub swap: Option<&'a SwapSummary>,
+    /// The host's memory: total and available.
+    pub host: &'a Known<(Bytes, Bytes)>,
+    /// Now.
+    pub now: Moment,
+    /// Now by the wall clock, milliseconds since 1970.
+    pub now_ms: u64,
+    /// How long berthd has been up.
+    pub uptime_ms: u64,
+}
+
+/// The picture.
+pub fn status(view: &View) -> Status {
+    let gpus = match &view.facts.gpus {
+        Known::Value(gpus) => Known::Value(gpus.iter().map(|gpu| gpu_status(view, gpu)).collect()),
+        Known::Unknown(why) => Known::Unknown(why.clone()),
+    };
+    Status {
+        schema: SCHEMA,
+        node: view.settings.node.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        at_ms: view.now_ms,
+        uptime_ms: Some(view.uptime_ms),
+        default: view.state.home.default.clone(),
+        home: view.state.home.models.clone(),
+        gpus,
+        host: match view.host {
+            Known::Value((total, available)) => {
+                Known::Value(HostStatus { total: *total, available: *available })
+            }
+            Known::Unknown(why) => Known::Unknown(why.clone()),
+        },
+        models: view.settings.models.values().map(|model| model_status(view, model)).collect(),
+        swap: view.swap.cloned(),
+        last_swap: view.state.swaps.back().cloned(),
+        problems: problems(view),
+    }
+}
+
+/// What a model does now.
+pub fn model_state(view: &View, model: &Model) -> ModelState {
+    let name = &model.name;
+    match view.state.claims.get(name).map(|claim| claim.phase) {
+        Some(Phase::Serving) => ModelState::Serving,
+        Some(Phase::Starting) => ModelState::Loading,
+        Some(Phase::Ending) => ModelState::Stopping,
+        None if model.retired => ModelState::Retired,
+        None if view.state.home.models.contains(name) => ModelState::Failed,
+        None if plan::too_big(view.settings, view.facts, view.state, model).is_some() => ModelState::TooBig,
+        None => ModelState::Off,
+    }
+}
+
+fn model_status(view: &View, model: &Model) -> ModelStatus {
+    let name = &model.name;
+    let state = model_state(view, model);
+    let claim = view.state.claims.get(name);
+    let expected = |pick: fn(&Times) -> &std::collections::VecDeque<u64>, of: &ModelName| {
+        view.state.times.get(of).and_then(|times| Times::expected(pick(times)))
+    };
+    // What it takes to replace what is `default` now: its stop and release, and the load of this one.
+    let to_switch_ms =
+        (state == ModelState::Off).then(|| expected(|t| &t.load, name)).flatten().map(|load| {
+            let current = view.state.home.default.as_ref();
+            let stop = current.and_then(|m| expected(|t| &t.stop, m)).unwrap_or(0);
+            let release = current.and_then(|m| expected(|t| &t.release, m)).unwrap_or(0);
+            load + stop + release
+        });
+    ModelStatus {
+        name: name.clone(),
+        state,
+        gpus: claim
+            .map(|claim| claim.gpus.iter().map(|part| part.placed.index).collect())
+            .unwrap_or_default(),
+        memory: claim.and_then(|claim| held(view, name, claim)),
+        since_ms: view.memory.since.get(name).filter(|(was, _)| *was == state).map(|(_, since)| *since),
+        address: format!("{}:{}", model.host, model.port),
+        aliases: model.aliases.clone(),
+        pid: claim.and_then(|_| view.facts.units.get(name)).and_then(|unit| unit.main_pid),
+        to_switch_ms,
+        short: if claim.is_none() && !model.retired {
+            plan::too_big(view.settings, view.facts, view.state, model)
+        } else {
+            None
+        },
+        last_error: view.memory.errors.get(name).cloned(),
+    }
+}
+
+/// What a model's processes hold on all its GPUs; None where that is not known.
+fn held(view: &View, name: &ModelName, claim: &Claim) -> Option<Bytes> {
+    claim
+        .gpus
+        .iter()
+        .map(|part| {
+            let processes = view.facts.gpu(&part.placed.id)?.processes.value()?;
+            processes
+                .iter()
+                .filter(|process| view.state.owner(process) == Some(name))
+                .map(|process| process.memory.value().copied())
+                .sum::<Option<Bytes>>()
+        })
+        .sum()
+}
+
+fn gpu_status(view: &View, gpu: &Gpu) -> GpuStatus {
+    let memory = match (&gpu.memory, view.state.foreign(gpu)) {
+        (Known::Value(memory), Some(foreign)) => Known::Value(GpuBalance {
+            total: memory.total,
+            reserved: memory.reserved,
+            used: memory.used,
+            free: memory.free,
+            foreign,
+            kept: view.state.claimed(&gpu.id, &[]),
+            headroom: view.settings.headroom,
+        }),
+        (Known::Unknown(why), _) => Known::Unknown(why.clone()),
+        (Known::Value(_), None) => Known::Unknown("its use can't be attributed".to_owned()),
+    };
+    let age = view.now.saturating_sub(gpu.read_at);
+    GpuStatus {
+        index: gpu.index,
+        id: gpu.id.0.clone(),
+        name: gpu.name.clone(),
+        age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+        memory,
+        holders: match &gpu.processes {
+            Known::Value(_) => Known::Value(holders(view, gpu)),
+            Known::Unknown(why) => Known::Unknown(why.clone()),
+        },
+        temperature_c: gpu.temperature_c,
+        power_w: gpu.power_w,
+        utilization_percent: gpu.utilization_percent,
+    }
+}
+
+fn holders(view: &View, gpu: &Gpu) -> Vec<Holder> {
+    let mut holders: Vec<Holder> = Vec::new();
+    for process in gpu.processes.value().into_iter().flatten() {
+        let owner = view.state.owner(process);
+        let name = owner.map_or_else(|| process.program.clone(), ToString::to_string);
+        match holders.iter_mut().find(|holder| holder.name == name && holder.ours == owner.is_some()) {
+            Some(holder) => {
+                holder.pids.push(process.pid);
+                holder.memory = match (&holder.memory, &process.memory) {
+                    (Known::Value(a), Known::Value(b)) => Known::Value(a.plus(*b)),
+                    (Known::Unknown(why), _) | (_, Known::Unknown(why)) => Known::Unknown(why.clone()),
+                };
+            }
+            None => holders.push(Holder {
+                name,
+                ours: owner.is_some(),
+                pids: vec![process.pid],
+                memory: process.memory.clone(),
+            }),
+        }
+    }
+    holders.sort_by_key(|holder| std::cmp::Reverse(holder.memory.value().copied()));
+    holders
+}
+
+/// What is wrong, worst first.
+pub fn problems(view: &View) -> Vec<Problem> {
+    let mut found: Vec<(&str, String, String)> = Vec::new();
+    if let Some(why) = &view.memory.ledger_error {
+        let next = "make room on the disk of /var/lib/berth, then systemctl restart berthd".to_owned();
+        found.push(("ledger", format!("what Berth does can't be recorded: {why}; no swap is begun"), next));
+    }
+    for name in &view.state.home.models {
+        let serves = view.state.claims.get(name).is_some_and(|claim| claim.phase == Phase::Serving);
+        let retired = view.settings.models.get(name).is_some_and(|model| model.retired);
+        if serves || retired || view.swap.is_some() {
+            continue;
+        }
+        let why = view.memory.errors.get(name).map(|why| format!(": {why}")).unwrap_or_default();
+        let text = format!("{name} should serve and does not{why}");
+        found.push((
+            "degraded",
+            text,
+            format!("berthctl logs {name}; berthctl switch MODEL to serve another"),
+        ));
+    }
+    if view.swap.is_none() {
+        for (name, claim) in view.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending) {
+            for unproved in view.proofs.unproved(name, claim) {
+                let next = match &unproved.reading {
+                    crate::release::Reading::Held { by, .. } if !by.is_empty() => {
+                        format!(
+                            "sudo kill -9 {}",
+                            by.iter().map(|p| p.pid.to_string()).collect::<Vec<_>>().join(" ")
+                        )
+                    }
+                    _ => "wait; berthd goes on observing".to_owned(),
+                };
+                found.push(("memory_held", unproved.sentence(), next));
+            }
+        }
+    }
+    match &view.facts.gpus {
+        Known::Unknown(why) => {
+            found.push(("gpus_unknown", format!("the GPUs can't be seen: {why}"), "nvidia-smi".to_owned()));
+        }
+        Known::Value(gpus) => {
+            for gpu in gpus {
+                if let Known::Unknown(why) = &gpu.memory {
+                    let text = format!("GPU {} is unknown, nothing is placed there: {why}", gpu.index);
+                    found.push(("gpu_unknown", text, format!("nvidia-smi -i {}", gpu.index)));
+                }
+            }
+        }
+    }
+    found
+        .into_iter()
+        .map(|(code, text, next)| {
+            let since_ms = view.memory.problems.get(code).copied().unwrap_or(view.now_ms);
+            Problem { code: code.to_owned(), since_ms, text, next }
+        })
+        .collect()
+}

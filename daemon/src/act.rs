@@ -1,0 +1,215 @@
+//! Performs one action of the swap machine; decides nothing. What comes of it goes to the driver as an event.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use berth_core::backend::{self, Failure};
+use berth_core::config::{Model, Settings};
+use berth_core::name::ModelName;
+use berth_core::plan::Start;
+use berth_core::swap::Event;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::driver::Message;
+use crate::journal;
+use crate::probe::{self, Generate, Probe, ProbeTarget};
+use crate::systemd::{Job, Systemd, SystemdError};
+use crate::ticket::Tickets;
+
+/// How long a ticket may lie unused: systemd fetches it within milliseconds of StartUnit.
+const TICKET_LIFE: Duration = Duration::from_secs(30);
+/// How long a job of systemd may take before it counts as failed; the machine's own deadlines are for the rest.
+const JOB: Duration = Duration::from_secs(25);
+/// Between two probes of a server that is not ready.
+const PROBE_PAUSE: Duration = Duration::from_millis(50);
+/// How long one probe may take: generating a first token can take a while on a CPU.
+const PROBE_DEADLINE: Duration = Duration::from_secs(30);
+/// How much of a failed server's log is read.
+const LOG_LINES: usize = 200;
+
+/// What actions are performed with.
+#[derive(Clone)]
+pub struct Hands {
+    /// The units.
+    pub systemd: Systemd,
+    /// Permissions to start.
+    pub tickets: Arc<Tickets>,
+    /// What was declared.
+    pub settings: Arc<Settings>,
+    /// Where events go.
+    pub driver: mpsc::Sender<Message>,
+}
+
+impl Hands {
+    /// Makes systemd keep what it knows of this unit until its outcome is in the ledger.
+    pub fn reference(&self, model: &ModelName) {
+        let (hands, model) = (self.clone(), model.clone());
+        tokio::spawn(async move {
+            if let Err(error) = hands.systemd.reference(&model).await {
+                tracing::warn!(%model, %error, "systemd may forget how this unit ends");
+            }
+        });
+    }
+
+    /// StopUnit; the job's end is an event of swap `id`.
+    pub fn stop(&self, id: u64, model: &ModelName, deadline: Duration) {
+        let (hands, model) = (self.clone(), model.clone());
+        tokio::spawn(async move {
+            hands.tickets.revoke(&model);
+            let job = hands.systemd.stop(&model, (Instant::now() + deadline).into()).await;
+            let result = ended(job).await;
+            hands.tell(id, Event::StopEnded(model, result)).await;
+        });
+    }
+
+    /// SIGKILL to everything in the unit.
+    pub fn kill(&self, model: &ModelName) {
+        let (hands, model) = (self.clone(), model.clone());
+        tokio::spawn(async move {
+            if let Err(error) = hands.systemd.kill(&model, nix::libc::SIGKILL).await {
+                tracing::warn!(%model, %error, "the unit can't be killed");
+            }
+        });
+    }
+
+    /// Grants a ticket and starts the unit; the job's end is an event of swap `id`.
+    pub fn start(&self, id: u64, start: &Start) {
+        let (hands, start) = (self.clone(), start.clone());
+        tokio::spawn(async move {
+            let result = hands.started(&start).await;
+            hands.tickets.revoke(&start.model);
+            hands.tell(id, Event::StartEnded(start.model, result)).await;
+        });
+    }
+
+    async fn started(&self, start: &Start) -> Result<(), String> {
+        let model = self.model(&start.model)?;
+        let launch = backend::of(model.backend).launch(model, &start.gpus);
+        let expires = std::time::Instant::now() + TICKET_LIFE;
+        self.tickets.grant(&start.model, &launch, expires).map_err(|error| error.to_string())?;
+        let job = self.systemd.start(&start.model, (Instant::now() + JOB).into()).await;
+        ended(job).await
+    }
+
+    /// Asks the model again and again until it is ready. Ends when the handle is aborted.
+    pub fn probe(&self, id: u64, name: &ModelName) -> JoinHandle<()> {
+        let (hands, name) = (self.clone(), name.clone());
+        tokio::spawn(async move {
+            let Ok(model) = hands.model(&name) else { return };
+            let mut said = String::new();
+            loop {
+                match hands.probed(model).await {
+                    Probe::Ready => return hands.tell(id, Event::Ready(name)).await,
+                    not_yet => {
+                        let text = said_by(&not_yet);
+                        if text != said {
+                            said.clone_from(&text);
+                            hands.tell(id, Event::NotReady(name.clone(), text)).await;
+                        }
+                    }
+                }
+                tokio::time::sleep(PROBE_PAUSE).await;
+            }
+        })
+    }
+
+    async fn probed(&self, model: &Model) -> Probe {
+        let control_group = match self.systemd.unit(&model.name).await {
+            Ok(Some(reading)) => reading.control_group,
+            _ => String::new(),
+        };
+        let readiness = backend::of(model.backend).readiness(model);
+        let target = ProbeTarget {
+            address: SocketAddr::new(model.host, model.port),
+            health_path: readiness.health,
+            generate: readiness.generate.map(|generate| Generate {
+                path: generate.path,
+                body: generate.body.to_string(),
+            }),
+            control_groups: vec![control_group],
+        };
+        probe::probe(&target, PROBE_DEADLINE).await
+    }
+
+    /// Reads why a model failed and sends it as an event of swap `id`, or as the driver's own news without one.
+    pub fn diagnose(&self, id: Option<u64>, name: &ModelName, invocation: String) {
+        let (hands, name) = (self.clone(), name.clone());
+        tokio::spawn(async move {
+            let failure = hands.diagnosed(&name, &invocation).await;
+            match id {
+                Some(id) => hands.tell(id, Event::Diagnosed(name, failure)).await,
+                None => _ = hands.driver.send(Message::Crashed(name, failure)).await,
+            }
+        });
+    }
+
+    async fn diagnosed(&self, name: &ModelName, invocation: &str) -> Failure {
+        let began = Instant::now();
+        let lines = journal::tail(invocation, LOG_LINES).await.unwrap_or_else(|error| {
+            tracing::warn!(model = %name, %error, "its log can't be read");
+            Vec::new()
+        });
+        let exit = match self.systemd.unit(name).await {
+            Ok(Some(reading)) => reading.unit.exit,
+            _ => None,
+        };
+        tracing::debug!(model = %name, lines = lines.len(), took = ?began.elapsed(), "read its log");
+        let kind =
+            self.settings.models.get(name).map_or(berth_core::config::BackendKind::Command, |m| m.backend);
+        backend::of(kind).classify(&lines, exit)
+    }
+
+    fn model(&self, name: &ModelName) -> Result<&Model, String> {
+        self.settings.models.get(name).ok_or_else(|| format!("{name} is not declared any more"))
+    }
+
+    async fn tell(&self, id: u64, event: Event) {
+        // The driver ends last; without it there is nobody to tell.
+        _ = self.driver.send(Message::Swap(id, event)).await;
+    }
+}
+
+/// What a server that is not ready says, as a clause.
+fn said_by(probe: &Probe) -> String {
+    match probe {
+        Probe::NotListening => "nothing listens on its port yet".to_owned(),
+        Probe::WrongOwner(stranger) => format!("a foreign process answers on its port: {stranger}"),
+        Probe::Loading { status: Some(status), text } => format!("its health check answers {status}: {text}"),
+        Probe::Loading { status: None, text } => format!("its health check does not answer: {text}"),
+        Probe::NotGenerating { detail } => format!("it is healthy and does not generate: {detail}"),
+        Probe::Ready => "it is ready".to_owned(),
+        Probe::Unknown(why) => format!("whose socket answers on its port is unknown: {why}"),
+    }
+}
+
+/// How a job ended, in words where it failed.
+async fn ended(job: Result<Job, SystemdError>) -> Result<(), String> {
+    match job {
+        Ok(job) => job.wait().await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The tasks that ask models whether they are ready.
+#[derive(Default)]
+pub struct Probes(BTreeMap<ModelName, JoinHandle<()>>);
+
+impl Probes {
+    /// Keeps a probe; one that runs for the same model ends.
+    pub fn keep(&mut self, model: ModelName, probe: JoinHandle<()>) {
+        if let Some(old) = self.0.insert(model, probe) {
+            old.abort();
+        }
+    }
+
+    /// Ends all.
+    pub fn end(&mut self) {
+        for (_, probe) in std::mem::take(&mut self.0) {
+            probe.abort();
+        }
+    }
+}

@@ -1,0 +1,607 @@
+//! The driver: the one task that owns the state. Everybody else sends it messages.
+//!
+//! It holds facts against state (`settle`), lets core decide (`decide`), and lets `act` perform what the swap
+//! machine asks for (`perform`). It waits for nothing but messages and the ledger's fsync.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_core::backend::Failure;
+use berth_core::bytes::Bytes;
+use berth_core::config::Settings;
+use berth_core::facts::{Facts, Gpu, Known, Moment, Preflight, Unit};
+use berth_core::name::ModelName;
+use berth_core::plan::{self, Plan, Verdict};
+use berth_core::release::Proofs;
+use berth_core::report::{
+    Accepted, Actor, ModelState, Outcome, PlanReport, Problem, Refusal, Request, SCHEMA, Status, StepState,
+    SwapSummary, Verb, Verdict as Said, What,
+};
+use berth_core::state::{Phase, State};
+use berth_core::status::{self, View};
+use berth_core::swap::{Action, Event, Swap, Watch, World};
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::act::{Hands, Probes};
+use crate::events::Events;
+use crate::ledger::Ledger;
+use crate::observe::Order;
+use crate::proc::{host_memory, monotonic_now};
+
+/// Between two looks at deadlines while a swap is under way, and otherwise.
+const TICK: Duration = Duration::from_millis(100);
+const IDLE_TICK: Duration = Duration::from_secs(1);
+/// Between two signs of life to systemd.
+const WATCHDOG: Duration = Duration::from_secs(5);
+/// The pause before a model of home is tried again: doubles from the first to the last.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LAST: Duration = Duration::from_secs(300);
+/// After so long in service a model's earlier failures no longer count.
+const HEALTHY: Duration = Duration::from_secs(600);
+/// A job that stops a unit may take this much longer than the machine waits for it.
+const BEYOND: Duration = Duration::from_secs(20);
+/// Between two attempts to stop a unit that should be down.
+const STRAY: Duration = Duration::from_secs(10);
+
+/// What the driver is told.
+pub enum Message {
+    /// A full reading of the GPUs.
+    Gpus(Known<Vec<Gpu>>),
+    /// All units that systemd knows.
+    Units(BTreeMap<ModelName, Unit>),
+    /// One unit changed; None when systemd no longer knows it.
+    Unit(ModelName, Option<Unit>),
+    /// What came of an action of this swap.
+    Swap(u64, Event),
+    /// Why a model that was serving failed.
+    Crashed(ModelName, Failure),
+    /// An operator asks, with what was looked up for it.
+    Decide(Box<Decide>),
+    /// The state of the node.
+    Status(oneshot::Sender<Status>),
+    /// One swap.
+    SwapById(u64, oneshot::Sender<Option<SwapSummary>>),
+    /// berthd is to end.
+    Quit,
+}
+
+/// A request with what was looked up for it just now.
+pub struct Decide {
+    /// What is asked.
+    pub request: Request,
+    /// Who asks; None for a dry run.
+    pub by: Option<Actor>,
+    /// The GPUs, read for this.
+    pub gpus: Known<Vec<Gpu>>,
+    /// The units; None where systemd did not answer.
+    pub units: Option<BTreeMap<ModelName, Unit>>,
+    /// Files and ports.
+    pub preflight: BTreeMap<ModelName, Preflight>,
+    /// When the looking began.
+    pub began: Moment,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// What a request comes to.
+pub enum Answer {
+    /// A dry run, or a refusal of a real one.
+    Plan(PlanReport),
+    /// It is under way (or there was nothing to do).
+    Accepted(Accepted),
+}
+
+/// How often a model failed lately, and when it may be tried again.
+#[derive(Debug, Clone, Copy)]
+struct Retry {
+    failures: u32,
+    not_before: Moment,
+}
+
+/// The driver's state. `run` is its life.
+pub struct Driver {
+    settings: Arc<Settings>,
+    hands: Hands,
+    ledger: Ledger,
+    events: Events,
+    order: watch::Sender<Order>,
+    state: State,
+    facts: Facts,
+    host: Known<(Bytes, Bytes)>,
+    proofs: Proofs,
+    memory: status::Memory,
+    swap: Option<Swap>,
+    probes: Probes,
+    retries: BTreeMap<ModelName, Retry>,
+    strays: BTreeMap<ModelName, Moment>,
+    began: Moment,
+}
+
+impl Driver {
+    /// A driver that takes over `state` as it is found on this boot: `facts` are the first ones.
+    pub fn new(
+        hands: Hands,
+        ledger: Ledger,
+        events: Events,
+        order: watch::Sender<Order>,
+        mut state: State,
+        facts: Facts,
+        boot: &str,
+    ) -> Self {
+        adopt(&mut state, &facts, boot);
+        Self {
+            settings: Arc::clone(&hands.settings),
+            hands,
+            ledger,
+            events,
+            order,
+            state,
+            facts,
+            host: host_memory(),
+            proofs: Proofs::default(),
+            memory: status::Memory::default(),
+            swap: None,
+            probes: Probes::default(),
+            retries: BTreeMap::new(),
+            strays: BTreeMap::new(),
+            began: monotonic_now(),
+        }
+    }
+
+    /// Serves messages until it is told to quit. Models go on serving after that.
+    pub async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+        self.record();
+        for model in self.state.claims.keys() {
+            self.hands.reference(model);
+        }
+        let mut alive_at = Instant::now();
+        loop {
+            let pause = if self.swap.is_some() { TICK } else { IDLE_TICK };
+            let next = Instant::now() + pause;
+            tokio::select! {
+                message = messages.recv() => match message {
+                    None | Some(Message::Quit) => return,
+                    Some(message) => self.take(message),
+                },
+                () = sleep_until(next) => self.step(Event::Tick),
+            }
+            if alive_at.elapsed() >= WATCHDOG {
+                alive_at = Instant::now();
+                // Without a service manager there is nobody to tell.
+                _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Gpus(gpus) => {
+                self.facts.gpus = gpus;
+                self.observed();
+            }
+            Message::Units(units) => {
+                self.facts.units = units;
+                self.observed();
+            }
+            Message::Unit(model, unit) => {
+                match unit {
+                    Some(unit) => self.facts.units.insert(model, unit),
+                    None => self.facts.units.remove(&model),
+                };
+                self.observed();
+            }
+            Message::Swap(id, event) => {
+                if self.swap.as_ref().is_some_and(|swap| swap.id() == id) {
+                    self.step(event);
+                }
+            }
+            Message::Crashed(model, failure) => {
+                let text = format!("{model} {}", failure.sentence());
+                tracing::warn!(%model, "{text}");
+                self.memory.errors.insert(model, text);
+            }
+            Message::Decide(decide) => self.decide(*decide),
+            Message::Status(reply) => {
+                self.host = host_memory();
+                // The asker may be gone.
+                _ = reply.send(self.with_view(status::status));
+            }
+            Message::SwapById(id, reply) => {
+                let now = monotonic_now();
+                let running = self.swap.as_ref().filter(|swap| swap.id() == id).map(|swap| swap.summary(now));
+                let found = running.or_else(|| self.state.swaps.iter().find(|swap| swap.id == id).cloned());
+                _ = reply.send(found);
+            }
+            Message::Quit => {}
+        }
+    }
+
+    fn observed(&mut self) {
+        self.facts.at = monotonic_now();
+        if self.swap.is_some() {
+            self.step(Event::Facts);
+        } else {
+            self.settle();
+        }
+        self.notice();
+    }
+
+    /// Without a swap: holds state against facts, and brings home back.
+    fn settle(&mut self) {
+        let now = monotonic_now();
+        let mut news = self.state.note_units(&self.facts);
+        for model in self.proofs.weigh(&mut self.state, &self.facts) {
+            tracing::info!(%model, "its memory is proved free");
+            news = true;
+        }
+        let fallen: Vec<ModelName> = self
+            .state
+            .claims
+            .iter()
+            .filter(|(model, claim)| {
+                claim.phase == Phase::Serving
+                    && self
+                        .facts
+                        .units
+                        .get(*model)
+                        .is_none_or(|unit| unit.active.is_down() || unit.invocation != claim.invocation)
+            })
+            .map(|(model, _)| model.clone())
+            .collect();
+        for model in fallen {
+            if let Some(claim) = self.state.claims.get_mut(&model) {
+                claim.phase = Phase::Ending;
+                let invocation = claim.invocation.clone();
+                self.hands.diagnose(None, &model, invocation);
+            }
+            self.memory.errors.insert(model.clone(), format!("{model} ended without being asked to"));
+            self.put_off(&model, now);
+            news = true;
+        }
+        if news {
+            self.record();
+        }
+        self.stop_strays(now);
+        let held_off: Vec<ModelName> = self
+            .retries
+            .iter()
+            .filter(|(_, retry)| retry.not_before > now)
+            .map(|(model, _)| model.clone())
+            .collect();
+        if self.memory.ledger_error.is_none()
+            && let Some(plan) = plan::restore(&self.settings, &self.facts, &self.state, &held_off)
+        {
+            self.begin(plan, None, 0);
+        }
+    }
+
+    /// Units whose claim is ending and that run nevertheless are told to stop again.
+    fn stop_strays(&mut self, now: Moment) {
+        for (model, claim) in self.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending) {
+            let runs = self.facts.units.get(model).is_some_and(|unit| !unit.active.is_down());
+            let tried = self.strays.get(model).is_some_and(|at| now.saturating_sub(*at) < STRAY);
+            if runs && !tried {
+                tracing::info!(%model, phase = ?claim.phase, "stopping it");
+                self.strays.insert(model.clone(), now);
+                self.hands.stop(0, model, BEYOND);
+            }
+        }
+    }
+
+    fn put_off(&mut self, model: &ModelName, now: Moment) {
+        let retry = self.retries.entry(model.clone()).or_insert(Retry { failures: 0, not_before: now });
+        if now.saturating_sub(retry.not_before) > HEALTHY {
+            retry.failures = 0;
+        }
+        let pause = RETRY_FIRST.saturating_mul(1 << retry.failures.min(16)).min(RETRY_LAST);
+        *retry = Retry { failures: retry.failures + 1, not_before: now + pause };
+    }
+
+    fn decide(&mut self, decide: Decide) {
+        let Decide { request, by, gpus, units, preflight, began, reply } = decide;
+        self.facts.gpus = gpus;
+        if let Some(units) = units {
+            self.facts.units = units;
+        }
+        self.observed();
+        let verdict = if request.verb == Verb::Restore {
+            refused("bad_request", "`restore` is berthd's own".to_owned(), Vec::new())
+        } else if let (Some(swap), Some(_)) = (&self.swap, &by) {
+            busy(&swap.summary(monotonic_now()))
+        } else if let (Some(why), Some(_)) = (&self.memory.ledger_error, &by) {
+            refused("ledger", format!("what Berth does can't be recorded: {why}"), Vec::new())
+        } else {
+            plan::plan(&self.settings, &self.facts, &self.state, &request, &preflight)
+        };
+        let report = plan::report(&self.settings, &self.facts, &self.state, &request, &verdict);
+        let after = self.events.newest();
+        // Whether the asker still listens changes nothing.
+        _ = match (verdict, by) {
+            (Verdict::Go(plan), Some(by)) => {
+                let checked_ms = millis(monotonic_now().saturating_sub(began));
+                let id = self.begin(plan, Some(by), checked_ms);
+                reply.send(Answer::Accepted(Accepted { schema: SCHEMA, swap: Some(id), after, plan: report }))
+            }
+            (Verdict::Nothing(_), Some(_)) => {
+                reply.send(Answer::Accepted(Accepted { schema: SCHEMA, swap: None, after, plan: report }))
+            }
+            _ => reply.send(Answer::Plan(report)),
+        };
+    }
+
+    fn begin(&mut self, plan: Plan, by: Option<Actor>, checked_ms: u64) -> u64 {
+        for start in &plan.starts {
+            self.hands.reference(&start.model);
+        }
+        self.state.last_swap_id += 1;
+        let id = self.state.last_swap_id;
+        tracing::info!(
+            swap = id,
+            verb = plan.verb.as_str(),
+            model = plan.model.as_ref().map(ModelName::as_str),
+            stops = ?plan.stops.iter().map(ModelName::as_str).collect::<Vec<_>>(),
+            starts = ?plan.starts.iter().map(|start| start.model.as_str()).collect::<Vec<_>>(),
+            "swap begins"
+        );
+        let now_ms = now_ms();
+        let world = World {
+            settings: &self.settings,
+            facts: &self.facts,
+            state: &mut self.state,
+            proofs: &mut self.proofs,
+            now: monotonic_now(),
+            now_ms,
+        };
+        self.swap = Some(Swap::new(plan, id, by, checked_ms, &world));
+        self.step(Event::Begin);
+        id
+    }
+
+    /// Lets the machine take an event and performs what it asks for.
+    fn step(&mut self, event: Event) {
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            let Some(swap) = &mut self.swap else { return };
+            let mut world = World {
+                settings: &self.settings,
+                facts: &self.facts,
+                state: &mut self.state,
+                proofs: &mut self.proofs,
+                now: monotonic_now(),
+                now_ms: now_ms(),
+            };
+            let actions = swap.step(&mut world, event);
+            next = self.perform(actions);
+        }
+    }
+
+    /// Performs actions in their order; an event where one failed at once.
+    fn perform(&mut self, actions: Vec<Action>) -> Option<Event> {
+        let id = self.swap.as_ref().map_or(0, Swap::id);
+        let ending = actions.contains(&Action::End);
+        for action in actions {
+            match action {
+                Action::Record { first } => {
+                    self.record();
+                    if let Some(why) = self.memory.ledger_error.clone().filter(|_| first && !ending) {
+                        return Some(Event::RecordFailed(why));
+                    }
+                }
+                Action::Stop(model) => {
+                    let declared =
+                        self.settings.models.get(&model).map_or(self.settings.deadlines, |m| m.deadlines);
+                    self.hands.stop(id, &model, declared.stop + BEYOND);
+                }
+                Action::Kill(model) => self.hands.kill(&model),
+                Action::Start(start) => {
+                    self.probes.end();
+                    self.hands.start(id, &start);
+                }
+                Action::Probe(model) => {
+                    let probe = self.hands.probe(id, &model);
+                    self.probes.keep(model, probe);
+                }
+                Action::Diagnose(model) => {
+                    self.probes.end();
+                    let claim = self.state.claims.get(&model);
+                    let invocation = claim.map(|claim| claim.invocation.clone()).unwrap_or_default();
+                    self.hands.diagnose(Some(id), &model, invocation);
+                }
+                Action::Watch(watch) => self.watch(&watch),
+                Action::Say(What::SwapEnded { mut swap }) => {
+                    if let Some(why) = &self.memory.ledger_error {
+                        swap.outcome = Some(Outcome::Degraded);
+                        swap.reason = Some(format!("the outcome can't be recorded: {why}"));
+                    }
+                    self.ended(&swap);
+                    self.events.say(now_ms(), What::SwapEnded { swap });
+                }
+                Action::Say(what) => self.events.say(now_ms(), what),
+                Action::End => {
+                    self.probes.end();
+                    self.swap = None;
+                }
+            }
+        }
+        None
+    }
+
+    fn watch(&mut self, watch: &Watch) {
+        let order = match watch {
+            Watch::Idle => Order::Idle,
+            Watch::Loading => Order::Loading,
+            Watch::Release(models) => Order::Release(
+                models
+                    .iter()
+                    .filter_map(|model| self.state.claims.get(model))
+                    .flat_map(|claim| claim.gpus.iter().cloned())
+                    .collect(),
+            ),
+        };
+        self.order.send_replace(order);
+    }
+
+    fn ended(&mut self, swap: &SwapSummary) {
+        let now = monotonic_now();
+        let outcome = swap.outcome.unwrap_or(Outcome::Degraded);
+        tracing::info!(
+            swap = swap.id,
+            ?outcome,
+            reason = swap.reason,
+            elapsed_ms = swap.elapsed_ms,
+            "swap ended"
+        );
+        for model in &swap.serving {
+            self.memory.errors.remove(model);
+        }
+        if let Some(reason) = &swap.reason {
+            let failed = swap.steps.iter().rfind(|step| step.state == StepState::Failed);
+            let model = failed.and_then(|step| step.model.clone()).or_else(|| swap.model.clone());
+            if let Some(model) = model.filter(|model| !swap.serving.contains(model)) {
+                self.memory.errors.insert(model, reason.clone());
+            }
+        }
+        if outcome != Outcome::Done {
+            let missing: Vec<ModelName> = self
+                .state
+                .home
+                .models
+                .iter()
+                .filter(|model| !swap.serving.contains(model))
+                .cloned()
+                .collect();
+            for model in missing {
+                self.put_off(&model, now);
+            }
+        }
+    }
+
+    /// Writes the state to the ledger. The error stays in `memory` for as long as it can't be written.
+    fn record(&mut self) {
+        let result = tokio::task::block_in_place(|| self.ledger.record(&self.state));
+        self.memory.ledger_error = result.err().map(|error| error.to_string());
+        if let Some(error) = &self.memory.ledger_error {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// Notices changes that people are told of: states of models, problems.
+    fn notice(&mut self) {
+        let now_ms = now_ms();
+        let (states, problems) = self.with_view(|view| {
+            let states: Vec<(ModelName, ModelState)> = view
+                .settings
+                .models
+                .values()
+                .map(|model| (model.name.clone(), status::model_state(view, model)))
+                .collect();
+            (states, status::problems(view))
+        });
+        for (model, state) in states {
+            let was = self.memory.since.get(&model).map(|(was, _)| *was);
+            if was == Some(state) {
+                continue;
+            }
+            self.memory.since.insert(model.clone(), (state, now_ms));
+            if was.is_some() && self.swap.is_none() {
+                let text = self.memory.errors.get(&model).cloned().unwrap_or_default();
+                self.events.say(now_ms, What::Model { model, state, text });
+            }
+        }
+        let gone: Vec<String> = self
+            .memory
+            .problems
+            .keys()
+            .filter(|code| !problems.iter().any(|p| p.code == **code))
+            .cloned()
+            .collect();
+        for code in gone {
+            self.memory.problems.remove(&code);
+            self.events.say(now_ms, What::ProblemEnded { text: format!("{code} is over"), code });
+        }
+        for problem in problems {
+            if !self.memory.problems.contains_key(&problem.code) {
+                self.memory.problems.insert(problem.code.clone(), now_ms);
+                tracing::warn!(code = problem.code, "{}", problem.text);
+                self.events
+                    .say(now_ms, What::ProblemBegan { problem: Problem { since_ms: now_ms, ..problem } });
+            }
+        }
+    }
+
+    fn with_view<T>(&self, look: impl FnOnce(&View) -> T) -> T {
+        let now = monotonic_now();
+        let swap = self.swap.as_ref().map(|swap| swap.summary(now));
+        look(&View {
+            settings: &self.settings,
+            facts: &self.facts,
+            state: &self.state,
+            proofs: &self.proofs,
+            memory: &self.memory,
+            swap: swap.as_ref(),
+            host: &self.host,
+            now,
+            now_ms: now_ms(),
+            uptime_ms: millis(now.saturating_sub(self.began)),
+        })
+    }
+}
+
+/// Settles what an earlier berthd left, by looking: units that run as they were recorded serve on; what does not
+/// has to prove its memory free.
+fn adopt(state: &mut State, facts: &Facts, boot: &str) {
+    let rebooted = state.boot != boot;
+    for (model, claim) in &mut state.claims {
+        if rebooted {
+            // Process ids of another boot mean nothing now.
+            claim.seen.clear();
+            claim.phase = Phase::Ending;
+            continue;
+        }
+        let runs = facts.units.get(model).is_some_and(|unit| {
+            !unit.active.is_down() && (unit.invocation == claim.invocation || claim.invocation.is_empty())
+        });
+        if claim.phase != Phase::Serving || !runs {
+            claim.phase = Phase::Ending;
+        }
+        tracing::info!(%model, phase = ?claim.phase, "taken over from the ledger");
+    }
+    state.swap = None;
+    boot.clone_into(&mut state.boot);
+}
+
+fn busy(swap: &SwapSummary) -> Verdict {
+    let who = swap.by.as_ref().map_or("berthd itself".to_owned(), |by| by.user.clone());
+    let what = swap.model.as_ref().map(|model| format!(" {model}")).unwrap_or_default();
+    let text = format!(
+        "one swap at a time: `{}{what}` by {who} is under way since {}.{} s",
+        swap.verb.as_str(),
+        swap.elapsed_ms / 1000,
+        swap.elapsed_ms % 1000 / 100
+    );
+    refused("busy", text, vec!["berthctl status --watch".to_owned()])
+}
+
+fn refused(code: &str, text: String, hints: Vec<String>) -> Verdict {
+    Verdict::Refused { refusal: Refusal { code: code.to_owned(), text, hints }, nearest: None }
+}
+
+/// Whether a plan was refused, and why.
+pub fn refusal(report: &PlanReport) -> Option<&Refusal> {
+    match &report.verdict {
+        Said::Refused(refusal) => Some(refusal),
+        _ => None,
+    }
+}
+
+/// The wall clock in milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

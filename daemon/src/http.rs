@@ -1,0 +1,331 @@
+//! The control API: HTTP on a unix socket. Knows the driver's messages and core's report, nothing beneath.
+//!
+//! Who may connect is the socket's mode: root and the group `berth`. Who asked for a change goes into the journal.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path as UrlPath, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::IncomingStream;
+use axum::{Json, Router};
+use berth_core::config::Settings;
+use berth_core::plan;
+use berth_core::report::{Actor, ApiProblem, Event, PlanReport, Request, What};
+use futures_util::stream::{self, Stream, StreamExt};
+use nix::unistd::{Uid, User};
+use serde::Deserialize;
+use tokio::net::UnixListener;
+use tokio::net::unix::UCred;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::driver::{Answer, Decide, Message, refusal};
+use crate::events::Events;
+use crate::journal;
+use crate::nvml::Nvml;
+use crate::observe;
+use crate::preflight;
+use crate::proc::monotonic_now;
+use crate::systemd::Systemd;
+
+/// How long the looking up of files may take: a network file system can hang for minutes.
+const LOOK_UP: Duration = Duration::from_secs(10);
+/// How long the driver may take to answer; it waits for nothing but a disk.
+const DRIVER: Duration = Duration::from_secs(30);
+
+/// What requests are answered with.
+#[derive(Clone)]
+pub struct Api {
+    /// The driver.
+    pub driver: mpsc::Sender<Message>,
+    /// What happened.
+    pub events: Events,
+    /// Read afresh for each decision.
+    pub nvml: Nvml,
+    /// Likewise.
+    pub systemd: Systemd,
+    /// What was declared.
+    pub settings: Arc<Settings>,
+}
+
+/// Binds the control socket: for root and the group of operators only.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Serves requests until the process ends.
+pub async fn serve(listener: UnixListener, api: Api) -> io::Result<()> {
+    let router = Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/plan", post(dry_run))
+        .route("/api/v1/swaps", post(begin))
+        .route("/api/v1/swaps/{id}", get(swap))
+        .route("/api/v1/events", get(events))
+        .route("/api/v1/models/{name}/logs", get(logs))
+        .fallback(|| async { problem(StatusCode::NOT_FOUND, "not_found", "no such resource", &[]) })
+        .with_state(api);
+    axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await
+}
+
+/// Who is at the other end, as the kernel says.
+#[derive(Debug, Clone, Copy)]
+struct Peer(Option<UCred>);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self(stream.io().peer_cred().ok())
+    }
+}
+
+impl Peer {
+    fn actor(self) -> Option<Actor> {
+        let peer = self.0?;
+        let user = User::from_uid(Uid::from_raw(peer.uid())).ok().flatten();
+        Some(Actor {
+            uid: peer.uid(),
+            user: user.map_or_else(|| format!("uid {}", peer.uid()), |user| user.name),
+            pid: peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default(),
+        })
+    }
+}
+
+async fn status(State(api): State<Api>) -> Response {
+    let (reply, answer) = oneshot::channel();
+    match api.ask(Message::Status(reply), answer).await {
+        Some(status) => Json(status).into_response(),
+        None => no_answer(),
+    }
+}
+
+async fn swap(State(api): State<Api>, UrlPath(id): UrlPath<String>) -> Response {
+    let Ok(id) = id.parse() else {
+        return problem(StatusCode::BAD_REQUEST, "bad_request", "a swap's id is a number", &[]);
+    };
+    let (reply, answer) = oneshot::channel();
+    match api.ask(Message::SwapById(id, reply), answer).await {
+        Some(Some(swap)) => Json(swap).into_response(),
+        Some(None) => {
+            let text = format!("swap {id} is not known any more; the last {} are", berth_core::state::State::KEPT_SWAPS);
+            problem(StatusCode::NOT_FOUND, "unknown_swap", &text, &[])
+        }
+        None => no_answer(),
+    }
+}
+
+async fn dry_run(State(api): State<Api>, request: Result<Json<Request>, JsonRejection>) -> Response {
+    let Json(request) = match request {
+        Ok(request) => request,
+        Err(rejection) => return malformed(&rejection),
+    };
+    match api.decide(request, None).await {
+        Some(Answer::Plan(report)) => Json(report).into_response(),
+        Some(Answer::Accepted(accepted)) => Json(accepted.plan).into_response(),
+        None => no_answer(),
+    }
+}
+
+async fn begin(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<Request>, JsonRejection>,
+) -> Response {
+    let Some(actor) = peer.actor() else {
+        return problem(StatusCode::FORBIDDEN, "unknown_peer", "the kernel does not say who asks", &[]);
+    };
+    let Json(request) = match request {
+        Ok(request) => request,
+        Err(rejection) => return malformed(&rejection),
+    };
+    let answer = api.decide(request.clone(), Some(actor.clone())).await;
+    let (outcome, response) = match answer {
+        Some(Answer::Accepted(accepted)) => {
+            let outcome = accepted.swap.map_or("nothing to do".to_owned(), |id| format!("swap {id}"));
+            (outcome, (StatusCode::ACCEPTED, Json(accepted)).into_response())
+        }
+        Some(Answer::Plan(report)) => {
+            let why = refusal(&report).map(|refusal| refusal.text.clone()).unwrap_or_default();
+            (format!("refused: {why}"), refused(report))
+        }
+        None => ("berthd did not answer".to_owned(), no_answer()),
+    };
+    let command = std::fs::read(format!("/proc/{}/cmdline", actor.pid)).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    tracing::info!(
+        audit = true,
+        uid = actor.uid,
+        user = actor.user,
+        pid = actor.pid,
+        command = command.trim(),
+        verb = request.verb.as_str(),
+        model = request.model.as_deref().unwrap_or_default(),
+        outcome,
+        "audit: {} (uid {}) by pid {} ({}) asked: {} {}: {outcome}",
+        actor.user,
+        actor.uid,
+        actor.pid,
+        command.trim(),
+        request.verb.as_str(),
+        request.model.as_deref().unwrap_or_default(),
+    );
+    response
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventsQuery {
+    after: Option<u64>,
+    last: Option<usize>,
+    swap: Option<u64>,
+    #[serde(default = "yes")]
+    follow: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogsQuery {
+    #[serde(default = "hundred")]
+    lines: usize,
+    #[serde(default)]
+    follow: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn hundred() -> usize {
+    100
+}
+
+async fn events(State(api): State<Api>, Query(query): Query<EventsQuery>) -> Response {
+    let (kept, live) = match (query.after, query.last) {
+        (Some(after), _) => api.events.after(after),
+        (None, Some(count)) => api.events.last(count),
+        (None, None) => api.events.last(0),
+    };
+    let kept = stream::iter(kept);
+    let all = if query.follow { kept.chain(following(live)).boxed() } else { kept.boxed() };
+    let wanted = query.swap;
+    let messages = all
+        .filter(move |event| std::future::ready(wanted.is_none_or(|id| swap_of(event) == Some(id))))
+        .map(|event| {
+            let json = serde_json::to_string(&*event).unwrap_or_default();
+            Ok::<_, Infallible>(sse::Event::default().id(event.id.to_string()).data(json))
+        });
+    Sse::new(messages).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
+}
+
+/// Live events; ends for a listener that lags behind, which comes back with the last id that it saw.
+fn following(live: broadcast::Receiver<Arc<Event>>) -> impl Stream<Item = Arc<Event>> {
+    stream::unfold(live, |mut live| async move { live.recv().await.ok().map(|event| (event, live)) })
+}
+
+fn swap_of(event: &Event) -> Option<u64> {
+    match &event.what {
+        What::SwapBegan { swap } | What::SwapEnded { swap } => Some(swap.id),
+        What::SwapStep { swap, .. } => Some(*swap),
+        _ => None,
+    }
+}
+
+async fn logs(State(api): State<Api>, UrlPath(name): UrlPath<String>, Query(query): Query<LogsQuery>) -> Response {
+    let state = berth_core::state::State::default();
+    let model = match plan::resolve(&api.settings, &state, &name) {
+        Ok(model) => model.name.clone(),
+        Err(refusal) => {
+            return problem(StatusCode::NOT_FOUND, &refusal.code, &refusal.text, &refusal.hints);
+        }
+    };
+    let lines = match journal::follow(&model, query.lines.min(100_000), query.follow) {
+        Ok(lines) => lines,
+        Err(error) => {
+            return problem(StatusCode::SERVICE_UNAVAILABLE, "journal", &error.to_string(), &[]);
+        }
+    };
+    // An error after the answer has begun can only break it off.
+    let body = lines.map(|line| {
+        line.map(|line| {
+            let mut json = serde_json::to_vec(&line).unwrap_or_default();
+            json.push(b'\n');
+            Bytes::from(json)
+        })
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response()
+}
+
+impl Api {
+    async fn ask<T>(&self, message: Message, answer: oneshot::Receiver<T>) -> Option<T> {
+        self.driver.send(message).await.ok()?;
+        tokio::time::timeout(DRIVER, answer).await.ok()?.ok()
+    }
+
+    /// Looks up what a decision needs, outside the driver, and has it decided.
+    async fn decide(&self, request: Request, by: Option<Actor>) -> Option<Answer> {
+        let began = monotonic_now();
+        let fresh = observe::fresh(&self.nvml, &self.systemd).await;
+        let (settings, asked) = (Arc::clone(&self.settings), request.clone());
+        let groups = fresh.control_groups;
+        let looked = tokio::task::spawn_blocking(move || preflight::look(&settings, &asked, &groups));
+        let preflight = match tokio::time::timeout(LOOK_UP, looked).await {
+            Ok(Ok(preflight)) => preflight,
+            // Its file system hangs: the model's server would, too.
+            _ => preflight::hung(&self.settings, &request, LOOK_UP),
+        };
+        let (reply, answer) = oneshot::channel();
+        let decide =
+            Decide { request, by, gpus: fresh.gpus, units: fresh.units, preflight, began, reply };
+        self.ask(Message::Decide(Box::new(decide)), answer).await
+    }
+}
+
+fn refused(report: PlanReport) -> Response {
+    let (code, text, hints) = match refusal(&report) {
+        Some(refusal) => (refusal.code.clone(), refusal.text.clone(), refusal.hints.clone()),
+        None => ("refused".to_owned(), "it was refused".to_owned(), Vec::new()),
+    };
+    let status = StatusCode::CONFLICT;
+    let body = ApiProblem { status: status.as_u16(), code, title: text, hints, plan: Some(report) };
+    as_problem(status, &body)
+}
+
+fn malformed(rejection: &JsonRejection) -> Response {
+    problem(StatusCode::BAD_REQUEST, "bad_request", &rejection.body_text(), &[])
+}
+
+fn no_answer() -> Response {
+    let hint = "journalctl -u berthd -n 50".to_owned();
+    problem(StatusCode::SERVICE_UNAVAILABLE, "no_answer", "berthd's driver does not answer", &[hint])
+}
+
+fn problem(status: StatusCode, code: &str, title: &str, hints: &[String]) -> Response {
+    let body = ApiProblem {
+        status: status.as_u16(),
+        code: code.to_owned(),
+        title: title.to_owned(),
+        hints: hints.to_vec(),
+        plan: None,
+    };
+    as_problem(status, &body)
+}
+
+fn as_problem(status: StatusCode, body: &ApiProblem) -> Response {
+    let json = serde_json::to_string(body).unwrap_or_default();
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], json).into_response()
+}

@@ -1,0 +1,121 @@
+//! What can be looked up about a model before anything is touched: program, files, port.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_core::config::{Model, Settings};
+use berth_core::facts::{Listener, Preflight};
+use berth_core::name::ModelName;
+use berth_core::report::Request;
+
+use crate::proc;
+use crate::sockets;
+
+/// Where a program given by its bare name is looked for; `berth-launch` looks in the same places.
+const SEARCHED: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
+
+/// Looks up the models that a request may start: the one it names, else all. Blocks on the file system.
+pub fn look(
+    settings: &Settings,
+    request: &Request,
+    control_groups: &BTreeMap<ModelName, String>,
+) -> BTreeMap<ModelName, Preflight> {
+    asked(settings, request).map(|model| (model.name.clone(), look_up(model, control_groups))).collect()
+}
+
+/// What there is to say when looking did not end within `deadline`.
+pub fn hung(settings: &Settings, request: &Request, deadline: Duration) -> BTreeMap<ModelName, Preflight> {
+    let why = format!("its file system did not answer within {} s", deadline.as_secs());
+    asked(settings, request)
+        .map(|model| {
+            let file = model.file.clone().unwrap_or_else(|| model.program.clone());
+            (model.name.clone(), Preflight { files: vec![(file, why.clone())], port: None })
+        })
+        .collect()
+}
+
+fn asked<'a>(settings: &'a Settings, request: &'a Request) -> impl Iterator<Item = &'a Model> {
+    settings.models.values().filter(|model| match request.model.as_deref() {
+        None | Some("default") => true,
+        Some(name) => model.name.as_str() == name || model.aliases.iter().any(|alias| alias == name),
+    })
+}
+
+fn look_up(model: &Model, control_groups: &BTreeMap<ModelName, String>) -> Preflight {
+    let mut files = Vec::new();
+    if let Err(why) = program(&model.program) {
+        files.push((model.program.clone(), why));
+    }
+    // A name such as `org/model` is a hub's, not a path.
+    if let Some(file) = model.file.as_ref().filter(|file| file.is_absolute())
+        && let Err(why) = exists(file)
+    {
+        files.push((file.clone(), why));
+    }
+    if let Some(cwd) = &model.cwd
+        && let Err(why) = exists(cwd)
+    {
+        files.push((cwd.clone(), why));
+    }
+    Preflight { files, port: on_port(model, control_groups) }
+}
+
+/// Who listens on the model's port now.
+fn on_port(model: &Model, control_groups: &BTreeMap<ModelName, String>) -> Option<Listener> {
+    let owner = |cgroup: u64| {
+        control_groups
+            .iter()
+            .find(|(_, group)| proc::cgroup_ids(group).contains(&cgroup))
+            .map(|(name, _)| name.clone())
+    };
+    match sockets::listeners_on(model.port, owner) {
+        Ok(listeners) => listeners
+            .into_iter()
+            .find(|l| l.address == model.host || l.address.is_unspecified() || model.host.is_unspecified()),
+        Err(error) => {
+            tracing::warn!(%error, "the kernel does not say who listens");
+            None
+        }
+    }
+}
+
+fn program(program: &Path) -> Result<(), String> {
+    if program.is_absolute() {
+        exists(program)?;
+        return match fs::metadata(program) {
+            Ok(meta) if !meta.is_file() => Err("it is not a file".to_owned()),
+            Ok(meta) if meta.permissions().mode() & 0o111 == 0 => Err("it is not executable".to_owned()),
+            _ => Ok(()),
+        };
+    }
+    if SEARCHED.iter().any(|dir| Path::new(dir).join(program).is_file()) {
+        return Ok(());
+    }
+    Err(format!("no such program in {}", SEARCHED.join(" and ")))
+}
+
+/// Whether a path is there. What berthd may not look into (a home folder, say) may be there: the model's own user
+/// can read it, so that is no reason to refuse.
+fn exists(path: &Path) -> Result<(), String> {
+    match fs::metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(nearest(path)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// How far a missing path exists: usually shows at once what is wrong with it.
+fn nearest(path: &Path) -> String {
+    let there: Option<PathBuf> = path.ancestors().skip(1).find(|dir| dir.exists()).map(Path::to_owned);
+    match there {
+        Some(dir) if Some(dir.as_path()) != path.parent() => {
+            format!("it does not exist; {} does", dir.display())
+        }
+        _ => "it does not exist".to_owned(),
+    }
+}

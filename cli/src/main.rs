@@ -1,2 +1,77 @@
-//! To be written.
-fn main() {}
+//! berthctl: the command line of Berth.
+//!
+//! [`args`] is what can be typed, [`verbs`] asks berthd through [`client`], [`follow`] watches a swap, and
+//! [`render`] turns reports into text. What berthd is and decides is not known here: only its reports are.
+
+mod args;
+mod check;
+mod client;
+mod complaint;
+mod events;
+mod exit;
+mod follow;
+mod gpus;
+mod out;
+mod progress;
+mod render;
+mod standalone;
+mod verbs;
+
+use berth_core::report::{Request, Verb};
+use clap::Parser as _;
+
+use crate::args::{Cli, Command, request};
+use crate::client::Client;
+use crate::complaint::Complaint;
+use crate::exit::Exit;
+use crate::out::Out;
+use crate::verbs::Context;
+
+fn main() -> Exit {
+    let cli = Cli::parse();
+    let out = Out::new(cli.json, cli.color);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli, out)),
+        Err(e) => Err(e.into()),
+    };
+    match ended {
+        Ok(Ok(exit)) => exit,
+        Ok(Err(complaint)) => complaint.tell(out),
+        Err(e) => Complaint::new(Exit::Unreachable, "internal", format!("{e:#}"), &[]).tell(out),
+    }
+}
+
+async fn run(cli: Cli, out: Out) -> verbs::Ended {
+    let berth = Context { client: Client::new(cli.socket), out };
+    Ok(match cli.verb.unwrap_or(Command::Status { watch: false }) {
+        Command::Status { watch } => until_interrupted(watch, async { Ok(berth.status(watch).await) }).await,
+        Command::Plan { verb } => berth.plan(&verb.request()).await,
+        Command::Logs { model, follow, lines } => {
+            until_interrupted(follow, berth.logs(&model.name, lines, follow)).await
+        }
+        Command::Events { follow, last } => until_interrupted(follow, berth.events(last, follow)).await,
+        Command::Check { config } => check::check(&config, out),
+        Command::Switch { model, wait } => return berth.change(&request(Verb::Switch, model), &wait).await,
+        Command::Start { model, wait } => return berth.change(&request(Verb::Start, model), &wait).await,
+        Command::Stop { which, wait } => return berth.change(&which.request(), &wait).await,
+        Command::Restart { model, wait } => return berth.change(&request(Verb::Restart, model), &wait).await,
+        Command::Back { wait } => {
+            return berth.change(&Request { verb: Verb::Back, model: None }, &wait).await;
+        }
+    })
+}
+
+/// Ends what would go on for ever at Ctrl-C; the rest is left to the signal itself.
+async fn until_interrupted(
+    endless: bool,
+    work: impl Future<Output = Result<Exit, Complaint>>,
+) -> Result<Exit, Complaint> {
+    if !endless {
+        return work.await;
+    }
+    tokio::select! {
+        ended = work => ended,
+        _ = tokio::signal::ctrl_c() => Ok(Exit::Stopped),
+    }
+}

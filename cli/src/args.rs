@@ -1,0 +1,297 @@
+//! What can be typed: the verbs, their options and their help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ColorChoice, Parser, Subcommand};
+
+use berth_core::report::{Request, Verb};
+
+use crate::exit;
+
+/// The verbs grouped as people look for them. A test holds it against the real list.
+const GROUPS: &str = "\
+{about}
+
+Usage: berthctl [VERB] [OPTIONS]
+
+See:
+  (no verb)       who holds the GPUs and what serves; works without berthd too
+  status          the same; --watch keeps it on the screen
+  logs MODEL      what a model's server said; -f follows
+  events          what Berth did; -f follows
+Change:
+  switch MODEL    make it `default`; stop only what is in the way
+  start MODEL     add it beside the rest; never stops another
+  stop MODEL      free its memory; it stays stopped (--all: every model)
+  restart MODEL   the same again
+  back            whatever served before
+Before you do:
+  plan VERB …     say what a change would do, touch nothing
+  check           validate and explain the configuration; needs no berthd
+  help VERB       more on each, with an example
+
+Options:
+{options}
+
+{after-help}";
+
+const AFTER: &str = "\
+Examples:
+  berthctl switch genesis           stop what is in the way, then serve genesis
+  berthctl plan switch llama70b     would it fit? what would be stopped?
+  berthctl back                     undo
+";
+
+const JSON: &str = "\
+With --json, on standard output (`schema` is 1; fields may be added to it):
+  status, plan, check   one document
+  events, logs          one document a line
+  switch, start, stop, restart, back
+                        one event a line while it is followed; the last line has
+                        `exit` and one of `swap` (how it ended), `accepted`
+                        (--no-wait, or nothing to do) or `problem`
+  any verb that fails   a last line with `exit` and `problem` (`code`, `title`,
+                        `hints`)";
+
+/// Switch GPU models safely: the next one starts when the memory is measured free.
+#[derive(Debug, Parser)]
+#[command(name = "berthctl", version, help_template = GROUPS, disable_help_subcommand = false)]
+#[command(after_help = format!("{AFTER}\n{}\n\n`berthctl --help` also tells what --json prints.", exit::EXPLAINED))]
+#[command(after_long_help = format!("{AFTER}\n{}\n\n{JSON}", exit::EXPLAINED))]
+pub(crate) struct Cli {
+    /// What to do; without one: `status`.
+    #[command(subcommand)]
+    pub(crate) verb: Option<Command>,
+    /// Print JSON for programs instead of text for people
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// berthd's socket
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "BERTH_SOCKET",
+        default_value = "/run/berth/berth.sock",
+        hide_env_values = true
+    )]
+    pub(crate) socket: PathBuf,
+    /// When to use colours; NO_COLOR is honoured
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: ColorChoice,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show who holds the GPUs and what serves
+    #[command(after_help = "Example:\n  berthctl status --watch")]
+    Status {
+        /// Keep it on the screen, renewed every second, until Ctrl-C
+        #[arg(long, short)]
+        watch: bool,
+    },
+    /// Make a model `default`; stop only what is in the way
+    #[command(after_help = "Example:\n  berthctl switch genesis --timeout 5m\n\n\
+        Ctrl-C stops watching, not the switch.")]
+    Switch {
+        #[command(flatten)]
+        model: ModelArg,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Add a model beside the rest; never stops another
+    #[command(after_help = "Example:\n  berthctl start embedder")]
+    Start {
+        #[command(flatten)]
+        model: ModelArg,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Free a model's memory; it stays stopped, over a reboot too
+    #[command(after_help = "Examples:\n  berthctl stop aeon\n  berthctl stop --all")]
+    Stop {
+        #[command(flatten)]
+        which: StopArg,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Stop a model and start it again
+    #[command(after_help = "Example:\n  berthctl restart genesis")]
+    Restart {
+        #[command(flatten)]
+        model: ModelArg,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Go back to whatever served before
+    #[command(after_help = "Example:\n  berthctl back")]
+    Back {
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Say what a change would do, touch nothing
+    #[command(after_help = "Example:\n  berthctl plan switch llama70b\n\n\
+        Exits 3 where the change would be refused.")]
+    Plan {
+        #[command(subcommand)]
+        verb: PlanVerb,
+    },
+    /// Show what a model's server said
+    #[command(after_help = "Example:\n  berthctl logs qwen32b -n 30")]
+    Logs {
+        #[command(flatten)]
+        model: ModelArg,
+        /// Go on with new lines until Ctrl-C
+        #[arg(long, short)]
+        follow: bool,
+        /// How many of the last lines to show
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 100)]
+        lines: u32,
+    },
+    /// Show what Berth did
+    #[command(after_help = "Example:\n  berthctl events -f")]
+    Events {
+        /// Go on with new ones until Ctrl-C
+        #[arg(long, short)]
+        follow: bool,
+        /// How many of the last ones to show
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+        last: u32,
+    },
+    /// Validate and explain the configuration; needs no berthd
+    #[command(after_help = "Example:\n  berthctl check --config ./etc\n\nExits 2 where it is not valid.")]
+    Check {
+        /// The folder with berth.toml and models.d
+        #[arg(long, value_name = "DIR", default_value = "/etc/berth")]
+        config: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelArg {
+    /// The model's name or one of its aliases
+    #[arg(value_name = "MODEL")]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct StopArg {
+    /// The model's name or one of its aliases
+    #[arg(value_name = "MODEL")]
+    model: Option<String>,
+    /// Every model
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// Watch for at most this long (90s, 2m, 1m30s), then exit 7; the change itself goes on
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "no_wait")]
+    pub(crate) timeout: Option<Duration>,
+    /// Exit as soon as berthd has accepted it
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlanVerb {
+    /// Making a model `default`
+    Switch(ModelArg),
+    /// Adding a model beside the rest
+    Start(ModelArg),
+    /// Freeing a model's memory
+    Stop(StopArg),
+    /// Stopping a model and starting it again
+    Restart(ModelArg),
+    /// Going back to whatever served before
+    Back,
+}
+
+impl PlanVerb {
+    /// What to ask berthd.
+    pub(crate) fn request(self) -> Request {
+        match self {
+            Self::Switch(model) => request(Verb::Switch, model),
+            Self::Start(model) => request(Verb::Start, model),
+            Self::Stop(which) => which.request(),
+            Self::Restart(model) => request(Verb::Restart, model),
+            Self::Back => Request { verb: Verb::Back, model: None },
+        }
+    }
+}
+
+impl StopArg {
+    /// What to ask berthd.
+    pub(crate) fn request(self) -> Request {
+        let verb = if self.all { Verb::StopAll } else { Verb::Stop };
+        Request { verb, model: self.model }
+    }
+}
+
+/// The request of a verb that takes one model.
+pub(crate) fn request(verb: Verb, model: ModelArg) -> Request {
+    Request { verb, model: Some(model.name) }
+}
+
+/// Reads `90s`, `2m`, `1m30s` or a bare number of seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("`{text}` is not a time; write for example 90s, 2m or 1m30s");
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Ok(Duration::from_secs(seconds.into()));
+    }
+    let span: jiff::SignedDuration = text.parse().map_err(|_| bad())?;
+    Duration::try_from(span).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_is_in_the_grouped_help_and_has_an_example() {
+        for verb in Cli::command().get_subcommands() {
+            assert!(GROUPS.contains(&format!("\n  {}", verb.get_name())), "{} is missing", verb.get_name());
+            let example = verb.get_after_help().unwrap().to_string();
+            assert!(example.contains(&format!("berthctl {}", verb.get_name())), "{example}");
+        }
+    }
+
+    #[test]
+    fn help_fits_a_terminal() {
+        let help = Cli::command().term_width(80).render_long_help().to_string();
+        insta::assert_snapshot!(help);
+        for line in help.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        for bad in ["", "soon", "-1s", "1.5.2s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn stop_takes_one_model_or_all() {
+        for bad in [&["berthctl", "stop"][..], &["berthctl", "stop", "a", "--all"]] {
+            assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
+        }
+        let cli = Cli::try_parse_from(["berthctl", "plan", "stop", "--all"]).unwrap();
+        let Some(Command::Plan { verb }) = cli.verb else { panic!() };
+        assert_eq!(verb.request(), Request { verb: Verb::StopAll, model: None });
+    }
+}

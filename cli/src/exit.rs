@@ -1,0 +1,62 @@
+//! The exit codes: stable, for scripts.
+
+use std::process::{ExitCode, Termination};
+
+use berth_core::report::Outcome;
+
+/// How a run of berthctl ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    /// As asked.
+    Done = 0,
+    /// The command line or the configuration is wrong.
+    Usage = 2,
+    /// berthd refused; nothing was touched.
+    Refused = 3,
+    /// It failed, and what served before serves again.
+    Restored = 4,
+    /// It failed, and not all that should serve does.
+    Degraded = 5,
+    /// berthd can't be reached, or gives no answer that can be understood.
+    Unreachable = 6,
+    /// `--timeout` passed; what was asked for goes on.
+    Timeout = 7,
+    /// Ctrl-C: watching stopped; what was asked for goes on.
+    Stopped = 130,
+}
+
+/// What `berthctl --help` says of them.
+pub(crate) const EXPLAINED: &str = "\
+Exit codes:
+    0  done
+    2  usage: the command line, or with `check` the configuration, is wrong
+    3  refused; nothing was touched
+    4  failed, and what served before serves again
+    5  failed, and not all that should serve does; berthd goes on trying
+    6  berthd can't be reached, or its answer can't be understood
+    7  --timeout passed; the switch goes on
+  130  Ctrl-C: stopped watching; the switch goes on";
+
+impl Exit {
+    /// The code itself.
+    pub(crate) fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+impl From<Outcome> for Exit {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done => Self::Done,
+            Outcome::Restored => Self::Restored,
+            Outcome::Degraded => Self::Degraded,
+        }
+    }
+}
+
+impl Termination for Exit {
+    fn report(self) -> ExitCode {
+        ExitCode::from(self.code())
+    }
+}

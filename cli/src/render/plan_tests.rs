@@ -1,0 +1,110 @@
+#![allow(clippy::unwrap_used)]
+use berth_core::bytes::Bytes;
+use berth_core::name::ModelName;
+use berth_core::report::{Request, Step, Verb};
+
+use super::super::examples::{PLAIN, name};
+use super::super::text::{WIDTH, columns};
+use super::*;
+
+fn change(index: u32, needs: u64, after: &[(ModelName, Bytes)]) -> GpuChange {
+    GpuChange {
+        index,
+        total: Bytes::mib(16311),
+        unusable: Bytes::mib(456 + 256),
+        foreign: if index == 0 { Bytes::mib(412) } else { Bytes::ZERO },
+        foreign_by: if index == 0 { vec!["Xorg".into()] } else { Vec::new() },
+        before: vec![(name("genesis"), Bytes::mib(14643))],
+        after: after.to_vec(),
+        needs: Bytes::mib(needs),
+        available: Bytes::mib(16311 - 712 - if index == 0 { 412 } else { 0 }),
+    }
+}
+
+fn refused_plan() -> PlanReport {
+    PlanReport {
+        schema: 1,
+        request: Request { verb: Verb::Switch, model: Some("llama70b".into()) },
+        verdict: Verdict::Refused(Refusal {
+            code: "does_not_fit".into(),
+            text: "0.8 GiB short on GPU 0, 1.2 GiB on GPU 1. genesis keeps serving.".into(),
+            hints: vec![
+                "less memory in llama70b.toml: a smaller context, or fewer layers on the GPU".into(),
+                "berthctl plan switch supergemma".into(),
+            ],
+        }),
+        stops: vec![name("genesis")],
+        starts: vec![name("llama70b")],
+        gpus: vec![change(0, 15_974, &[]), change(1, 16_794, &[])],
+        steps: Vec::new(),
+    }
+}
+
+fn going() -> PlanReport {
+    let after = [(name("aeon"), Bytes::mib(14_500))];
+    let step = |step, model: Option<&str>, ms| StepForecast { step, model: model.map(name), expected_ms: ms };
+    PlanReport {
+        request: Request { verb: Verb::Switch, model: Some("aeon".into()) },
+        verdict: Verdict::Go,
+        starts: vec![name("aeon")],
+        gpus: vec![change(0, 14_500, &after), change(1, 14_500, &after)],
+        steps: vec![
+            step(Step::Checked, None, Some(20)),
+            step(Step::Stopped, Some("genesis"), Some(2_200)),
+            step(Step::Released, None, Some(2_500)),
+            step(Step::Ready, Some("aeon"), Some(58_000)),
+        ],
+        ..refused_plan()
+    }
+}
+
+fn shown(text: String) -> String {
+    for line in text.lines() {
+        assert!(columns(line) <= WIDTH, "{} columns: {line}", columns(line));
+    }
+    text
+}
+
+#[test]
+fn a_refusal_says_what_is_short_where_and_what_to_try() {
+    insta::assert_snapshot!(shown(plan(&refused_plan(), PLAIN)));
+}
+
+#[test]
+fn a_plan_says_what_would_be_stopped_and_how_long_it_takes() {
+    insta::assert_snapshot!(shown(plan(&going(), PLAIN)));
+}
+
+#[test]
+fn without_history_no_time_is_made_up() {
+    let mut plan_without = going();
+    plan_without.steps[3].expected_ms = None;
+    let text = plan(&plan_without, PLAIN);
+    assert!(!text.lines().next().unwrap().contains("about"), "{text}");
+}
+
+#[test]
+fn nothing_to_do_is_said() {
+    let plan_of_nothing = PlanReport {
+        verdict: Verdict::Nothing { text: "genesis serves as `default` already.".into() },
+        ..going()
+    };
+    assert_eq!(plan(&plan_of_nothing, PLAIN), "Nothing to do: genesis serves as `default` already.\n");
+}
+
+#[test]
+fn a_refusal_without_a_shortage_has_no_table() {
+    let mut busy = ApiProblem {
+        status: 409,
+        code: "busy".into(),
+        title: "aeon -> genesis (number 12, by frank) is under way.".into(),
+        hints: vec!["berthctl status --watch".into()],
+        plan: None,
+    };
+    let without = shown(problem(&busy, PLAIN));
+    insta::assert_snapshot!(without);
+    let mut fits = refused_plan();
+    fits.gpus.iter_mut().for_each(|gpu| gpu.needs = Bytes::mib(100));
+    busy.plan = Some(fits);
+    assert!(!problem(&busy, PLAIN).contains("short by"));
+}

@@ -1,0 +1,236 @@
+//! The verbs that ask berthd: ask, show, and give the exit code.
+
+use std::time::Duration;
+
+use berth_core::report::{
+    Accepted, Event, LogLine, PlanReport, Request, SCHEMA, Status, SwapSummary, Verdict,
+};
+use jiff::tz::TimeZone;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::args::Wait;
+use crate::client::{Client, Trouble};
+use crate::complaint::Complaint;
+use crate::events::{Events, Message};
+use crate::exit::Exit;
+use crate::follow::{End, follow};
+use crate::out::Out;
+use crate::progress::Progress;
+use crate::render::{self, swap};
+use crate::standalone;
+
+/// How often `status --watch` is renewed.
+const RENEW: Duration = Duration::from_secs(1);
+
+/// berthd and the reader: what every verb needs.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) out: Out,
+}
+
+/// A verb's end: its exit code, or why it could not do its work.
+pub(crate) type Ended = anyhow::Result<Result<Exit, Complaint>>;
+
+/// The last line of a change with `--json`.
+#[derive(Serialize)]
+struct Last<'a> {
+    schema: u32,
+    exit: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    swap: Option<&'a SwapSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted: Option<&'a Accepted>,
+}
+
+/// A log line with `--json`.
+#[derive(Serialize)]
+struct VersionedLine<'a> {
+    schema: u32,
+    #[serde(flatten)]
+    line: &'a LogLine,
+}
+
+impl Context {
+    /// `status`, also without berthd.
+    pub(crate) async fn status(&self, watch: bool) -> Exit {
+        let mut first = true;
+        loop {
+            let (status, exit) = match self.client.get::<Status>("/api/v1/status").await {
+                Ok(status) => (status, Exit::Done),
+                Err(trouble) => {
+                    let complaint = Complaint::from(trouble);
+                    (standalone::status(&complaint), complaint.exit)
+                }
+            };
+            if self.out.json {
+                self.out.document(&status);
+            } else {
+                let text = render::status::status(&status, self.out.paint);
+                self.out.say(&if watch { self.redrawn(&text, first) } else { text });
+            }
+            if !watch {
+                return exit;
+            }
+            first = false;
+            tokio::time::sleep(RENEW).await;
+        }
+    }
+
+    /// The text for where the last one stands; without a terminal below it.
+    fn redrawn(&self, text: &str, first: bool) -> String {
+        match (self.out.terminal, first) {
+            (true, true) => format!("\x1b[2J\x1b[H{text}"),
+            // Line by line over the last one: clearing it all first would flicker.
+            (true, false) => format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")),
+            (false, true) => text.to_owned(),
+            (false, false) => format!("\n{text}"),
+        }
+    }
+
+    /// `plan VERB`.
+    pub(crate) async fn plan(&self, request: &Request) -> Result<Exit, Complaint> {
+        let plan: PlanReport = self.client.post("/api/v1/plan", request).await?;
+        if self.out.json {
+            self.out.document(&plan);
+        } else {
+            self.out.say(&render::plan::plan(&plan, self.out.paint));
+        }
+        Ok(if matches!(plan.verdict, Verdict::Refused(_)) { Exit::Refused } else { Exit::Done })
+    }
+
+    /// `switch`, `start`, `stop`, `restart`, `back`.
+    pub(crate) async fn change(&self, request: &Request, wait: &Wait) -> Ended {
+        let until = wait.timeout.map(|time| Instant::now() + time);
+        let accepted: Accepted = match self.client.post("/api/v1/swaps", request).await {
+            Ok(accepted) => accepted,
+            Err(trouble) => return Ok(Err(trouble.into())),
+        };
+        let Some(id) = accepted.swap.filter(|_| !wait.no_wait) else {
+            self.accepted(&accepted);
+            return Ok(Ok(Exit::Done));
+        };
+        let mut progress = Progress::new(self.out);
+        let end = follow(&self.client, id, accepted.after, until, &mut progress).await?;
+        Ok(match end {
+            End::Ended(swap) => Ok(self.ended(&swap)),
+            End::Timeout => {
+                let time = wait.timeout.unwrap_or_default().as_secs_f64();
+                let text = format!("--timeout {time} s passed; {} (number {id}) goes on", what(&accepted));
+                Err(unfinished(Exit::Timeout, "timeout", text))
+            }
+            End::Stopped => {
+                let text = format!("stopped watching; {} (number {id}) goes on", what(&accepted));
+                Err(unfinished(Exit::Stopped, "stopped_watching", text))
+            }
+            End::Lost(trouble) => Err(lost(trouble, id, &what(&accepted))),
+        })
+    }
+
+    fn accepted(&self, accepted: &Accepted) {
+        if self.out.json {
+            let exit = Exit::Done.code();
+            self.out.document(&Last { schema: SCHEMA, exit, swap: None, accepted: Some(accepted) });
+            return;
+        }
+        self.out.say(&match accepted.swap {
+            Some(id) => render::text::paragraph(
+                "",
+                &format!("Accepted: {} (number {id}). Follow: berthctl status --watch", what(accepted)),
+            ),
+            None => render::plan::plan(&accepted.plan, self.out.paint),
+        });
+    }
+
+    fn ended(&self, swap: &SwapSummary) -> Exit {
+        let exit = swap.outcome.map_or(Exit::Done, Exit::from);
+        if self.out.json {
+            self.out.document(&Last { schema: SCHEMA, exit: exit.code(), swap: Some(swap), accepted: None });
+        } else {
+            self.out.say(&swap::end(swap, self.out.paint));
+        }
+        exit
+    }
+
+    /// `logs MODEL`.
+    pub(crate) async fn logs(&self, model: &str, lines: u32, follow: bool) -> Result<Exit, Complaint> {
+        let zone = TimeZone::system();
+        let path = format!("/api/v1/models/{}/logs?lines={lines}&follow={follow}", escaped(model));
+        let mut stream = self.client.lines(&path).await?;
+        // A model may be silent for as long as it likes; berthd, asked for what there is, may not.
+        while let Some(text) = stream.next(!follow).await? {
+            if text.is_empty() {
+                continue;
+            }
+            let line: LogLine = serde_json::from_str(&text)
+                .map_err(|e| Trouble::Broken(format!("a log line of berthd can't be understood ({e})")))?;
+            if self.out.json {
+                self.out.document(&VersionedLine { schema: SCHEMA, line: &line });
+            } else {
+                self.out.say(&(render::events::log(&line, &zone, self.out.paint) + "\n"));
+            }
+        }
+        if follow {
+            return Err(Trouble::Broken("berthd closed the log".to_owned()).into());
+        }
+        Ok(Exit::Done)
+    }
+
+    /// `events`.
+    pub(crate) async fn events(&self, last: u32, follow: bool) -> Result<Exit, Complaint> {
+        let zone = TimeZone::system();
+        let mut events = Events::open(&self.client, &format!("last={last}&follow={follow}")).await?;
+        loop {
+            match events.next().await? {
+                Message::Event(event) => self.event(&event, &zone),
+                Message::Alive => {}
+                Message::End if follow => {
+                    return Err(Trouble::Broken("berthd closed the event stream".to_owned()).into());
+                }
+                Message::End => return Ok(Exit::Done),
+            }
+        }
+    }
+
+    fn event(&self, event: &Event, zone: &TimeZone) {
+        if self.out.json {
+            self.out.document(event);
+        } else if let Some(line) = render::events::event(event, zone, self.out.paint) {
+            self.out.say(&(line + "\n"));
+        }
+    }
+}
+
+/// What goes on without us.
+fn unfinished(exit: Exit, code: &str, text: String) -> Complaint {
+    let hints = [
+        "berthctl status --watch (how it goes on), or berthctl events -f".to_owned(),
+        "berthctl back (once it has ended, to undo it)".to_owned(),
+    ];
+    Complaint::new(exit, code, text, &hints)
+}
+
+/// berthd went away for good in the middle of it.
+fn lost(trouble: Trouble, id: u64, what: &str) -> Complaint {
+    let cause = Complaint::from(trouble);
+    let title = format!("lost sight of {what} (number {id}): {}", cause.title);
+    let mut hints = vec!["berthctl status (how it ended)".to_owned()];
+    hints.extend(cause.hints);
+    Complaint::new(Exit::Unreachable, "lost_sight", title, &hints)
+}
+
+fn what(accepted: &Accepted) -> String {
+    swap::moves(accepted.plan.request.verb, &accepted.plan.stops, &accepted.plan.starts)
+}
+
+/// A name as one segment of a path.
+fn escaped(name: &str) -> String {
+    name.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}

@@ -159,10 +159,11 @@ pub(crate) fn parse() -> Arguments {
     let more = std::env::var(FLAGS_VARIABLE).unwrap_or_default();
     all.extend(more.split_whitespace().map(OsString::from));
     let (known, passed_over) = sieve(all);
-    if !passed_over.is_empty() {
+    let arguments = Arguments::parse_from(known);
+    if arguments.role == Role::Main && !passed_over.is_empty() {
         eprintln!("fakellm: passing over {}", passed_over.join(" "));
     }
-    Arguments::parse_from(known)
+    arguments
 }
 
 /// Separates flags that are known here, with their values, from all else.

@@ -25,7 +25,7 @@ pub(crate) fn live(arguments: &Arguments) -> Result<u8> {
         .enable_all()
         .build()
         .context("can't start threads")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         // From here on SIGTERM does what the flags say, also while loading.
         let stop = stop(arguments)?;
         tokio::spawn(doom(arguments.clone()));
@@ -34,7 +34,10 @@ pub(crate) fn live(arguments: &Arguments) -> Result<u8> {
             () = stop => Ok(0),
             served = serving => served?.map(|()| 0),
         }
-    })
+    });
+    // What still loads is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Says the last words and ends the process.

@@ -189,6 +189,12 @@ fn sigterm_is_ignored_or_answered_slowly() {
     let mut slow = Fake::start("--slow-stop 300ms");
     deaf.health(200);
     slow.health(200);
+    let mut loading = Fake::start("--load-time 60s");
+    loading.health(503);
+    loading.terminate();
+    let began = Instant::now();
+    assert_eq!(loading.child.wait().unwrap().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(5));
     deaf.terminate();
     slow.terminate();
     std::thread::sleep(Duration::from_millis(150));

@@ -137,6 +137,7 @@ pub(crate) enum Verb {
     },
     /// The card gives no memory readings.
     MemoryNa {
+        #[arg(default_value = "on")]
         switch: Switch,
         #[command(flatten)]
         on: On,
@@ -175,6 +176,8 @@ pub(crate) enum Verb {
     },
     /// Forget counters and lists.
     ResetStats,
+    /// Healthy cards that free memory at once, no foreign processes, no counters.
+    Reset,
     /// Who holds the cards.
     Show,
 }
@@ -242,6 +245,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
             let stats = client.stats()?;
             print!("{}{}", cards(&stats), counters(&stats));
         }
+        Verb::Reset => client.call(&Request::Reset)?,
         Verb::ResetStats => client.call(&Request::ResetStats)?,
         _ => print!("{}", cards(&client.stats()?)),
     }

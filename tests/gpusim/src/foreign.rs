@@ -53,6 +53,12 @@ impl Foreigners {
         Ok(true)
     }
 
+    /// Ends all of them.
+    pub fn stop_all(&mut self) -> io::Result<()> {
+        let names: Vec<String> = self.0.keys().cloned().collect();
+        names.iter().try_for_each(|name| self.stop(name).map(|_| ()))
+    }
+
     /// Reaps those that ended otherwise.
     pub fn reap(&mut self) {
         self.0.retain(|_, child| !matches!(child.try_wait(), Ok(Some(_))));

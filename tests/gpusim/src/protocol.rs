@@ -51,12 +51,16 @@ pub enum Request {
     Stats,
     /// Forget counters and lists. Answer: `null`.
     ResetStats,
+    /// Healthy cards, no foreign processes, no counters. Answer: `null`.
+    Reset,
 }
 
 /// One behaviour of one card, or of all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Knob {
+    /// No misbehaviour of any kind, lingering included.
+    Healthy,
     /// Other cards, by their totals in bytes (all cards, whatever device is named).
     Cards(Vec<u64>),
     /// How memory of the dead comes back, from the next death on.

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::foreign::Foreigners;
-use crate::protocol::{Answer, Calls, Code, Failure, Foreign, Kind, Readings, Request, Stats};
+use crate::protocol::{Answer, Calls, Code, Failure, Foreign, Kind, Knob, Readings, Request, Stats};
 use crate::record::{ConfigFile, Record};
 use crate::state::{Config, Gpus};
 use crate::sys::{PidFd, comm_of, exit_of, now_ns, readable, run_first};
@@ -77,11 +77,14 @@ pub fn serve(options: Options, ready: impl FnOnce()) -> io::Result<()> {
     std::thread::Builder::new().name("watcher".into()).spawn(move || watcher.watch(woken))?;
     ready();
     for stream in listener.incoming() {
-        let (stream, server) = (stream?, Arc::clone(&server));
-        std::thread::Builder::new()
-            .name("client".into())
-            .stack_size(256 << 10)
-            .spawn(move || server.converse(stream))?;
+        let server = Arc::clone(&server);
+        let thread = std::thread::Builder::new().name("client".into()).stack_size(256 << 10);
+        let served = stream.and_then(|stream| thread.spawn(move || server.converse(stream)));
+        if let Err(error) = served {
+            // Too many clients; some of them will end.
+            eprintln!("gpusim: can't serve a client: {error}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
     Ok(())
 }
@@ -227,6 +230,16 @@ impl Server {
                 let mut stats = Stats { now_ns: now, devices, readings: inner.readings, ..Stats::default() };
                 inner.record.fill(&mut stats);
                 value(stats)
+            }
+            Request::Reset => {
+                inner.foreigners.stop_all().map_err(internal)?;
+                let now = inner.catch_up();
+                inner.gpus.set(None, &Knob::Healthy, now)?;
+                inner.gpus.set(None, &Knob::VersionMismatch(false), now)?;
+                self.changed.notify_all();
+                inner.config.write(inner.gpus.config()).map_err(internal)?;
+                inner.readings = Readings::default();
+                value(inner.record.reset().map_err(internal)?)
             }
             Request::ResetStats => {
                 inner.readings = Readings::default();

@@ -387,6 +387,7 @@ impl Gpus {
             let next_xid = self.xids.len() as u64 + 1;
             let knobs = &mut self.config.cards[index].1;
             match knob {
+                Knob::Healthy => *knobs = Knobs::default(),
                 Knob::Linger(linger) => knobs.linger = *linger,
                 Knob::LingerListed(on) => knobs.linger_listed = *on,
                 Knob::Lists(on) => knobs.lists = *on,

@@ -235,6 +235,19 @@ fn counters_cards_and_knobs_survive_a_kill_of_the_server() {
 }
 
 #[test]
+fn a_reset_leaves_healthy_cards() {
+    let sim = Sim::new();
+    for line in ["lose 0", "linger 60s", "memory-na --device 1", "foreign Xorg --device 1 --bytes 1MiB"] {
+        sim.ctl(line);
+    }
+    assert!(sim.client().memory(0).is_err() && sim.client().memory(1).is_err());
+    sim.ctl("reset");
+    let stats = sim.client().stats().unwrap();
+    assert!(stats.devices.iter().all(|d| d.knobs.is_empty() && d.held.is_empty()), "{stats:#?}");
+    assert_eq!((stats.allocations, sim.client().memory(0).unwrap().used), (0, 0));
+}
+
+#[test]
 fn a_second_server_is_refused_and_so_is_nonsense() {
     let sim = Sim::new();
     sim.client();

@@ -1,0 +1,241 @@
+//! A model's log, read from systemd's journal by `journalctl`.
+//!
+//! Nothing is kept here. What a server wrote is text from outside: bytes that are no UTF-8 are replaced, and
+//! what would steer a terminal is taken out.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use berth_core::name::ModelName;
+use berth_core::report::LogLine;
+use futures_util::stream::{self, Stream};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+/// A dead server's last line arrives within this time after systemd's signal, or nothing more does.
+const QUIET: Duration = Duration::from_millis(200);
+/// The most that is waited for a log that doesn't become quiet.
+const TAIL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why a log can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The program could not be run.
+    #[error("journalctl can't be run: {0}; it comes with systemd")]
+    NoProgram(#[source] std::io::Error),
+    /// It failed.
+    #[error("journalctl failed: {0}; berthd reads the journal through the group systemd-journal")]
+    Failed(String),
+    /// It took too long.
+    #[error("the journal did not answer within {:.0} s", .0.as_secs_f64())]
+    Late(Duration),
+}
+
+/// The last lines that a unit's run wrote, oldest first.
+///
+/// journald lags behind systemd's signals, so this reads until nothing new has come for 200 ms, at most 2 s;
+/// then it gives what there is. `invocation` is the unit's `InvocationID`; an empty one has no lines.
+pub async fn tail(invocation: &str, max_lines: usize) -> Result<Vec<String>, JournalError> {
+    if invocation.is_empty() || max_lines == 0 {
+        return Ok(Vec::new());
+    }
+    let deadline = Instant::now() + TAIL_DEADLINE;
+    let mut last = None;
+    let mut lines = Vec::new();
+    loop {
+        let read_at = Instant::now();
+        let entries = match timeout_at(deadline, read(invocation, max_lines)).await {
+            Ok(entries) => entries?,
+            Err(_) if last.is_some() => return Ok(lines),
+            Err(_) => return Err(JournalError::Late(TAIL_DEADLINE)),
+        };
+        let newest = entries.last().map(|entry| entry.cursor.clone());
+        lines = entries.into_iter().map(|entry| entry.line.text).collect();
+        let quiet = last.as_ref() == Some(&newest);
+        last = Some(newest);
+        let next = read_at + QUIET;
+        if quiet || next >= deadline {
+            return Ok(lines);
+        }
+        sleep_until(next).await;
+    }
+}
+
+/// The log of a model over all its runs, with what systemd says about them: the last `lines`, and then, with
+/// `follow`, each new line as it is written. Dropping the stream ends the reading.
+pub fn follow(
+    model: &ModelName,
+    lines: usize,
+    follow: bool,
+) -> Result<impl Stream<Item = Result<LogLine, JournalError>> + Send + 'static, JournalError> {
+    let mut command = journalctl();
+    command.arg("--unit").arg(model.unit()).arg("--lines").arg(lines.to_string());
+    if follow {
+        command.arg("--follow");
+    }
+    let mut child = command.spawn().map_err(JournalError::NoProgram)?;
+    let stdout = child.stdout.take().map(|stdout| BufReader::new(stdout).lines());
+    let reading = stdout.map(|lines| Reading { lines, child });
+    Ok(stream::unfold(reading, |reading| async move {
+        let mut reading = reading?;
+        match reading.next().await {
+            Ok(Some(line)) => Some((Ok(line), Some(reading))),
+            Ok(None) => None,
+            Err(error) => Some((Err(error), None)),
+        }
+    }))
+}
+
+/// A running journalctl.
+struct Reading {
+    lines: Lines<BufReader<ChildStdout>>,
+    child: Child,
+}
+
+impl Reading {
+    async fn next(&mut self) -> Result<Option<LogLine>, JournalError> {
+        loop {
+            let line =
+                self.lines.next_line().await.map_err(|error| JournalError::Failed(error.to_string()))?;
+            let Some(line) = line else { break };
+            if let Some(entry) = Entry::parse(&line) {
+                return Ok(Some(entry.line));
+            }
+        }
+        let status = self.child.wait().await.map_err(|error| JournalError::Failed(error.to_string()))?;
+        if status.success() {
+            return Ok(None);
+        }
+        let mut said = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            // What it said helps; that it failed is known already.
+            _ = stderr.read_to_string(&mut said).await;
+        }
+        Err(JournalError::Failed(format!("{status}: {}", one_line(&said))))
+    }
+}
+
+async fn read(invocation: &str, max_lines: usize) -> Result<Vec<Entry>, JournalError> {
+    let output = journalctl()
+        .arg(format!("_SYSTEMD_INVOCATION_ID={invocation}"))
+        .arg("--lines")
+        .arg(max_lines.to_string())
+        .output()
+        .await
+        .map_err(JournalError::NoProgram)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(JournalError::Failed(format!("{}: {}", output.status, one_line(&said))));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(Entry::parse).collect())
+}
+
+/// journalctl as it is always run: one JSON object a line, whole messages, ended with its owner.
+fn journalctl() -> Command {
+    let mut command = Command::new("journalctl");
+    command
+        .args(["--quiet", "--no-pager", "--all", "--output=json", "--output-fields=MESSAGE"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// One entry of the journal.
+struct Entry {
+    cursor: String,
+    line: LogLine,
+}
+
+impl Entry {
+    fn parse(line: &str) -> Option<Self> {
+        let json: Value = serde_json::from_str(line).ok()?;
+        let micros: u64 = json.get("__REALTIME_TIMESTAMP")?.as_str()?.parse().ok()?;
+        Some(Self {
+            cursor: json.get("__CURSOR")?.as_str()?.to_owned(),
+            line: LogLine { at_ms: micros / 1000, text: plain(&message(json.get("MESSAGE")?)) },
+        })
+    }
+}
+
+/// A message: text; bytes as numbers where it is no UTF-8 or has control characters; a list where an entry has
+/// more than one.
+fn message(value: &Value) -> String {
+    let Some(list) = value.as_array() else {
+        return value.as_str().unwrap_or_default().to_owned();
+    };
+    let bytes: Option<Vec<u8>> = list.iter().map(|byte| u8::try_from(byte.as_u64()?).ok()).collect();
+    match bytes {
+        Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        None => list.iter().map(message).collect::<Vec<_>>().join(" "),
+    }
+}
+
+/// The text without what steers a terminal: escape sequences go, other control characters become spaces. Of a
+/// progress bar that was redrawn by carriage returns the last state is kept.
+fn plain(text: &str) -> String {
+    let text = text.trim_end_matches(['\r', '\n']);
+    let text = text.rsplit_once('\r').map_or(text, |(_, last)| last);
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\u{1b}' if chars.next_if_eq(&'[').is_some() => {
+                // A control sequence ends with its first character from `@` to `~`.
+                while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
+            }
+            '\u{1b}' => {}
+            '\t' => out.push('\t'),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn parsed(message: &str) -> LogLine {
+        let line = format!(
+            r#"{{"__CURSOR":"s=1","__REALTIME_TIMESTAMP":"1795367000123456","MESSAGE":{message},"_BOOT_ID":"x"}}"#
+        );
+        Entry::parse(&line).unwrap().line
+    }
+
+    #[test]
+    fn messages_are_read_in_every_form() {
+        let line = parsed(r#""llama_model_load: error""#);
+        assert_eq!(line, LogLine { at_ms: 1_795_367_000_123, text: "llama_model_load: error".into() });
+        assert_eq!(parsed("[27,91,51,49,109,111,111,109,27,91,48,109]").text, "oom", "colours go");
+        assert_eq!(parsed("[97,255,98]").text, "a\u{fffd}b", "bytes that are no text are marked");
+        assert_eq!(parsed(r#"["first","second"]"#).text, "first second");
+        assert_eq!(parsed("null").text, "");
+        assert_eq!(parsed(r#""10%\r 50%\r100%\r""#).text, "100%");
+        assert_eq!(parsed(r#""a\u0007b\tc""#).text, "a b\tc");
+        assert_eq!(parsed(r#""cut off \u001b[""#).text, "cut off ");
+    }
+
+    #[test]
+    fn what_is_no_entry_is_left_out() {
+        for line in
+            ["", "-- cursor: x", "{}", r#"{"__CURSOR":"s","__REALTIME_TIMESTAMP":"soon","MESSAGE":""}"#]
+        {
+            assert!(Entry::parse(line).is_none(), "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_that_never_was_has_no_lines() {
+        assert_eq!(tail("", 10).await.unwrap(), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,363 @@
+//! systemd over the system bus: model units started, stopped, read and watched.
+//!
+//! This owns the connection to the bus and keeps it: when the bus or systemd goes away it connects again and
+//! says so ([`Change::Lost`], [`Change::Back`]). It handles instances of `berth-model@.service` and decides
+//! nothing. berthd is no root here; a polkit rule lets it make exactly the calls that are made below.
+
+mod bus;
+mod job;
+mod path;
+mod read;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use berth_core::facts::{Active, Unit};
+use berth_core::name::ModelName;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
+
+pub use self::job::{Job, JobResult};
+
+/// How long systemd may take to answer one call. It is slow only while it loads all units anew.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Changes that a slow reader may leave unread before it loses the oldest.
+const CHANGES: usize = 1024;
+
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const UNIT: &str = "org.freedesktop.systemd1.Unit";
+
+/// Why systemd did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum SystemdError {
+    /// The bus, or systemd on it, can't be reached.
+    #[error(
+        "can't {doing}: systemd can't be reached over the system bus ({why}); `systemctl status dbus` says more"
+    )]
+    Unreachable {
+        /// What was asked.
+        doing: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// polkit did not allow it.
+    #[error(
+        "may not {doing}: {said}; the rule that lets berthd handle berth-model@ units is 60-berth.rules in \
+         /usr/share/polkit-1/rules.d, and polkit (0.106 or newer) must be installed"
+    )]
+    Denied {
+        /// What was asked.
+        doing: String,
+        /// What was answered.
+        said: String,
+    },
+    /// There is no such unit.
+    #[error(
+        "can't {doing}: {said}; is berth-model@.service installed? After installing it: `systemctl daemon-reload`"
+    )]
+    NoSuchUnit {
+        /// What was asked.
+        doing: String,
+        /// What was answered.
+        said: String,
+    },
+    /// systemd refused for another reason.
+    #[error("can't {doing}: {said} ({name})")]
+    Refused {
+        /// What was asked.
+        doing: String,
+        /// The error's name on the bus.
+        name: String,
+        /// What was answered.
+        said: String,
+    },
+    /// No answer to a call.
+    #[error("can't {doing}: systemd did not answer within {:.1} s", .after.as_secs_f64())]
+    NoAnswer {
+        /// What was asked.
+        doing: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The job ended otherwise than asked for.
+    #[error("systemd could not {doing}: the job ended as `{result}`; `systemctl status {unit}` says more")]
+    Job {
+        /// What was asked.
+        doing: String,
+        /// The unit.
+        unit: String,
+        /// How the job ended.
+        result: JobResult,
+    },
+    /// The job did not end in time. It goes on.
+    #[error("systemd did not {doing} within {:.1} s", .after.as_secs_f64())]
+    JobLate {
+        /// What was asked.
+        doing: String,
+        /// How long was waited.
+        after: Duration,
+    },
+}
+
+/// What systemd told unasked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Something about a model's unit.
+    Unit(UnitChange),
+    /// A job of a model's unit ended.
+    Job {
+        /// The model.
+        model: ModelName,
+        /// How.
+        result: JobResult,
+    },
+    /// systemd begins (true) or has ended (false) to load all units anew; read the units after the end.
+    Reloading(bool),
+    /// The bus or systemd went away, and why; changes are missed from here on.
+    Lost(String),
+    /// It is back: what was missed has to be read.
+    Back,
+}
+
+/// What changed about a model's unit; None where nothing was said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitChange {
+    /// The model.
+    pub model: ModelName,
+    /// Its `ActiveState`.
+    pub active: Option<Active>,
+    /// Its `SubState`.
+    pub sub: Option<String>,
+    /// The `Result` of its run.
+    pub result: Option<String>,
+    /// Its main process; 0 when there is none.
+    pub main_pid: Option<u32>,
+}
+
+/// A unit as read, with the cgroup that its processes were read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitReading {
+    /// The unit.
+    pub unit: Unit,
+    /// systemd's `ControlGroup`; empty when there is none.
+    pub control_group: String,
+}
+
+/// A setting of a running unit that can be changed at run time. It lasts until the next boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Property {
+    /// `AllowedCPUs=`; none given means all.
+    AllowedCpus(BTreeSet<u16>),
+    /// `MemoryMin=` in bytes; 0 protects nothing.
+    MemoryMin(u64),
+}
+
+impl Property {
+    fn on_the_bus(&self) -> (&'static str, OwnedVariant) {
+        let (name, value) = match self {
+            Self::AllowedCpus(cpus) => {
+                let mut mask = vec![0_u8; cpus.last().map_or(0, |last| usize::from(last / 8) + 1)];
+                for cpu in cpus {
+                    mask[usize::from(cpu / 8)] |= 1 << (cpu % 8);
+                }
+                ("AllowedCPUs", Variant::from(mask))
+            }
+            Self::MemoryMin(bytes) => ("MemoryMin", Variant::from(*bytes)),
+        };
+        // Only file descriptors can fail to be owned.
+        (name, value.try_into().unwrap_or_else(|_| OwnedVariant::from(0_u64)))
+    }
+}
+
+/// systemd, as far as models are concerned. Clones share one connection, which ends with the last of them.
+#[derive(Clone)]
+pub struct Systemd {
+    inner: Arc<Inner>,
+    _keeper: Arc<Keeper>,
+}
+
+/// The task that keeps the connection.
+struct Keeper(JoinHandle<()>);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Inner {
+    link: watch::Sender<Link>,
+    changes: broadcast::Sender<Change>,
+    waiters: Mutex<Vec<Waiter>>,
+    referenced: Mutex<BTreeSet<ModelName>>,
+}
+
+/// The connection, or why there is none.
+enum Link {
+    Up(Connection),
+    Down(String),
+}
+
+/// Somebody who waits for a job of this unit.
+struct Waiter {
+    unit: String,
+    ends: mpsc::UnboundedSender<job::JobEnd>,
+}
+
+impl Systemd {
+    /// Connects, and listens to what systemd tells before anything is asked of it.
+    pub async fn connect() -> Result<Self, SystemdError> {
+        let opened = bus::open().await?;
+        let inner = Arc::new(Inner {
+            link: watch::Sender::new(Link::Up(opened.connection.clone())),
+            changes: broadcast::Sender::new(CHANGES),
+            waiters: Mutex::default(),
+            referenced: Mutex::default(),
+        });
+        let keeper = Keeper(tokio::spawn(bus::keep(Arc::clone(&inner), opened)));
+        Ok(Self { inner, _keeper: Arc::new(keeper) })
+    }
+
+    /// What systemd tells from now on. A reader that is too slow loses the oldest and has to read the units.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.inner.changes.subscribe()
+    }
+
+    /// All units of models that systemd has loaded.
+    pub async fn units(&self) -> Result<BTreeMap<ModelName, UnitReading>, SystemdError> {
+        read::all(&self.connection("list the models' units")?).await
+    }
+
+    /// The unit of one model; None when systemd hasn't loaded it.
+    pub async fn unit(&self, model: &ModelName) -> Result<Option<UnitReading>, SystemdError> {
+        read::one(&self.connection(&format!("read {}", model.unit()))?, model).await
+    }
+
+    /// Starts the model's unit. Returns once the job is queued; `deadline` is for the job's end.
+    ///
+    /// A stop that is still running is not overruled: that start is refused.
+    pub async fn start(&self, model: &ModelName, deadline: Instant) -> Result<Job, SystemdError> {
+        self.queue(model, "start", "Start", "fail", deadline).await
+    }
+
+    /// Stops the model's unit. Returns once the job is queued; `deadline` is for the job's end. A start that is
+    /// still running is called off.
+    pub async fn stop(&self, model: &ModelName, deadline: Instant) -> Result<Job, SystemdError> {
+        self.queue(model, "stop", "Stop", "replace", deadline).await
+    }
+
+    /// Sends a signal to all processes of the model's unit.
+    pub async fn kill(&self, model: &ModelName, signal: i32) -> Result<(), SystemdError> {
+        let doing = format!("send signal {signal} to {}", model.unit());
+        self.on_unit(model, &doing, "Kill", &("all", signal)).await
+    }
+
+    /// Forgets that the model's unit failed.
+    pub async fn reset_failed(&self, model: &ModelName) -> Result<(), SystemdError> {
+        self.on_unit(model, &format!("reset the failure of {}", model.unit()), "ResetFailed", &()).await
+    }
+
+    /// Keeps systemd from forgetting the unit's last run while this connection lasts. Doing it twice is once;
+    /// after a loss of the bus it is done again.
+    pub async fn reference(&self, model: &ModelName) -> Result<(), SystemdError> {
+        if self.inner.referenced().contains(model) {
+            return Ok(());
+        }
+        self.on_unit(model, &format!("hold on to {}", model.unit()), "Ref", &()).await?;
+        self.inner.referenced().insert(model.clone());
+        Ok(())
+    }
+
+    /// Lets systemd forget the unit when it is down.
+    pub async fn unreference(&self, model: &ModelName) -> Result<(), SystemdError> {
+        if !self.inner.referenced().remove(model) {
+            return Ok(());
+        }
+        self.on_unit(model, &format!("let go of {}", model.unit()), "Unref", &()).await
+    }
+
+    /// Sets properties of the model's unit until the next boot.
+    pub async fn set_properties(
+        &self,
+        model: &ModelName,
+        properties: &[Property],
+    ) -> Result<(), SystemdError> {
+        let doing = format!("set properties of {}", model.unit());
+        let properties: Vec<_> = properties.iter().map(Property::on_the_bus).collect();
+        self.on_unit(model, &doing, "SetProperties", &(true, properties)).await
+    }
+
+    async fn queue(
+        &self,
+        model: &ModelName,
+        verb: &str,
+        member: &str,
+        mode: &str,
+        deadline: Instant,
+    ) -> Result<Job, SystemdError> {
+        let unit = model.unit();
+        let doing = format!("{verb} {unit}");
+        let connection = self.connection(&doing)?;
+        // Before the call: the job can end before its name is known here.
+        let (ends, waiter) = mpsc::unbounded_channel();
+        self.inner.waiters().push(Waiter { unit: unit.clone(), ends });
+        let began = Instant::now();
+        let job: OwnedObjectPath =
+            bus::call(&connection, &doing, bus::SYSTEMD, &path::of(model), UNIT, member, &(mode,)).await?;
+        Ok(Job { doing, unit, job: job.as_str().to_owned(), began, deadline, waiter })
+    }
+
+    async fn on_unit<B>(
+        &self,
+        model: &ModelName,
+        doing: &str,
+        member: &str,
+        body: &B,
+    ) -> Result<(), SystemdError>
+    where
+        B: serde::Serialize + zbus::wire::DynamicType + Sync,
+    {
+        let connection = self.connection(doing)?;
+        bus::call(&connection, doing, bus::SYSTEMD, &path::of(model), UNIT, member, body).await
+    }
+
+    fn connection(&self, doing: &str) -> Result<Connection, SystemdError> {
+        match &*self.inner.link.borrow() {
+            Link::Up(connection) => Ok(connection.clone()),
+            Link::Down(why) => Err(SystemdError::Unreachable { doing: doing.to_owned(), why: why.clone() }),
+        }
+    }
+}
+
+impl Inner {
+    fn waiters(&self) -> MutexGuard<'_, Vec<Waiter>> {
+        // Nothing panics while it holds the lock.
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn referenced(&self) -> MutexGuard<'_, BTreeSet<ModelName>> {
+        self.referenced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn properties_have_the_types_of_the_bus() {
+        let cpus = Property::AllowedCpus(BTreeSet::from([0, 2, 9]));
+        assert_eq!(
+            cpus.on_the_bus(),
+            ("AllowedCPUs", OwnedVariant::try_from(Variant::from(vec![5_u8, 2])).unwrap())
+        );
+        let (_, none) = Property::AllowedCpus(BTreeSet::new()).on_the_bus();
+        assert_eq!(none.value_signature().to_string(), "ay");
+        let (name, bytes) = Property::MemoryMin(1 << 30).on_the_bus();
+        assert_eq!((name, bytes.value_signature().to_string().as_str()), ("MemoryMin", "t"));
+    }
+}

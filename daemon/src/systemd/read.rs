@@ -1,0 +1,151 @@
+//! Units read from their properties on the bus.
+
+use std::collections::BTreeMap;
+
+use berth_core::facts::{Active, Exit, Moment, Unit};
+use berth_core::name::ModelName;
+use futures_util::future::try_join_all;
+use zbus::{Connection, OwnedObjectPath, OwnedVariant};
+
+use super::{MANAGER, SystemdError, UNIT, UnitReading, bus, path};
+
+const SERVICE: &str = "org.freedesktop.systemd1.Service";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+
+/// Readings before one that changed under the eyes is taken as it is: the next signal corrects it.
+const READINGS: usize = 3;
+
+/// One line of `ListUnitsByPatterns`: name, description, load, active and sub state, followed unit, object, job.
+type Listed = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+
+/// All units of models.
+pub(super) async fn all(connection: &Connection) -> Result<BTreeMap<ModelName, UnitReading>, SystemdError> {
+    let patterns: (&[&str], &[&str]) = (&[], &["berth-model@*.service"]);
+    let listed: Vec<Listed> = bus::call(
+        connection,
+        "list the models' units",
+        bus::SYSTEMD,
+        bus::SYSTEMD_PATH,
+        MANAGER,
+        "ListUnitsByPatterns",
+        &patterns,
+    )
+    .await?;
+    let models = listed.iter().filter_map(|unit| ModelName::from_unit(&unit.0));
+    let readings = try_join_all(models.map(|model| async {
+        let reading = read(connection, &model).await?;
+        Ok::<_, SystemdError>((model, reading))
+    }))
+    .await?;
+    Ok(readings.into_iter().collect())
+}
+
+/// One unit, if it is loaded.
+pub(super) async fn one(
+    connection: &Connection,
+    model: &ModelName,
+) -> Result<Option<UnitReading>, SystemdError> {
+    let unit = model.unit();
+    let doing = format!("read {unit}");
+    let found: Result<OwnedObjectPath, _> =
+        bus::call(connection, &doing, bus::SYSTEMD, bus::SYSTEMD_PATH, MANAGER, "GetUnit", &(unit,)).await;
+    match found {
+        Ok(_) => read(connection, model).await.map(Some),
+        Err(SystemdError::NoSuchUnit { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn read(connection: &Connection, model: &ModelName) -> Result<UnitReading, SystemdError> {
+    let mut read = read_once(connection, model).await?;
+    for _ in 1..READINGS {
+        if read.1 {
+            break;
+        }
+        read = read_once(connection, model).await?;
+    }
+    Ok(read.0)
+}
+
+/// Reads the properties in one go, and says whether the unit's state was the same at its beginning and end. Not
+/// by `GetAll`: a service has 300 properties, some of which cost systemd a look into cgroups.
+async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitReading, bool), SystemdError> {
+    let reader = Reader { connection, path: path::of(model), doing: format!("read {}", model.unit()) };
+    let (active, sub, invocation, result, code, status, started, pid, control_group, still, still_pid) = tokio::try_join!(
+        reader.get::<String>(UNIT, "ActiveState"),
+        reader.get::<String>(UNIT, "SubState"),
+        reader.get::<Vec<u8>>(UNIT, "InvocationID"),
+        reader.get::<String>(SERVICE, "Result"),
+        reader.get::<i32>(SERVICE, "ExecMainCode"),
+        reader.get::<i32>(SERVICE, "ExecMainStatus"),
+        reader.get::<u64>(SERVICE, "ExecMainStartTimestampMonotonic"),
+        reader.get::<u32>(SERVICE, "MainPID"),
+        reader.get::<String>(SERVICE, "ControlGroup"),
+        reader.get::<String>(UNIT, "ActiveState"),
+        reader.get::<u32>(SERVICE, "MainPID"),
+    )?;
+    let unit = Unit {
+        active: parse_active(&active).ok_or_else(|| reader.unexpected("ActiveState"))?,
+        sub,
+        result,
+        exit: exit(code, status),
+        invocation: invocation.iter().map(|byte| format!("{byte:02x}")).collect(),
+        started_at: (started > 0).then(|| Moment::from_micros(started)),
+        main_pid: (pid > 0).then_some(pid),
+        processes: crate::proc::cgroup_processes(&control_group),
+    };
+    Ok((UnitReading { unit, control_group }, active == still && pid == still_pid))
+}
+
+struct Reader<'a> {
+    connection: &'a Connection,
+    path: String,
+    doing: String,
+}
+
+impl Reader<'_> {
+    async fn get<T: TryFrom<OwnedVariant>>(&self, interface: &str, name: &str) -> Result<T, SystemdError> {
+        let value: OwnedVariant = bus::call(
+            self.connection,
+            &self.doing,
+            bus::SYSTEMD,
+            &self.path,
+            PROPERTIES,
+            "Get",
+            &(interface, name),
+        )
+        .await?;
+        T::try_from(value).map_err(|_| self.unexpected(name))
+    }
+
+    fn unexpected(&self, name: &str) -> SystemdError {
+        SystemdError::Refused {
+            doing: self.doing.clone(),
+            name: name.to_owned(),
+            said: "systemd's answer is of an unexpected form".to_owned(),
+        }
+    }
+}
+
+/// systemd's word for a state.
+pub(super) fn parse_active(word: &str) -> Option<Active> {
+    Some(match word {
+        // A unit that is being refreshed or cleaned up runs or is down as before.
+        "active" | "refreshing" => Active::Active,
+        "reloading" => Active::Reloading,
+        "inactive" | "maintenance" => Active::Inactive,
+        "failed" => Active::Failed,
+        "activating" => Active::Activating,
+        "deactivating" => Active::Deactivating,
+        _ => return None,
+    })
+}
+
+/// waitid's code and status, where the main process has ended.
+fn exit(code: i32, status: i32) -> Option<Exit> {
+    match code {
+        nix::libc::CLD_EXITED => Some(Exit::Status(status)),
+        nix::libc::CLD_KILLED | nix::libc::CLD_DUMPED => Some(Exit::Signal(status)),
+        _ => None,
+    }
+}

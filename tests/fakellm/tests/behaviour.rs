@@ -97,7 +97,7 @@ impl Fake {
 }
 
 fn output(flags: &str, folder: Option<&tempfile::TempDir>) -> (Option<i32>, String) {
-    let Output { status, stderr, .. } = command(&format!("--port 1 {flags}"), folder).output().unwrap();
+    let Output { status, stderr, .. } = command(&format!("--port 0 {flags}"), folder).output().unwrap();
     (status.code(), String::from_utf8(stderr).unwrap())
 }
 

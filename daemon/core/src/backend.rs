@@ -100,16 +100,27 @@ fn evenly(total: Bytes, parts: usize) -> Option<Vec<Bytes>> {
     (parts > 0).then(|| vec![Bytes(total.0.div_ceil(parts as u64)); parts])
 }
 
-/// The declared command line, to which a backend adds; with the variables that say which GPUs it sees.
-fn declared_launch(model: &Model, gpus: &[PlacedGpu]) -> Launch {
-    let mut argv = vec![model.program.to_string_lossy().into_owned()];
-    argv.extend(model.args.iter().cloned());
+/// The program and arguments as declared, with the address where `{host}` and `{port}` stand.
+pub(crate) fn declared_argv(model: &Model) -> Vec<String> {
+    let (host, port) = (model.host.to_string(), model.port.to_string());
+    let args = model.args.iter().map(|arg| arg.replace("{host}", &host).replace("{port}", &port));
+    std::iter::once(model.program.to_string_lossy().into_owned()).chain(args).collect()
+}
+
+/// The declared command line, to which a backend adds; with the variables that say which GPUs it sees, each as
+/// `name` calls it.
+fn declared_launch(model: &Model, gpus: &[PlacedGpu], name: fn(&PlacedGpu) -> String) -> Launch {
     let mut env = model.env.clone();
-    // By UUID, since an index may change over a reboot; the order makes CUDA's own numbers agree with NVML's.
-    let visible: Vec<&str> = gpus.iter().map(|gpu| gpu.id.0.as_str()).collect();
+    let visible: Vec<String> = gpus.iter().map(name).collect();
+    // In this order CUDA's own numbers, in logs and in indices, agree with NVML's.
     env.entry("CUDA_DEVICE_ORDER".to_owned()).or_insert_with(|| "PCI_BUS_ID".to_owned());
     env.entry("CUDA_VISIBLE_DEVICES".to_owned()).or_insert_with(|| visible.join(","));
-    Launch { argv, env, cwd: model.cwd.clone() }
+    Launch { argv: declared_argv(model), env, cwd: model.cwd.clone() }
+}
+
+/// A GPU by what names the same card whatever else is plugged in.
+fn by_uuid(gpu: &PlacedGpu) -> String {
+    gpu.id.0.clone()
 }
 
 /// Adds `--host` and `--port` where the user gave none.

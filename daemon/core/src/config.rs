@@ -96,7 +96,7 @@ pub struct Settings {
 /// How long the steps of a swap may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Deadlines {
-    /// From StopUnit until berthd kills what is left.
+    /// From `StopUnit` until berthd kills what is left.
     pub stop: Duration,
     /// From the last process's end until memory must be proved free.
     pub release: Duration,

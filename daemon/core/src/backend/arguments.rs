@@ -41,7 +41,7 @@ impl Spelling {
 /// The value of a flag, written as two words or with `=`. The last one counts, and `_` in a long flag is the
 /// same as `-`, as in the servers.
 pub(crate) fn flag(args: &[String], names: &[&str]) -> Option<Given> {
-    let found = args.iter().enumerate().rev().find_map(|(i, arg)| {
+    args.iter().enumerate().rev().find_map(|(i, arg)| {
         let (written, value) = match arg.split_once('=') {
             Some((written, value)) if written.starts_with('-') => (written, Some(value)),
             _ => (arg.as_str(), None),
@@ -55,8 +55,7 @@ pub(crate) fn flag(args: &[String], names: &[&str]) -> Option<Given> {
             None => (args.get(i + 1)?.clone(), i + 1),
         };
         Some(Given { text, by: written.to_owned(), index: Some(index) })
-    });
-    found
+    })
 }
 
 /// Whether a flag without a value is there.

@@ -1,12 +1,12 @@
-//! Any other program that serves HTTP. It is told its address by `HOST` and `PORT` in the environment, and by
-//! `{host}` and `{port}` wherever they stand in its arguments.
+//! Any other program that serves HTTP. It is told its address by `HOST` and `PORT` in the environment; as with
+//! the others, `{host}` and `{port}` in its arguments stand for it too.
 
 use serde_json::json;
 
 use super::failure::COMMON;
 use super::{
-    Backend, GenerateProbe, Launch, PlacedGpu, Readiness, Spelling, Spellings, Text, declared_launch,
-    llama_cpp, vllm,
+    Backend, GenerateProbe, Launch, PlacedGpu, Readiness, Spelling, Spellings, Text, by_uuid,
+    declared_launch, llama_cpp, vllm,
 };
 use crate::config::Model;
 
@@ -21,13 +21,9 @@ static SPELLINGS: Spellings = Spellings {
 
 impl Backend for Command {
     fn launch(&self, model: &Model, gpus: &[PlacedGpu]) -> Launch {
-        let mut launch = declared_launch(model, gpus);
-        let (host, port) = (model.host.to_string(), model.port.to_string());
-        for arg in &mut launch.argv[1..] {
-            *arg = arg.replace("{host}", &host).replace("{port}", &port);
-        }
-        launch.env.entry("HOST".to_owned()).or_insert(host);
-        launch.env.entry("PORT".to_owned()).or_insert(port);
+        let mut launch = declared_launch(model, gpus, by_uuid);
+        launch.env.entry("HOST".to_owned()).or_insert_with(|| model.host.to_string());
+        launch.env.entry("PORT".to_owned()).or_insert_with(|| model.port.to_string());
         launch
     }
 
@@ -42,7 +38,7 @@ impl Backend for Command {
     }
 
     fn generates(&self, _args: &[String]) -> (bool, String) {
-        (false, "default for other programs".to_owned())
+        (false, "default for a command".to_owned())
     }
 
     /// All of them: behind a script may stand any of the servers.

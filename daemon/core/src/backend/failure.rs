@@ -30,7 +30,7 @@ pub(super) fn classify(texts: &[&[Text]], log: &[String], exit: Option<Exit>) ->
         let Some(text) = texts.iter().copied().flatten().find(|text| text.is_in(&lower)) else { continue };
         match text.kind {
             Kind::Retries if cause.is_some_and(|(class, _)| class == FailureClass::OutOfMemory) => {
-                cause = None
+                cause = None;
             }
             Kind::Retries => {}
             // A helper that some script calls may lack a library without harm: the exit status tells.
@@ -72,11 +72,26 @@ fn shorten(line: &str) -> String {
     });
     let message = line[stamp.unwrap_or(0)..].trim();
     // What a server writes must not move the reader's cursor.
-    let mut kept: String = message.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
-    if message.chars().count() > LONGEST {
+    let plain = without_escapes(message);
+    let mut kept: String = plain.chars().take(LONGEST).collect();
+    if kept.len() < plain.len() {
         kept.push('…');
     }
     kept
+}
+
+/// Text without control characters and terminal sequences (`ESC [ 31 m`).
+fn without_escapes(text: &str) -> String {
+    let mut plain = String::new();
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == '\u{1b}' && chars.next_if_eq(&'[').is_some() {
+            _ = chars.find(|end| ('@'..='~').contains(end));
+        } else if !c.is_control() {
+            plain.push(c);
+        }
+    }
+    plain
 }
 
 impl Failure {

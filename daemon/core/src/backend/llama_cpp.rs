@@ -8,7 +8,7 @@ use super::arguments::has;
 use super::failure::COMMON;
 use super::{
     Backend, FailureClass, GenerateProbe, Given, Kind, Launch, PlacedGpu, Readiness, Spelling, Spellings,
-    Text, add_address, declared_launch, flag,
+    Text, add_address, by_uuid, declared_launch, flag,
 };
 use crate::config::Model;
 
@@ -48,7 +48,7 @@ fn prefix(args: &[String]) -> String {
 
 impl Backend for LlamaCpp {
     fn launch(&self, model: &Model, gpus: &[PlacedGpu]) -> Launch {
-        let mut launch = declared_launch(model, gpus);
+        let mut launch = declared_launch(model, gpus, by_uuid);
         if let Some(file) = &model.file
             && self.names_model(&model.args, &model.env).is_none()
         {

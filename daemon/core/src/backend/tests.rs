@@ -42,6 +42,7 @@ fn address_and_model_are_added_where_they_are_missing() {
         format!("serve /m -x {address}")
     );
     assert_eq!(args("cmd = \"vllm serve -x\"\nmodel = \"/m\"", 1), format!("serve /m -x {address}"));
+    assert_eq!(args("cmd = \"llama-server --port {port}\"", 1), "--port 8100 --host 127.0.0.1");
     let python = "cmd = \"/v/python3 -m vllm.entrypoints.openai.api_server\"\nmodel = \"/m\"";
     assert_eq!(args(python, 1), format!("-m vllm.entrypoints.openai.api_server --model /m {address}"));
     assert_eq!(
@@ -68,6 +69,8 @@ fn a_server_sees_its_gpus_and_no_other() {
     let visible = |text: &str, n| launch(text, n).env["CUDA_VISIBLE_DEVICES"].clone();
     assert_eq!(visible("cmd = \"llama-server\"", 2), "GPU-0,GPU-1");
     assert_eq!(visible("cmd = \"llama-server\"\npolicy = \"cpu\"", 0), "");
+    // vLLM dies of a UUID.
+    assert_eq!(visible("cmd = \"vllm serve a/b\"", 2), "0,1");
     assert_eq!(visible("cmd = \"CUDA_VISIBLE_DEVICES=1 llama-server\"", 2), "1");
     assert_eq!(launch("cmd = \"llama-server\"", 1).env["CUDA_DEVICE_ORDER"], "PCI_BUS_ID");
 }

@@ -1,4 +1,4 @@
-//! vLLM's OpenAI server: `vllm serve MODEL`, or `python -m vllm.entrypoints.openai.api_server --model MODEL`.
+//! vLLM's server: `vllm serve MODEL`, or `python -m vllm.entrypoints.openai.api_server --model MODEL`.
 
 use std::collections::BTreeMap;
 
@@ -44,8 +44,10 @@ pub(super) const TEXTS: &[Text] = &[
 
 /// Whether `python ARGS` runs vLLM.
 pub(super) fn run_by_python(args: &[String]) -> bool {
-    let module =
-        args.windows(2).any(|pair| pair[0] == "-m" && (pair[1] == "vllm" || pair[1].starts_with("vllm.")));
+    let module = args
+        .windows(2)
+        .take(4)
+        .any(|pair| pair[0] == "-m" && (pair[1] == "vllm" || pair[1].starts_with("vllm.")));
     let script = args.iter().find(|arg| !arg.starts_with('-'));
     module || script.is_some_and(|script| script.ends_with("/vllm"))
 }
@@ -73,6 +75,12 @@ pub(crate) fn parallel(args: &[String]) -> Option<(u64, String)> {
     Some((number(tensor)?.saturating_mul(number(pipeline)?), by))
 }
 
+/// vLLM before the middle of 2026 takes `CUDA_VISIBLE_DEVICES` apart itself and dies of a UUID in it. An index is
+/// as good while this boot lasts, and no start outlasts it.
+fn by_index(gpu: &PlacedGpu) -> String {
+    gpu.index.to_string()
+}
+
 impl Vllm {
     fn share(model: &Model, total: Bytes) -> Option<Bytes> {
         let share = utilization(&model.args).ok()?;
@@ -84,7 +92,7 @@ impl Vllm {
 
 impl Backend for Vllm {
     fn launch(&self, model: &Model, gpus: &[PlacedGpu]) -> Launch {
-        let mut launch = declared_launch(model, gpus);
+        let mut launch = declared_launch(model, gpus, by_index);
         let named =
             model.file.as_ref().map(|file| file.to_string_lossy().into_owned()).or_else(|| model.hub.clone());
         if let Some(named) = named

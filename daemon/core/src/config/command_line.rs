@@ -112,7 +112,6 @@ fn refuse_shell(line: &str) -> Result<(), Refused> {
             (_, '$') if next.is_some_and(|n| n.is_ascii_alphanumeric() || "_{@*#?$!-".contains(n)) => {
                 return refuse(1, "no shell replaces variables here", WRITE_OUT);
             }
-            (Some(_), _) => {}
             (None, '|') if next != Some('|') => return refuse(1, "a pipe needs a shell", NO_SHELL),
             (None, '<' | '>') => {
                 return refuse(
@@ -140,7 +139,7 @@ fn refuse_shell(line: &str) -> Result<(), Refused> {
             (None, '~') if word_start => {
                 return refuse(1, "`~` is another folder for each user", "write the whole path, from `/`");
             }
-            (None, _) => {}
+            _ => {}
         }
         word_start = quote.is_none() && (c.is_whitespace() || c == '=');
     }

@@ -53,14 +53,15 @@ impl Place {
             path: file.path.clone(),
             line: before.matches('\n').count() + 1,
             column: before[line_start..].chars().count() + 1,
-            label: label.into(),
+            label: printable(&label.into()),
             span: start..end,
             text: Arc::from(file.text.as_str()),
         }
     }
 
-    /// The same place with another label.
+    /// The same place with this label, where it has none of its own.
     pub(super) fn labelled(&self, label: &str) -> Self {
+        let label = if self.label.is_empty() { label } else { &self.label };
         Self { label: label.to_owned(), ..self.clone() }
     }
 }
@@ -72,7 +73,7 @@ fn floor(text: &str, at: usize) -> usize {
 
 impl ConfigError {
     pub(super) fn new(message: impl Into<String>, place: Place) -> Self {
-        Self { message: message.into(), places: vec![place], help: None }
+        Self { message: printable(&message.into()), places: vec![place], help: None }
     }
 
     pub(super) fn and(mut self, place: Place) -> Self {
@@ -81,7 +82,7 @@ impl ConfigError {
     }
 
     pub(super) fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.help = Some(printable(&help.into()));
         self
     }
 
@@ -93,8 +94,6 @@ impl ConfigError {
     /// The error with the lines it is about, in several lines of text. `color` adds terminal colours, which
     /// carry nothing that the text does not say.
     pub fn render(&self, color: bool) -> String {
-        // A control character in a path or value must not reach a terminal.
-        let message = printable(&self.message);
         let paths: Vec<String> = self.places.iter().map(|at| printable(&at.path.to_string_lossy())).collect();
         let mut snippets: Vec<Snippet<'_, _>> = Vec::new();
         for (i, place) in self.places.iter().enumerate() {
@@ -111,7 +110,7 @@ impl ConfigError {
                 },
             )));
         }
-        let mut group = Group::with_title(Level::ERROR.primary_title(&message)).elements(snippets);
+        let mut group = Group::with_title(Level::ERROR.primary_title(&self.message)).elements(snippets);
         if let Some(help) = &self.help {
             group = group.element(Level::HELP.message(help));
         }
@@ -120,6 +119,7 @@ impl ConfigError {
     }
 }
 
+/// The text without control characters: what stands in a file must not move a reader's cursor.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })

@@ -81,7 +81,7 @@ impl fmt::Display for Origin {
 pub fn explain(settings: &Settings) -> Explanation {
     let mut values = Values { declared: &settings.declared, list: Vec::new() };
     values.add("node", settings.node.clone(), "the host's name");
-    values.add("gpu.headroom", format!("{} of each GPU stay free", settings.headroom), "default");
+    values.add("gpu.headroom", format!("{} on each GPU", settings.headroom), "default");
     for (key, time) in deadlines(&settings.deadlines) {
         values.add(key, shown(time), "default");
     }
@@ -173,10 +173,10 @@ fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
 fn command(values: &mut Values<'_>, model: &Model) {
     let launch = backend::of(model.backend).launch(model, &[]);
     let key = if model.declared.contains_key("cmd") { "cmd" } else { "program" };
-    let mut declared = vec![model.program.to_string_lossy().into_owned()];
-    declared.extend(model.args.iter().cloned());
-    values.add(key, shell_words::join(&declared), "");
-    let added = added(&declared, &launch.argv);
+    let written =
+        std::iter::once(model.program.to_string_lossy().into_owned()).chain(model.args.iter().cloned());
+    values.add(key, shell_words::join(written), "");
+    let added = added(backend::declared_argv(model), &launch.argv);
     if !added.is_empty() {
         let from = Origin::Derived { from: "added by Berth".to_owned() };
         values.push("args", format!("… {}", shell_words::join(added)), from);
@@ -194,13 +194,10 @@ fn command(values: &mut Values<'_>, model: &Model) {
     }
 }
 
-/// The words of `whole` that are not in `declared`. A backend only adds words, or replaces placeholders.
-fn added<'a>(declared: &[String], whole: &'a [String]) -> Vec<&'a String> {
-    if declared.len() == whole.len() {
-        return Vec::new();
-    }
-    let mut declared = declared.iter().peekable();
-    whole.iter().filter(|word| declared.next_if(|next| next == word).is_none()).collect()
+/// The words of `whole` that are not among `declared`: a backend only adds to them.
+fn added(declared: Vec<String>, whole: &[String]) -> Vec<&String> {
+    let mut declared = declared.into_iter().peekable();
+    whole.iter().filter(|word| declared.next_if_eq(*word).is_none()).collect()
 }
 
 fn memory(model: &Model) -> (String, String) {
@@ -256,23 +253,26 @@ fn heading(f: &mut fmt::Formatter<'_>, name: &str, source: &str) -> fmt::Result 
 
 fn rows(f: &mut fmt::Formatter<'_>, values: &[Explained]) -> fmt::Result {
     for Explained { key, value, origin } in values {
-        // A value of one line is shown beside its origin, a longer one above it.
-        let beside = value.chars().count() < ORIGINS - VALUES;
-        let origin = wrap(&origin.to_string(), WIDTH - ORIGINS);
-        let value = if beside { vec![value.clone()] } else { wrap(value, WIDTH - VALUES) };
-        let key_fits = key.chars().count() < VALUES - 2;
-        if !key_fits {
+        let mut key = key.as_str();
+        if key.chars().count() > VALUES - 3 {
             writeln!(f, "  {key}")?;
-        }
-        let mut key = if key_fits { key.as_str() } else { "" };
-        for (i, line) in value.iter().enumerate() {
-            let last = if beside && i == 0 { origin.first().map_or("", String::as_str) } else { "" };
-            let (value_width, key_width) = (ORIGINS - VALUES, VALUES - 2);
-            let row = format!("  {key:key_width$}{line:value_width$}{last}");
-            writeln!(f, "{}", row.trim_end())?;
             key = "";
         }
-        for line in origin.iter().skip(usize::from(beside)) {
+        let value = wrap(value, WIDTH - VALUES);
+        let mut origin = wrap(&origin.to_string(), WIDTH - ORIGINS).into_iter();
+        for (i, line) in value.iter().enumerate() {
+            write!(f, "  {key:width$}{line}", width = VALUES - 2)?;
+            key = "";
+            let ends = VALUES + line.chars().count();
+            let first = origin.as_slice().first().map_or(0, |first| first.chars().count());
+            // The origin begins on the value's last line, where there is room.
+            if i + 1 == value.len() && ends.max(ORIGINS - 2) + 2 + first <= WIDTH {
+                let gap = ORIGINS.saturating_sub(ends).max(2);
+                write!(f, "{:gap$}{}", "", origin.next().unwrap_or_default())?;
+            }
+            writeln!(f)?;
+        }
+        for line in origin {
             writeln!(f, "{:ORIGINS$}{line}", "")?;
         }
     }

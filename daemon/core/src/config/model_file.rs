@@ -66,7 +66,7 @@ struct Derive<'r, 'a> {
 }
 
 impl Derive<'_, '_> {
-    fn record(&mut self, key: &str, value: impl ToString, from: impl Into<String>) {
+    fn record(&mut self, key: &str, value: &(impl ToString + ?Sized), from: impl Into<String>) {
         self.derived.push(Derived { key: key.to_owned(), value: value.to_string(), from: from.into() });
     }
 
@@ -103,7 +103,7 @@ impl Derive<'_, '_> {
         let host = host.map_or_else(
             || {
                 let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
-                self.record("host", local, "default: this machine only");
+                self.record("host", &local, "default: this machine only");
                 local
             },
             Spanned::into_inner,
@@ -152,7 +152,9 @@ impl Derive<'_, '_> {
         if declared.is_none() {
             self.record("name", &text, "the file's name");
         }
-        let place = self.reader.place(&span, "");
+        // A name that stands nowhere in the file still has to be shown somewhere.
+        let label = if declared.is_none() { "named by its file's name" } else { "" };
+        let place = self.reader.place(&span, label);
         let error = match text.parse::<ModelName>() {
             Ok(name) if name.as_str() != DEFAULT_ALIAS => return Some((name, place)),
             Ok(_) => ConfigError::new("no model can be called `default`", place)
@@ -261,7 +263,7 @@ impl Derive<'_, '_> {
             BackendKind::Vllm if base != "vllm" => format!("`{base}` runs vllm"),
             _ => format!("the program's name, `{base}`"),
         };
-        self.record("backend", kind, from);
+        self.record("backend", &kind, from);
         kind
     }
 
@@ -296,12 +298,10 @@ impl Derive<'_, '_> {
         };
         match value {
             Some(value) if *value.get_ref() != parsed => {
-                let place = self.reader.place(&value.span(), "and this another");
+                let place = self.reader.place(&value.span(), "this says one thing");
                 let error =
                     ConfigError::new(format!("`{key}` and `{}` contradict each other", given.by), place)
-                        .and(
-                            self.reader.place(&span, format!("`{} {}` says one thing", given.by, given.text)),
-                        )
+                        .and(self.reader.place(&span, format!("`{} {}` says another", given.by, given.text)))
                         .help(format!("remove `{key}`, or make it {}", given.text));
                 self.reader.note(error);
                 None
@@ -337,11 +337,11 @@ impl Derive<'_, '_> {
             {
                 let error = ConfigError::new(
                     format!("`model` and `{}` contradict each other", given.by),
-                    self.reader.place(&model.span(), "and this another"),
+                    self.reader.place(&model.span(), "this says one thing"),
                 );
                 let place = self
                     .reader
-                    .place(&span_of(command, given), format!("`{} {}` says one thing", given.by, given.text));
+                    .place(&span_of(command, given), format!("`{} {}` says another", given.by, given.text));
                 self.reader.note(error.and(place).help("remove one of them"));
             }
             return self.path_or_hub(model, kind, None);
@@ -363,7 +363,7 @@ impl Derive<'_, '_> {
         let (file, hub) = self.path_or_hub(&text, kind, declared.cwd.as_ref());
         let shown =
             file.as_ref().map_or_else(|| given.text.clone(), |file| file.to_string_lossy().into_owned());
-        self.record("model", shown, origin(command, &given));
+        self.record("model", &shown, origin(command, &given));
         (file, hub)
     }
 
@@ -422,7 +422,7 @@ impl Derive<'_, '_> {
             }
             _ => (Policy::Auto, "default: one GPU where it fits, else split".to_owned()),
         };
-        self.record("policy", policy, from);
+        self.record("policy", &policy, from);
         policy
     }
 
@@ -446,12 +446,12 @@ impl Derive<'_, '_> {
             text.clone()
         } else {
             let path = backend::of(kind).health(args);
-            self.record("ready.health", &path, format!("default of {kind}"));
+            self.record("ready.health", &path, "default");
             path
         };
         let generate = declared.generate.unwrap_or_else(|| {
             let (generate, from) = backend::of(kind).generates(args);
-            self.record("ready.generate", generate, from);
+            self.record("ready.generate", &generate, from);
             generate
         });
         Ready { health, generate }

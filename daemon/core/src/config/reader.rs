@@ -273,14 +273,14 @@ impl<'r, 'a> Table<'r, 'a> {
             if self.known.contains(&key.get_ref().as_ref()) {
                 continue;
             }
-            let label = match nearest(key.get_ref(), self.known.iter().copied()) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => {
+            let label = nearest(key.get_ref(), self.known.iter().copied()).map_or_else(
+                || {
                     let mut known = self.known.clone();
                     known.sort_unstable();
                     format!("known here: {}", known.join(", "))
-                }
-            };
+                },
+                |near| format!("did you mean `{near}`?"),
+            );
             let shown: String = key.get_ref().escape_debug().collect();
             self.reader.error(format!("unknown key `{}{shown}`", self.prefix), &key.span(), label);
         }

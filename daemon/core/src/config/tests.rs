@@ -1,6 +1,7 @@
 //! The configuration as a whole: every error at its place, every value with its origin.
 #![allow(clippy::unwrap_used)]
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use insta::assert_snapshot;
@@ -35,13 +36,13 @@ fn errors(files: &[(&str, &str)]) -> String {
 fn titles(cases: &[&str]) -> String {
     let mut out = String::new();
     for text in cases {
-        out += &format!("{}\n", text.replace('\n', "\n  "));
+        writeln!(out, "{}", text.replace('\n', "\n  ")).unwrap();
         let sources = models(&[("m.toml", text)]);
         for error in load(&sources, "tower").expect_err(text) {
             let place = &error.places[0];
-            out += &format!("    {}:{} {}: {}\n", place.line, place.column, error.message, place.label);
+            writeln!(out, "    {}:{} {}: {}", place.line, place.column, error.message, place.label).unwrap();
             if let Some(help) = error.help {
-                out += &format!("         {help}\n");
+                writeln!(out, "         {help}").unwrap();
             }
         }
     }
@@ -274,6 +275,18 @@ fn berth_toml_may_be_absent_but_not_empty() {
 }
 
 #[test]
+fn control_characters_reach_no_terminal() {
+    let text =
+        "cmd = \"\\u001b[2J/a\"\nhost = \"\\u001b[2J\"\n\"\\u001b[2J\" = 1\n[memory]\ngpu = \"\\u001b[2J\"\n";
+    let errors = load(&models(&[("a\u{1b}[2J.toml", text)]), "tower").unwrap_err();
+    assert!(errors.len() >= 4);
+    for error in errors {
+        assert!(!error.render(false).contains('\u{1b}'), "{error:?}");
+        assert!(!serde_json::to_string(&error.places[0].label).unwrap().contains("u001b"));
+    }
+}
+
+#[test]
 fn colours_carry_nothing() {
     let error = &load(&models(&[("a.toml", "cmd = 1")]), "tower").unwrap_err()[0];
     assert!(error.render(true).contains("\u{1b}["));
@@ -290,7 +303,7 @@ fn almost_a_model() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1000, ..ProptestConfig::default() })]
 
     /// Whatever a file holds, there is an answer: settings that can be explained, or errors that can be shown.
     #[test]

@@ -30,7 +30,10 @@ fn check_aliases(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
     for (alias, place) in drafts.iter().filter(|draft| !draft.retired).flat_map(|draft| &draft.aliases) {
         match taken.get(alias.as_str()) {
             Some(first) if names.contains(alias.as_str()) => {
-                errors.push(clash(&format!("the alias `{alias}` is a model's name"), place, first));
+                let places =
+                    vec![place.labelled("asked for by this name"), first.labelled("called so itself")];
+                let message = format!("the alias `{alias}` is a model's name");
+                errors.push(ConfigError { message, places, help: None });
             }
             Some(first) => errors.push(clash(&format!("the alias `{alias}` is given twice"), place, first)),
             None => _ = taken.insert(alias, place),

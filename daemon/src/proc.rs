@@ -4,7 +4,8 @@
 //! that is gone is no error: it is absent from the answer. What can't be read is unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -45,8 +46,11 @@ pub fn describe(pid: u32) -> Option<Described> {
 
 /// The start time of a process in clock ticks since boot; None when it is gone.
 pub fn started(pid: u32) -> Option<u64> {
-    // By hand, since it is read for every process of a cgroup at every reading: a third of what the crate takes.
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // By hand and with one read, since every process of a cgroup is asked at every reading: a third of the time
+    // that the crate takes. The line has about 400 bytes at most.
+    let mut buffer = [0; 1024];
+    let length = File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut buffer).ok()?;
+    let stat = &buffer[..length];
     // The name, in parentheses, may hold anything. After it comes field 3; the start time is field 22.
     let after_name = stat.iter().rposition(|byte| *byte == b')')? + 2;
     let field = stat.get(after_name..)?.split(|byte| *byte == b' ').nth(22 - 3)?;

@@ -17,9 +17,12 @@ use crate::proc::monotonic_now;
 /// The library is initialised at most this often while that fails.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A library that shows no GPU, or not all that were there, is closed and opened again this often: only a new
-/// initialisation sees a GPU that was reset or added.
-const REOPEN: Duration = Duration::from_secs(10);
+/// A library that shows no GPU, or not all that were there, is closed and opened again: only a new initialisation
+/// sees a GPU that was reset or added. It is done after this time, and less and less often, since it can take
+/// seconds in which the other GPUs are not read.
+const REOPEN_FIRST: Duration = Duration::from_secs(5);
+/// At least this often.
+const REOPEN_LAST: Duration = Duration::from_secs(300);
 
 /// The state of NVML's thread.
 pub(super) struct Reader {
@@ -28,6 +31,8 @@ pub(super) struct Reader {
     seen: Vec<Identity>,
     /// When and why the library could not be used last.
     failed: Option<(Instant, String)>,
+    /// How long a session without all GPUs is kept before the library is opened again.
+    patience: Duration,
 }
 
 /// How a session with the library ended.
@@ -60,7 +65,7 @@ impl Question {
 
 impl Reader {
     pub(super) fn new(progress: Arc<Progress>) -> Self {
-        Self { progress, seen: Vec::new(), failed: None }
+        Self { progress, seen: Vec::new(), failed: None, patience: REOPEN_FIRST }
     }
 
     /// Answers questions until nobody is left who could ask.
@@ -112,10 +117,13 @@ impl Reader {
         loop {
             let everything = matches!(question, Question::All(_));
             self.answer(nvml, question, &mut cards);
-            let incomplete = cards.is_empty() || cards.iter().any(|card| !card.is_found());
-            if cards.iter().any(|card| card.library_failed)
-                || (everything && incomplete && opened.elapsed() >= REOPEN)
-            {
+            if cards.iter().any(|card| card.library_failed) {
+                return End::Reopen;
+            }
+            if !cards.is_empty() && cards.iter().all(Card::is_found) {
+                self.patience = REOPEN_FIRST;
+            } else if everything && opened.elapsed() >= self.patience {
+                self.patience = REOPEN_LAST.min(self.patience * 2);
                 return End::Reopen;
             }
             self.progress.end();

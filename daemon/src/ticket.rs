@@ -201,8 +201,8 @@ fn default_reason(model: &ModelName) -> String {
 async fn accept(listener: UnixListener, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
-            Ok((stream, address)) => {
-                tokio::spawn(serve_one(stream, address, Arc::clone(&shared)));
+            Ok((stream, _)) => {
+                tokio::spawn(serve_one(stream, Arc::clone(&shared)));
             }
             Err(error) => {
                 warn!(%error, "no connection can be accepted on the ticket socket");
@@ -213,8 +213,10 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>) {
     }
 }
 
-async fn serve_one(mut stream: UnixStream, address: SocketAddr, shared: Arc<Shared>) {
-    let name = address.as_abstract_name().unwrap_or_default();
+async fn serve_one(mut stream: UnixStream, shared: Arc<Shared>) {
+    // Not the address that accept gave: it comes without an abstract name.
+    let address = stream.peer_addr();
+    let name = address.as_ref().ok().and_then(SocketAddr::as_abstract_name).unwrap_or_default();
     let peer = stream.peer_cred();
     let uid = peer.as_ref().map_or(-1, |peer| i64::from(peer.uid()));
     let pid = peer.as_ref().ok().and_then(UCred::pid).unwrap_or(-1);
@@ -260,6 +262,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::io::Read as _;
     use std::os::fd::AsRawFd as _;
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
 
@@ -299,8 +302,8 @@ mod tests {
 
     /// An address as systemd's, unlike any other in this process.
     fn systemds(unit: &str) -> String {
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let next = NEXT.fetch_add(1, Relaxed);
         format!("{:08x}{next:08x}/unit/{unit}/ticket", std::process::id())
     }
 

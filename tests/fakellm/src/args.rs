@@ -28,8 +28,10 @@ pub(crate) enum Role {
     Server,
     /// A child that holds memory and does not go away by itself.
     Worker,
-    /// Starts a worker and ends, so that nobody is its parent.
+    /// Starts an escaped worker and ends, so that nobody is its parent.
     Escapee,
+    /// A worker in a cgroup of its own.
+    Escaped,
 }
 
 /// A model server without a model. Flags of llama-server and vllm that mean nothing here are passed over with

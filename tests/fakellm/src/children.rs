@@ -13,7 +13,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, setsid};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::Arguments;
+use crate::args::{Arguments, Role};
 use crate::gpu;
 
 /// This program again, in another role.
@@ -43,9 +43,9 @@ pub(crate) fn start(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Starts a worker and ends at once.
+/// Starts an escaped worker and ends at once.
 pub(crate) fn step_aside() -> Result<u8> {
-    again("worker")?.stdin(Stdio::null()).spawn().context("can't start the worker")?;
+    again("escaped")?.stdin(Stdio::null()).spawn().context("can't start the worker")?;
     Ok(0)
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn be_worker(arguments: &Arguments) -> Result<u8> {
     nix::sys::prctl::set_name(c"fakellm-worker")?;
     // Blocked for good, which is as deaf as a process can be without a handler.
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]).thread_block()?;
-    if let Some(cgroup) = arguments.escape_to.as_deref().filter(|_| arguments.escape_child) {
+    if let Some(cgroup) = arguments.escape_to.as_deref().filter(|_| arguments.role == Role::Escaped) {
         match move_to(cgroup) {
             Ok(()) => eprintln!("fakellm: the worker is now in {}", cgroup.display()),
             Err(error) => eprintln!("fakellm: the worker stays where it is: {error:#}"),

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     match arguments.role {
-        Role::Worker => children::be_worker(arguments),
+        Role::Worker | Role::Escaped => children::be_worker(arguments),
         Role::Escapee => children::step_aside(),
         Role::Main if arguments.serve_from_child => children::serve_from_child(),
         Role::Main | Role::Server => life::live(arguments),

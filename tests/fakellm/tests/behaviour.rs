@@ -159,7 +159,7 @@ fn ill_health_of_all_kinds() {
     broken.health(200);
     assert_eq!(broken.post("/v1/completions", "{}").0, 500);
     let mute = Fake::start("--hang-health");
-    while mute.get("/v1/models").is_none() {
+    while !matches!(mute.get("/v1/models"), Some((200, _))) {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(mute.ask("GET", "/health", "", limit), None);
@@ -234,8 +234,10 @@ fn memory_is_held_grows_and_runs_out() {
 #[test]
 fn workers_outlive_their_parent() {
     let (folder, mut client) = cards();
-    let flags = "--fork-child --escape-child --child-vram 0=200MiB --vram 1=100MiB --escape-to /proc/no";
-    let mut fake = Fake::start_on(flags, Some(&folder));
+    // A folder stands for the cgroup: what is written there shows who would have moved.
+    let cgroup = folder.path().join("cgroup");
+    let flags = "--fork-child --escape-child --child-vram 0=200MiB --vram 1=100MiB --escape-to";
+    let mut fake = Fake::start_on(&format!("{flags} {}", cgroup.display()), Some(&folder));
     fake.health(200);
     assert_eq!(client.memory(0).unwrap().used, 400 * MIB);
     fake.terminate();
@@ -249,6 +251,8 @@ fn workers_outlive_their_parent() {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse::<u32>().unwrap()
     };
+    let moved: u32 = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().parse().unwrap();
+    assert_eq!(held.iter().filter(|worker| worker.pid == moved).count(), 1);
     for worker in held {
         assert_ne!(parent_of(worker.pid), fake.child.id());
         let pid = nix::unistd::Pid::from_raw(i32::try_from(worker.pid).unwrap());

@@ -90,6 +90,9 @@ pub(crate) enum Verb {
         /// Take the memory at the instant that a release makes room for it.
         #[arg(long)]
         at_release: bool,
+        /// With --at-release: take it (or what is free then) this long after that instant.
+        #[arg(long, value_parser = parse_duration, default_value = "0s", requires = "at_release")]
+        release_delay: Duration,
     },
     /// End a foreign process.
     ForeignStop { name: String },
@@ -233,9 +236,10 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Err(other) => other,
     };
     match other {
-        Verb::Foreign { name, device, bytes, kind, grow_by, after, at_release } => {
-            let grow_after_ns = nanos(after);
-            let foreign = Foreign { name, device, bytes, kind, grow_by, grow_after_ns, at_release };
+        Verb::Foreign { name, device, bytes, kind, grow_by, after, at_release, release_delay } => {
+            let (grow_after_ns, release_delay_ns) = (nanos(after), nanos(release_delay));
+            let foreign =
+                Foreign { name, device, bytes, kind, grow_by, grow_after_ns, at_release, release_delay_ns };
             let pid: u32 = client.call(&Request::Foreign(foreign))?;
             println!("{pid}");
         }

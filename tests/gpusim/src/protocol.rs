@@ -134,6 +134,8 @@ pub struct Foreign {
     pub grow_after_ns: u64,
     /// Take `bytes` at the very instant that a release on the card makes room for them, not now.
     pub at_release: bool,
+    /// With `at_release`: take it (or what is free then) this long after that instant instead.
+    pub release_delay_ns: u64,
 }
 
 /// The driver as a whole.

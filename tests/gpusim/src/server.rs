@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::foreign::Foreigners;
 use crate::protocol::{Answer, Calls, Code, Failure, Foreign, Kind, Knob, Readings, Request, Stats};
 use crate::record::{ConfigFile, Record};
-use crate::state::{Config, Gpus};
+use crate::state::{Config, Gpus, When};
 use crate::sys::{PidFd, comm_of, exit_of, now_ns, readable, run_first};
 
 /// What a server is started with.
@@ -266,7 +266,8 @@ impl Server {
         let comm = comm_of(pid);
         let Foreign { device, bytes, kind, .. } = *foreign;
         if foreign.at_release {
-            inner.gpus.wish((pid, &comm), device, bytes, kind, None);
+            let when = When::AtRelease { delay: foreign.release_delay_ns };
+            inner.gpus.wish((pid, &comm), device, bytes, kind, when);
         } else if let Err(failure) = inner.gpus.alloc(now, (pid, &comm, true), device, bytes, kind) {
             // One that holds nothing has no reason to live.
             if !inner.gpus.devices(now).iter().any(|d| d.held.iter().any(|held| held.pid == pid)) {
@@ -275,8 +276,8 @@ impl Server {
             return Err(failure);
         }
         if foreign.grow_by > 0 {
-            let at = now.saturating_add(foreign.grow_after_ns);
-            inner.gpus.wish((pid, &comm), device, foreign.grow_by, kind, Some(at));
+            let when = When::At(now.saturating_add(foreign.grow_after_ns));
+            inner.gpus.wish((pid, &comm), device, foreign.grow_by, kind, when);
         }
         Ok(pid)
     }

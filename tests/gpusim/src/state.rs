@@ -92,12 +92,13 @@ struct Wish {
     when: When,
 }
 
+/// When a foreign process takes memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum When {
+pub enum When {
     /// At this time; less than `bytes` if less is free.
     At(u64),
-    /// At the instant a release makes room for all of it.
-    AtRelease,
+    /// At the instant a release makes room for all of it, or this long after that instant.
+    AtRelease { delay: u64 },
 }
 
 /// What happened and is to be recorded.
@@ -142,7 +143,7 @@ impl Gpus {
         loop {
             let grown = self.wishes.iter().filter_map(|w| match w.when {
                 When::At(at) => Some(at),
-                When::AtRelease => None,
+                When::AtRelease { .. } => None,
             });
             let next = self.leaving.iter().map(|l| l.release.freed_ns).chain(grown).min();
             let Some(at) = next.filter(|at| *at <= now) else { return };
@@ -152,12 +153,17 @@ impl Gpus {
                 freed.extend(over.then_some(l.release.device));
                 !over
             });
-            for wish in std::mem::take(&mut self.wishes) {
+            for mut wish in std::mem::take(&mut self.wishes) {
                 let free = self.truth(wish.device, at).map_or(0, |m| m.free);
                 match wish.when {
                     When::At(due) if due == at => self.hold(&wish, wish.bytes.min(free)),
-                    When::AtRelease if freed.contains(&wish.device) && free >= wish.bytes => {
-                        self.hold(&wish, wish.bytes);
+                    When::AtRelease { delay } if freed.contains(&wish.device) && free >= wish.bytes => {
+                        if delay == 0 {
+                            self.hold(&wish, wish.bytes);
+                        } else {
+                            wish.when = When::At(at.saturating_add(delay));
+                            self.wishes.push(wish);
+                        }
                     }
                     _ => self.wishes.push(wish),
                 }
@@ -317,11 +323,11 @@ impl Gpus {
         Ok(())
     }
 
-    /// Lets a foreign process take `bytes` more at the next release, or at the time `at`.
-    pub fn wish(&mut self, (pid, comm): (u32, &str), device: u32, bytes: u64, kind: Kind, at: Option<u64>) {
+    /// Lets a foreign process take `bytes` more at some time.
+    pub fn wish(&mut self, (pid, comm): (u32, &str), device: u32, bytes: u64, kind: Kind, when: When) {
         let process = Process { comm: comm.to_owned(), foreign: true, claims: Vec::new() };
         self.processes.entry(pid).or_insert(process);
-        self.wishes.push(Wish { pid, device, kind, bytes, when: at.map_or(When::AtRelease, When::At) });
+        self.wishes.push(Wish { pid, device, kind, bytes, when });
     }
 
     /// The processes that hold memory.

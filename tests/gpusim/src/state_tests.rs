@@ -79,7 +79,7 @@ fn a_foreign_process_takes_what_is_released_before_anyone_else_can() {
     let mut gpus = gpus();
     linger(&mut gpus, None, Shape::Step { ns: 10 * MS });
     take(&mut gpus, 1, 10, 0, 700).unwrap();
-    gpus.wish((20, "Xorg"), 0, 400 * MIB, Kind::Graphics, None);
+    gpus.wish((20, "Xorg"), 0, 400 * MIB, Kind::Graphics, When::AtRelease { delay: 0 });
     gpus.died(10, None, Exit::Code(0), 0);
     assert_eq!(gpus.processes(0, Kind::Graphics, 5 * MS).unwrap(), []);
     let failed = take(&mut gpus, 20 * MS, 11, 0, 700).unwrap_err();
@@ -91,10 +91,24 @@ fn a_foreign_process_takes_what_is_released_before_anyone_else_can() {
 }
 
 #[test]
+fn a_foreign_process_takes_it_a_little_later_too() {
+    let mut gpus = gpus();
+    linger(&mut gpus, None, Shape::Step { ns: 10 * MS });
+    take(&mut gpus, 1, 10, 0, 700).unwrap();
+    gpus.wish((20, "thief"), 0, 400 * MIB, Kind::Compute, When::AtRelease { delay: 5 * MS });
+    gpus.died(10, None, Exit::Code(0), 0);
+    gpus.settle(15 * MS - 1);
+    assert_eq!(used(&gpus, 0, 15 * MS - 1), 0);
+    take(&mut gpus, 15 * MS - 1, 11, 0, 600).unwrap();
+    gpus.settle(15 * MS);
+    assert_eq!(used(&gpus, 0, 15 * MS), 750);
+}
+
+#[test]
 fn a_foreign_process_grows_at_its_time_but_not_beyond_the_card() {
     let mut gpus = gpus();
     gpus.alloc(0, (20, "Xorg", true), 0, 100 * MIB, Kind::Graphics).unwrap();
-    gpus.wish((20, "Xorg"), 0, 900 * MIB, Kind::Graphics, Some(5 * MS));
+    gpus.wish((20, "Xorg"), 0, 900 * MIB, Kind::Graphics, When::At(5 * MS));
     gpus.settle(5 * MS - 1);
     assert_eq!(used(&gpus, 0, 5 * MS - 1), 100);
     gpus.settle(5 * MS);

@@ -202,7 +202,7 @@ fn a_foreign_process_can_snatch_what_is_released() {
     let sim = Sim::new();
     sim.ctl("linger 50ms");
     let child = sim.sleeper("--claim 0=700MiB", 700);
-    sim.ctl("foreign thief --kind compute --bytes 500MiB --at-release");
+    sim.ctl("foreign thief --kind compute --bytes 500MiB --at-release --release-delay 5ms");
     assert_eq!(sim.client().memory(0).unwrap().used, 700 * MIB);
     sim.kill(child);
     sim.until(|stats| stats.devices[0].memory.used == 500 * MIB);

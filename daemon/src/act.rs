@@ -126,10 +126,9 @@ impl Hands {
         let target = ProbeTarget {
             address: SocketAddr::new(model.host, model.port),
             health_path: readiness.health,
-            generate: readiness.generate.map(|generate| Generate {
-                path: generate.path,
-                body: generate.body.to_string(),
-            }),
+            generate: readiness
+                .generate
+                .map(|generate| Generate { path: generate.path, body: generate.body.to_string() }),
             control_groups: vec![control_group],
         };
         probe::probe(&target, PROBE_DEADLINE).await

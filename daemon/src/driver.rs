@@ -4,7 +4,7 @@
 //! machine asks for (`perform`). It waits for nothing but messages and the ledger's fsync.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_core::backend::Failure;
@@ -117,6 +117,8 @@ pub struct Driver {
     probes: Probes,
     retries: BTreeMap<ModelName, Retry>,
     strays: BTreeMap<ModelName, Moment>,
+    /// Who holds which GPU, in words: told to those who start a unit by hand.
+    held: Arc<Mutex<String>>,
     began: Moment,
 }
 
@@ -132,6 +134,12 @@ impl Driver {
         boot: &str,
     ) -> Self {
         adopt(&mut state, &facts, boot);
+        let held = Arc::new(Mutex::new(String::new()));
+        let said = Arc::clone(&held);
+        hands.tickets.set_reason(move |model| {
+            let held = said.lock().unwrap_or_else(PoisonError::into_inner);
+            format!("only berthd starts model servers: run `berthctl switch {model}`{held}")
+        });
         Self {
             settings: Arc::clone(&hands.settings),
             hands,
@@ -147,6 +155,7 @@ impl Driver {
             probes: Probes::default(),
             retries: BTreeMap::new(),
             strays: BTreeMap::new(),
+            held,
             began: monotonic_now(),
         }
     }
@@ -500,6 +509,7 @@ impl Driver {
                 .collect();
             (states, status::problems(view))
         });
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held_in_words(&self.state);
         for (model, state) in states {
             let was = self.memory.since.get(&model).map(|(was, _)| *was);
             if was == Some(state) {
@@ -571,6 +581,20 @@ fn adopt(state: &mut State, facts: &Facts, boot: &str) {
     }
     state.swap = None;
     boot.clone_into(&mut state.boot);
+}
+
+/// "; GPU 0 is held by aeon (14.0 GiB)", or nothing.
+fn held_in_words(state: &State) -> String {
+    let mut held: Vec<String> = state
+        .claims
+        .iter()
+        .flat_map(|(model, claim)| {
+            claim.gpus.iter().map(move |part| (part.placed.index, model, part.placed.bytes))
+        })
+        .map(|(index, model, bytes)| format!("GPU {index} is held by {model} ({bytes})"))
+        .collect();
+    held.sort();
+    held.into_iter().map(|text| format!("; {text}")).collect()
 }
 
 fn busy(swap: &SwapSummary) -> Verdict {

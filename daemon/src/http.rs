@@ -122,7 +122,10 @@ async fn swap(State(api): State<Api>, UrlPath(id): UrlPath<String>) -> Response 
     match api.ask(Message::SwapById(id, reply), answer).await {
         Some(Some(swap)) => Json(swap).into_response(),
         Some(None) => {
-            let text = format!("swap {id} is not known any more; the last {} are", berth_core::state::State::KEPT_SWAPS);
+            let text = format!(
+                "swap {id} is not known any more; the last {} are",
+                berth_core::state::State::KEPT_SWAPS
+            );
             problem(StatusCode::NOT_FOUND, "unknown_swap", &text, &[])
         }
         None => no_answer(),
@@ -245,7 +248,11 @@ fn swap_of(event: &Event) -> Option<u64> {
     }
 }
 
-async fn logs(State(api): State<Api>, UrlPath(name): UrlPath<String>, Query(query): Query<LogsQuery>) -> Response {
+async fn logs(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+    Query(query): Query<LogsQuery>,
+) -> Response {
     let state = berth_core::state::State::default();
     let model = match plan::resolve(&api.settings, &state, &name) {
         Ok(model) => model.name.clone(),
@@ -289,8 +296,7 @@ impl Api {
             _ => preflight::hung(&self.settings, &request, LOOK_UP),
         };
         let (reply, answer) = oneshot::channel();
-        let decide =
-            Decide { request, by, gpus: fresh.gpus, units: fresh.units, preflight, began, reply };
+        let decide = Decide { request, by, gpus: fresh.gpus, units: fresh.units, preflight, began, reply };
         self.ask(Message::Decide(Box::new(decide)), answer).await
     }
 }

@@ -157,10 +157,36 @@ enum Stage {
     Diagnosing {
         direction: Direction,
         model: ModelName,
-        why: Option<String>,
+        symptom: Symptom,
         deadline: Moment,
     },
     Over,
+}
+
+/// What showed that a start failed; its log usually says why.
+#[derive(Debug, Clone, PartialEq)]
+enum Symptom {
+    /// Its unit went down.
+    Died,
+    /// systemd could not start it.
+    NotStarted(String),
+    /// It did not become ready in time.
+    NotReady(String),
+}
+
+impl Symptom {
+    /// Why it failed, as a clause: the log's word, where it has one, before systemd's; but a server that runs and
+    /// isn't ready is judged by what it answers.
+    fn clause(&self, failure: Option<&Failure>) -> String {
+        match (self, failure) {
+            (Self::NotReady(why), _) => why.clone(),
+            (Self::NotStarted(why), failure) => {
+                failure.filter(|failure| !failure.line.is_empty()).map_or(why.clone(), Failure::sentence)
+            }
+            (Self::Died, Some(failure)) => failure.sentence(),
+            (Self::Died, None) => "it ended, and its log could not be read in time".to_owned(),
+        }
+    }
 }
 
 /// A start that is on its way up.
@@ -274,29 +300,36 @@ impl Swap {
                 if self.start_at(direction, index).is_some_and(|start| start.model == model) {
                     match result {
                         Ok(()) => self.readying(world, direction, index, &mut actions),
-                        Err(why) => self.diagnose(world, direction, model, Some(why), &mut actions),
+                        Err(why) => {
+                            self.diagnose(world, direction, model, Symptom::NotStarted(why), &mut actions)
+                        }
                     }
                 }
             }
             (Stage::Starting { direction, index, deadline }, _) if world.now >= deadline => {
                 let why = format!("systemd did not start it within {} s", LAUNCH_DEADLINE.as_secs());
                 if let Some(start) = self.start_at(direction, index) {
-                    self.diagnose(world, direction, start.model.clone(), Some(why), &mut actions);
+                    self.diagnose(
+                        world,
+                        direction,
+                        start.model.clone(),
+                        Symptom::NotStarted(why),
+                        &mut actions,
+                    );
                 }
             }
             (Stage::Readying { direction, index, loading }, event) => {
                 self.loading(world, direction, index, loading, event, &mut actions);
             }
-            (Stage::Diagnosing { model, why, .. }, Event::Diagnosed(whose, failure)) if whose == model => {
-                let reason = match why {
-                    Some(why) => format!("{model} did not start: {why}"),
-                    None => format!("{model} did not start: {}", failure.sentence()),
-                };
+            (Stage::Diagnosing { model, symptom, .. }, Event::Diagnosed(whose, failure))
+                if whose == model =>
+            {
+                let reason = format!("{model} did not start: {}", symptom.clause(Some(&failure)));
                 self.fail(world, reason, Some(failure), &mut actions);
             }
-            (Stage::Diagnosing { model, why, deadline, .. }, _) if world.now >= deadline => {
-                let why = why.unwrap_or_else(|| "it ended, and its log could not be read in time".to_owned());
-                self.fail(world, format!("{model} did not start: {why}"), None, &mut actions);
+            (Stage::Diagnosing { model, symptom, deadline, .. }, _) if world.now >= deadline => {
+                let reason = format!("{model} did not start: {}", symptom.clause(None));
+                self.fail(world, reason, None, &mut actions);
             }
             _ => {}
         }
@@ -520,7 +553,7 @@ impl Swap {
             _ => {}
         }
         if died(world, &model) {
-            return self.diagnose(world, direction, model, None, actions);
+            return self.diagnose(world, direction, model, Symptom::Died, actions);
         }
         let held = held_by(world, &model);
         if held > loading.held {
@@ -532,7 +565,7 @@ impl Swap {
             if !growing || world.now >= loading.cap {
                 let waited = millis(world.now.saturating_sub(self.step_began));
                 let why = format!("it was not ready after {}: {}", seconds(waited), loading.said);
-                return self.diagnose(world, direction, model, Some(why), actions);
+                return self.diagnose(world, direction, model, Symptom::NotReady(why), actions);
             }
         }
         self.stage = Stage::Readying { direction, index, loading };
@@ -543,12 +576,13 @@ impl Swap {
         world: &World,
         direction: Direction,
         model: ModelName,
-        why: Option<String>,
+        symptom: Symptom,
         actions: &mut Vec<Action>,
     ) {
         actions.push(Action::Watch(Watch::Loading));
         actions.push(Action::Diagnose(model.clone()));
-        self.stage = Stage::Diagnosing { direction, model, why, deadline: world.now + DIAGNOSIS_DEADLINE };
+        self.stage =
+            Stage::Diagnosing { direction, model, symptom, deadline: world.now + DIAGNOSIS_DEADLINE };
     }
 
     fn all_started(&mut self, world: &mut World, direction: Direction, actions: &mut Vec<Action>) {

@@ -11,13 +11,14 @@ use super::reader::{Reader, Table};
 use super::{API_PORT, Deadlines, PROXY_PORT, PortRange, Settings, SourceFile};
 use crate::bytes::Bytes;
 
-/// Kept free on each GPU. CUDA itself takes memory for every process that no estimate holds (kernels loaded at
-/// first use, cuBLAS workspaces), and an allocator rounds up to its blocks: between them 100 to 200 MiB beyond
-/// what a server logs. An eighth of a GiB more than that costs nothing that a model would notice.
+/// Kept free on each GPU for what no declaration holds: kernels and workspaces that CUDA loads at first use,
+/// allocators that round up to their blocks, a desktop that opens a window. A judgement, not a measurement:
+/// small beside a 16 GiB card (1.6%), and several times the block to which an allocator rounds.
 const HEADROOM: Bytes = Bytes::mib(256);
 
-/// A llama-server ends within a second and a vLLM with its workers within ten; the driver gives memory back some
-/// seconds later; weights of 30 GB from a slow disk and the graphs of a vLLM take minutes.
+/// Generous on purpose, since a deadline that passes fails the swap: a server finishes what it answers before it
+/// ends, a driver gives memory back seconds after a process's end, and large weights from a slow disk together
+/// with vLLM's graphs take minutes.
 const DEADLINES: Deadlines = Deadlines {
     stop: Duration::from_secs(30),
     release: Duration::from_secs(60),

@@ -32,9 +32,7 @@ Before you do:
   help VERB       more on each, with an example
 
 Options:
-{options}
-
-{after-help}";
+{options}{after-help}";
 
 const AFTER: &str = "\
 Examples:
@@ -57,8 +55,7 @@ With --json, on standard output (`schema` is 1; fields may be added to it):
 /// Switch GPU models safely: the next one starts when the memory is measured free.
 #[derive(Debug, Parser)]
 #[command(name = "berthctl", version, help_template = GROUPS, disable_help_subcommand = false)]
-#[command(after_help = format!("{AFTER}\n{}\n\n`berthctl --help` also tells what --json prints.", exit::EXPLAINED))]
-#[command(after_long_help = format!("{AFTER}\n{}\n\n{JSON}", exit::EXPLAINED))]
+#[command(after_help = format!("{AFTER}\n{}\n\n{JSON}", exit::EXPLAINED))]
 pub(crate) struct Cli {
     /// What to do; without one: `status`.
     #[command(subcommand)]
@@ -76,8 +73,8 @@ pub(crate) struct Cli {
         hide_env_values = true
     )]
     pub(crate) socket: PathBuf,
-    /// When to use colours; NO_COLOR is honoured
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    /// When to use colours: auto, always or never; NO_COLOR is honoured
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
     pub(crate) color: ColorChoice,
 }
 

@@ -1,6 +1,6 @@
 //! Asks berthd: HTTP/1.1 over its unix socket, one connection a request.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_core::report::ApiProblem;
@@ -51,10 +51,6 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket }
-    }
-
-    pub(crate) fn socket(&self) -> &Path {
-        &self.socket
     }
 
     /// The answer to a GET.

@@ -14,3 +14,7 @@ pub(crate) mod examples;
 
 pub(crate) use table::{Column, Table};
 pub(crate) use text::{Paint, Tone, WIDTH};
+
+/// Text without colours.
+#[cfg(test)]
+pub(crate) const PLAIN: Paint = Paint { color: false };

@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used)]
 use berth_core::report::{ModelState, Step, StepState};
 
-use super::super::examples::{NOW, PLAIN, name, problem, restored, step, switched, under_way};
+use super::super::PLAIN;
+use super::super::examples::{NOW, name, problem, restored, step, switched, under_way};
 use super::*;
 
 #[test]

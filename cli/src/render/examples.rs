@@ -1,4 +1,4 @@
-//! The machines and models of the story, for tests.
+//! The machines and models of the story, for the tests of rendering and of the whole program.
 #![allow(clippy::unwrap_used)]
 
 use berth_core::backend::{Failure, FailureClass};
@@ -12,7 +12,6 @@ use berth_core::report::{
 
 pub(crate) const NOW: u64 = 1_763_000_000_000;
 pub(crate) const DAY: u64 = 86_400_000;
-pub(crate) const PLAIN: super::Paint = super::Paint { color: false };
 
 pub(crate) fn name(text: &str) -> ModelName {
     text.parse().unwrap()

@@ -64,7 +64,7 @@ fn shortage(changes: &[GpuChange], paint: Paint) -> String {
             Column::Wrap,
         ],
     );
-    table.plain(Tone::Dim, &["GIB", "needs", "available", "short by", "of", "kept back", "others"]);
+    table.plain(Tone::Dim, &["GIB", "needs", "available", "short by", "total", "kept back", "others"]);
     for gpu in changes {
         let short = gpu.needs.less(gpu.available);
         let tone = if short.0 > 0 { Tone::Bad } else { Tone::Plain };

@@ -3,7 +3,8 @@ use berth_core::bytes::Bytes;
 use berth_core::name::ModelName;
 use berth_core::report::{Request, Step, Verb};
 
-use super::super::examples::{PLAIN, name};
+use super::super::PLAIN;
+use super::super::examples::name;
 use super::super::text::{WIDTH, columns};
 use super::*;
 

@@ -60,39 +60,32 @@ fn serving(status: &Status) -> String {
 }
 
 fn memory(status: &Status, paint: Paint) -> String {
-    let mut table = Table::new(
-        1,
-        &[Column::Left, Column::Left, Column::Right, Column::Right, Column::Right, Column::Wrap],
-    );
-    // What is unknown gets lines of its own: a reason takes more room than a figure.
-    let mut unknown = String::new();
+    let (left, right) = (Column::Left, Column::Right);
+    let mut table = Table::new(1, &[left, left, right, right, right, Column::Wrap]);
     match &status.gpus {
-        Known::Value(list) if list.is_empty() => unknown.push_str(" GPUs   none\n"),
+        Known::Value(list) if list.is_empty() => table.span(Tone::Plain, "GPUs", "none"),
         Known::Value(list) => {
             for gpu in list {
                 match &gpu.memory {
                     Known::Value(balance) => table.row(gpu_row(gpu, balance)),
-                    Known::Unknown(why) => {
-                        let first = format!(" GPU {}  ", gpu.index);
-                        unknown.push_str(&paragraph(&first, &format!("unknown: {}", clean(why))));
-                    }
+                    Known::Unknown(why) => unknown(&mut table, &format!("GPU {}", gpu.index), why),
                 }
             }
         }
-        Known::Unknown(why) => unknown.push_str(&paragraph(" GPUs   ", &format!("unknown: {}", clean(why)))),
+        Known::Unknown(why) => unknown(&mut table, "GPUs", why),
     }
     match &status.host {
         Known::Value(host) => {
             let used = host.total.less(host.available);
             table.plain(Tone::Plain, &["RAM".to_owned(), bar(used, host.total, BAR), of(used, host.total)]);
         }
-        Known::Unknown(why) => unknown.push_str(&paragraph(" RAM    ", &format!("unknown: {}", clean(why)))),
+        Known::Unknown(why) => unknown(&mut table, "RAM", why),
     }
-    table.render(paint) + &paint.tint(Tone::Warn, unknown.trim_end_matches('\n')) + newline_after(&unknown)
+    table.render(paint)
 }
 
-fn newline_after(text: &str) -> &'static str {
-    if text.is_empty() { "" } else { "\n" }
+fn unknown(table: &mut Table, label: &str, why: &str) {
+    table.span(Tone::Warn, label, &format!("unknown: {}", clean(why)));
 }
 
 fn gpu_row(gpu: &GpuStatus, balance: &GpuBalance) -> Vec<(Tone, String)> {
@@ -149,10 +142,8 @@ fn models(status: &Status, paint: Paint) -> String {
     }
     let mut models: Vec<&ModelStatus> = status.models.iter().collect();
     models.sort_by(|a, b| (rank(a.state), &a.name).cmp(&(rank(b.state), &b.name)));
-    let mut table = Table::new(
-        0,
-        &[Column::Wrap, Column::Left, Column::Left, Column::Right, Column::Left, Column::Right, Column::Left],
-    );
+    let (left, right, wrap) = (Column::Left, Column::Right, Column::Wrap);
+    let mut table = Table::new(0, &[wrap, left, wrap, right, wrap, right, left]);
     table.plain(Tone::Dim, &["MODEL", "STATE", "WHERE", "GIB", "ADDRESS", "FOR", "TO SWITCH"]);
     for model in models {
         let (tone, word) = state(model.state);
@@ -208,7 +199,7 @@ fn foot(status: &Status, paint: Paint) -> String {
     let mut out = String::new();
     for model in status.models.iter().filter(|model| model.state != ModelState::Serving) {
         if let Some(error) = &model.last_error {
-            out.push_str(&paragraph(&format!("{}: ", model.name), &format!("last failed: {}", clean(error))));
+            out.push_str(&paragraph("", &format!("{} last failed: {}", model.name, clean(error))));
         }
     }
     if let Some(swap) = &status.swap {

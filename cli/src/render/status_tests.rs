@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
-use super::super::examples::{DAY, NOW, PLAIN, degraded, gpu, model, name, problem, tower, under_way};
+use super::super::PLAIN;
+use super::super::examples::{DAY, NOW, degraded, gpu, model, name, problem, tower, under_way};
 use super::super::text::{WIDTH, clean, columns};
 use super::*;
 
@@ -9,10 +10,8 @@ fn shown(value: &Status) -> String {
         assert!(columns(line) <= WIDTH, "{} columns: {line}", columns(line));
         assert_eq!(line, line.trim_end(), "blanks at the end");
     }
-    assert_eq!(
-        clean(&status(value, Paint { color: true }).replace('\n', "\u{1}\u{2}")).len(),
-        clean(&text.replace('\n', "")).len()
-    );
+    let painted: Vec<String> = status(value, Paint { color: true }).lines().map(clean).collect();
+    assert_eq!(painted, text.lines().collect::<Vec<_>>());
     text
 }
 

@@ -224,7 +224,7 @@ fn done(step: Step) -> &'static str {
 fn doing(step: Step) -> &'static str {
     match step {
         Step::Checked => "checking",
-        Step::Prewarmed => "prewarming",
+        Step::Prewarmed => "warming",
         Step::Drained => "draining",
         Step::Stopped => "stopping",
         Step::Released => "releasing",

@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used)]
 use berth_core::bytes::Bytes;
 
-use super::super::examples::{PLAIN, degraded, name, restored, switched, under_way};
+use super::super::PLAIN;
+use super::super::examples::{degraded, name, restored, switched, under_way};
 use super::super::text::WIDTH;
 use super::*;
 

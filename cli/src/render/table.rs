@@ -1,13 +1,13 @@
-//! A table without lines: columns as wide as what is in them, and one that wraps into what is left.
+//! A table without lines: columns as wide as what is in them, and some that wrap into what is left.
 
-use super::text::{Paint, Tone, WIDTH, columns, wrap};
+use super::text::{Paint, Tone, WIDTH, columns, paragraph, wrap};
 
 /// How a column is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Column {
     Left,
     Right,
-    /// To the left, and wrapped into the columns that the others leave. At most one in a table.
+    /// To the left, and wrapped into what the others leave; several share it.
     Wrap,
 }
 
@@ -16,7 +16,14 @@ pub(crate) enum Column {
 pub(crate) struct Table {
     columns: Vec<Column>,
     indent: usize,
-    rows: Vec<Vec<(Tone, String)>>,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+enum Row {
+    Cells(Vec<(Tone, String)>),
+    /// A label in the first column, and a text over all others.
+    Span(Tone, String, String),
 }
 
 const GAP: usize = 2;
@@ -31,12 +38,17 @@ impl Table {
 
     /// Adds a row.
     pub(crate) fn row(&mut self, cells: Vec<(Tone, String)>) {
-        self.rows.push(cells);
+        self.rows.push(Row::Cells(cells));
+    }
+
+    /// Adds a label and a text that takes the room of all other columns.
+    pub(crate) fn span(&mut self, tone: Tone, label: &str, text: &str) {
+        self.rows.push(Row::Span(tone, label.to_owned(), text.to_owned()));
     }
 
     /// Adds a row in one tone.
     pub(crate) fn plain<S: ToString>(&mut self, tone: Tone, cells: &[S]) {
-        self.rows.push(cells.iter().map(|cell| (tone, cell.to_string())).collect());
+        self.row(cells.iter().map(|cell| (tone, cell.to_string())).collect());
     }
 
     /// The table's lines, each ended.
@@ -44,6 +56,16 @@ impl Table {
         let widths = self.widths();
         let mut out = String::new();
         for row in &self.rows {
+            let row = match row {
+                Row::Cells(cells) => cells,
+                Row::Span(tone, label, text) => {
+                    let blanks = " ".repeat(widths[0].saturating_sub(columns(label)) + GAP);
+                    let lead = format!("{}{label}{blanks}", " ".repeat(self.indent));
+                    let lines = paragraph(&lead, text);
+                    out.extend(lines.lines().map(|line| paint.tint(*tone, line) + "\n"));
+                    continue;
+                }
+            };
             let cells: Vec<Vec<String>> = row
                 .iter()
                 .enumerate()
@@ -84,16 +106,27 @@ impl Table {
     }
 
     fn widths(&self) -> Vec<usize> {
-        let mut widths: Vec<usize> = (0..self.columns.len())
-            .map(|i| {
-                self.rows.iter().filter_map(|row| row.get(i)).map(|cell| columns(&cell.1)).max().unwrap_or(0)
-            })
-            .collect();
-        if let Some(flex) = self.columns.iter().position(|column| *column == Column::Wrap) {
-            let others: usize =
-                widths.iter().enumerate().filter(|(i, _)| *i != flex).map(|(_, w)| w + GAP).sum();
-            let left = WIDTH.saturating_sub(self.indent + others).max(NARROWEST);
-            widths[flex] = widths[flex].min(left);
+        let mut widths = vec![0; self.columns.len()];
+        for row in &self.rows {
+            match row {
+                Row::Cells(cells) => {
+                    for (width, (_, text)) in widths.iter_mut().zip(cells) {
+                        *width = columns(text).max(*width);
+                    }
+                }
+                Row::Span(_, label, _) => widths[0] = columns(label).max(widths[0]),
+            }
+        }
+        let is_wrapped = |i: &usize| self.columns[*i] == Column::Wrap;
+        let (mut wrapped, fixed): (Vec<usize>, Vec<usize>) = (0..widths.len()).partition(is_wrapped);
+        let gaps = GAP * widths.len().saturating_sub(1);
+        let taken = self.indent + gaps + fixed.iter().map(|i| widths[*i]).sum::<usize>();
+        let mut left = WIDTH.saturating_sub(taken);
+        // The narrowest first: what it does not need is left to the others.
+        wrapped.sort_by_key(|i| widths[*i]);
+        for (n, i) in wrapped.iter().enumerate() {
+            widths[*i] = widths[*i].min((left / (wrapped.len() - n)).max(NARROWEST));
+            left = left.saturating_sub(widths[*i]);
         }
         widths
     }

@@ -185,18 +185,18 @@ pub(crate) fn spread(parts: &[String]) -> String {
     let mut out = String::new();
     let mut used = 0;
     for part in parts.iter().filter(|part| !part.is_empty()) {
-        let width = columns(part);
-        let gap = match used {
-            0 => String::new(),
-            _ if used + 3 + width <= WIDTH => "   ".to_owned(),
-            _ => {
-                used = 0;
-                "\n  ".to_owned()
-            }
-        };
-        used += columns(gap.trim_start_matches('\n')) + width;
-        out.push_str(&gap);
-        out.push_str(part);
+        // A part breaks inside only where it has a line of its own and is still too long.
+        for line in wrap(part, WIDTH - 2) {
+            let width = columns(&line);
+            let gap = match used {
+                0 => "",
+                _ if used + 3 + width <= WIDTH => "   ",
+                _ => "\n  ",
+            };
+            used = if gap.starts_with('\n') { 2 } else { used + gap.len() } + width;
+            out.push_str(gap);
+            out.push_str(&line);
+        }
     }
     out
 }

@@ -26,11 +26,15 @@ struct Machine {
 }
 
 impl Machine {
-    /// A part of the simulation, built beside the test.
+    /// A part of the simulation, built beside the test: the newer one of those that `cargo build` and `cargo test`
+    /// leave.
     fn part(name: &str) -> PathBuf {
-        let path = std::env::current_exe().unwrap().parent().unwrap().with_file_name(name);
-        assert!(path.exists(), "{} is missing; run `cargo build -p gpusim -p gpusim-nvml`", path.display());
-        path
+        let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+        let places = [deps.with_file_name(name), deps.join(name)];
+        let built =
+            places.iter().max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok()).unwrap();
+        assert!(built.exists(), "{} is missing; run `cargo build -p gpusim -p gpusim-nvml`", built.display());
+        built.clone()
     }
 
     /// Runs a test in a new process that loads libraries from an otherwise empty folder.

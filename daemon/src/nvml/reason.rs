@@ -73,3 +73,23 @@ fn plain(error: &NvmlError) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_is_too_old_is_told_apart_from_a_gpu_that_fails() {
+        let old = NvmlError::FailedToLoadSymbol("nvmlDeviceGetMemoryInfo_v2".to_owned());
+        assert_eq!(
+            of_device("memory info", &old),
+            "this NVML gives no memory info; Berth needs an NVIDIA driver of version 510 or newer"
+        );
+        assert!(is_absence(&old) && !is_absence(&NvmlError::GpuLost));
+        assert!(is_of_library(&NvmlError::Uninitialized) && !is_of_library(&NvmlError::GpuLost));
+        assert!(of_library(&NvmlError::NoPermission).contains("/dev/nvidiactl"));
+        assert!(
+            of_library(&NvmlError::LibRmVersionMismatch).ends_with("reboot, or unload and load the driver")
+        );
+    }
+}

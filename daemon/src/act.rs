@@ -28,6 +28,8 @@ const JOB: Duration = Duration::from_secs(25);
 const PROBE_PAUSE: Duration = Duration::from_millis(50);
 /// How long one probe may take: generating a first token can take a while on a CPU.
 const PROBE_DEADLINE: Duration = Duration::from_secs(30);
+/// A probe that takes longer than this is waiting for its token: health is answered at once.
+const SILENT: Duration = Duration::from_secs(1);
 /// How much of a failed server's log is read.
 const LOG_LINES: usize = 200;
 
@@ -102,15 +104,24 @@ impl Hands {
             let Ok(model) = hands.model(&name) else { return };
             let mut said = String::new();
             loop {
-                match hands.probed(model).await {
-                    Probe::Ready => return hands.tell(id, Event::Ready(name)).await,
-                    not_yet => {
-                        let text = said_by(&not_yet);
-                        if text != said {
-                            said.clone_from(&text);
-                            hands.tell(id, Event::NotReady(name.clone(), text)).await;
-                        }
+                let asked = hands.probed(model);
+                tokio::pin!(asked);
+                let (ready, text) = tokio::select! {
+                    probe = &mut asked => (probe == Probe::Ready, said_by(&probe)),
+                    // A first token can take long; meanwhile people are told what is waited for.
+                    () = tokio::time::sleep(SILENT) => {
+                        let text = "it is up and has not answered a request for one token yet".to_owned();
+                        hands.tell(id, Event::NotReady(name.clone(), text)).await;
+                        let probe = asked.await;
+                        (probe == Probe::Ready, said_by(&probe))
                     }
+                };
+                if ready {
+                    return hands.tell(id, Event::Ready(name)).await;
+                }
+                if text != said {
+                    said.clone_from(&text);
+                    hands.tell(id, Event::NotReady(name.clone(), text)).await;
                 }
                 tokio::time::sleep(PROBE_PAUSE).await;
             }

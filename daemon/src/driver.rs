@@ -594,7 +594,7 @@ fn held_in_words(state: &State) -> String {
         .map(|(index, model, bytes)| format!("GPU {index} is held by {model} ({bytes})"))
         .collect();
     held.sort();
-    held.into_iter().map(|text| format!("; {text}")).collect()
+    held.iter().fold(String::new(), |all, one| all + "; " + one)
 }
 
 fn busy(swap: &SwapSummary) -> Verdict {

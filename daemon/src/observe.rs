@@ -190,7 +190,10 @@ pub async fn fresh(nvml: &Nvml, systemd: &Systemd) -> Fresh {
         Ok(units) => Fresh {
             gpus,
             units: Some(units.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect()),
-            control_groups: units.into_iter().map(|(model, reading)| (model, reading.control_group)).collect(),
+            control_groups: units
+                .into_iter()
+                .map(|(model, reading)| (model, reading.control_group))
+                .collect(),
         },
         Err(error) => {
             tracing::warn!(%error, "the units can't be listed");

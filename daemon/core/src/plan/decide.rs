@@ -1,0 +1,176 @@
+//! What each verb would do to what runs and to home.
+
+use super::{Context, Plan, Start, Unplaced, Verdict, refusal};
+use crate::config::Model;
+use crate::name::ModelName;
+use crate::report::Verb;
+use crate::state::Home;
+
+impl Context<'_> {
+    pub(super) fn switch(&self, model: &Model) -> Verdict {
+        let name = &model.name;
+        let home_of = |kept: &dyn Fn(&ModelName) -> bool| {
+            let mut models: Vec<ModelName> =
+                self.state.home.models.iter().filter(|m| *m != name && kept(m)).cloned().collect();
+            models.push(name.clone());
+            Home { models, default: Some(name.clone()) }
+        };
+        if self.state.is_serving(name) {
+            if self.state.home.default.as_ref() == Some(name) && self.state.home.models.contains(name) {
+                return Verdict::Nothing(format!("{name} serves as `default` already."));
+            }
+            return self.go(Verb::Switch, Some(name), Vec::new(), Vec::new(), home_of(&|_| true));
+        }
+        if let Err(refusal) = self.check(model) {
+            return Verdict::Refused { refusal: *refusal, nearest: None };
+        }
+        let residents: Vec<ModelName> = self.state.residents().map(|(m, _)| m.clone()).collect();
+        let mut last = None;
+        for victims in self.victim_sets(&residents) {
+            if self.port_clash(model, &victims).is_some() {
+                continue;
+            }
+            match self.place(model, &victims) {
+                Ok(start) => {
+                    let home = home_of(&|m| !victims.contains(m));
+                    return self.go(Verb::Switch, Some(name), victims, vec![start], home);
+                }
+                Err(unplaced) => last = Some((victims, unplaced)),
+            }
+        }
+        let (victims, unplaced) = last.unwrap_or_else(|| (residents.clone(), self.clash(model, &residents)));
+        self.refuse(Verb::Switch, name, victims, unplaced)
+    }
+
+    pub(super) fn start(&self, model: &Model) -> Verdict {
+        let name = &model.name;
+        let mut home = self.state.home.clone();
+        if !home.models.contains(name) {
+            home.models.push(name.clone());
+        }
+        if self.state.is_serving(name) {
+            if home == self.state.home {
+                return Verdict::Nothing(format!("{name} serves already."));
+            }
+            return self.go(Verb::Start, Some(name), Vec::new(), Vec::new(), home);
+        }
+        if let Err(refusal) = self.check(model) {
+            return Verdict::Refused { refusal: *refusal, nearest: None };
+        }
+        if self.port_clash(model, &[]).is_some() {
+            return self.refuse(Verb::Start, name, Vec::new(), self.clash(model, &[]));
+        }
+        if home.default.is_none() {
+            home.default = Some(name.clone());
+        }
+        match self.place(model, &[]) {
+            Ok(start) => self.go(Verb::Start, Some(name), Vec::new(), vec![start], home),
+            Err(mut unplaced) => {
+                let residents: Vec<ModelName> = self.state.residents().map(|(m, _)| m.clone()).collect();
+                if !residents.is_empty() && self.place(model, &residents).is_ok() {
+                    unplaced.refusal.hints.insert(0, format!("berthctl switch {name}"));
+                }
+                self.refuse(Verb::Start, name, Vec::new(), unplaced)
+            }
+        }
+    }
+
+    pub(super) fn stop(&self, names: &[ModelName], verb: Verb) -> Verdict {
+        let mut home = self.state.home.clone();
+        home.models.retain(|m| !names.contains(m));
+        if home.default.as_ref().is_some_and(|m| names.contains(m)) {
+            home.default = None;
+        }
+        let stops: Vec<ModelName> = names.iter().filter(|m| self.state.is_resident(m)).cloned().collect();
+        if stops.is_empty() && home == self.state.home {
+            return Verdict::Nothing(match names {
+                [] => "Nothing runs.".to_owned(),
+                [one] => format!("{one} is off already."),
+                _ => "They are off already.".to_owned(),
+            });
+        }
+        let model = if verb == Verb::Stop { names.first() } else { None };
+        self.go(verb, model, stops, Vec::new(), home)
+    }
+
+    pub(super) fn restart(&self, model: &Model) -> Verdict {
+        let name = &model.name;
+        if let Err(refusal) = self.check(model) {
+            return Verdict::Refused { refusal: *refusal, nearest: None };
+        }
+        let stops: Vec<ModelName> =
+            if self.state.is_resident(name) { vec![name.clone()] } else { Vec::new() };
+        let mut home = self.state.home.clone();
+        if !home.models.contains(name) {
+            if stops.is_empty() {
+                return self.start(model);
+            }
+            home.models.push(name.clone());
+        }
+        match self.place(model, &stops) {
+            Ok(start) => self.go(Verb::Restart, Some(name), stops, vec![start], home),
+            Err(unplaced) => self.refuse(Verb::Restart, name, stops, unplaced),
+        }
+    }
+
+    pub(super) fn back(&self) -> Verdict {
+        let Some(target) = self.state.previous.clone().filter(|home| *home != self.state.home) else {
+            return Verdict::Refused {
+                refusal: refusal("nothing_before", "there is nothing to go back to".to_owned(), Vec::new()),
+                nearest: None,
+            };
+        };
+        let stops: Vec<ModelName> =
+            self.state.residents().map(|(m, _)| m.clone()).filter(|m| !target.models.contains(m)).collect();
+        let mut starts: Vec<Start> = Vec::new();
+        for name in target.models.iter().filter(|name| !self.state.is_resident(name)) {
+            let Some(model) = self.settings.models.get(name) else {
+                let text = format!("{name} served before and is not declared any more");
+                return Verdict::Refused {
+                    refusal: refusal("unknown_model", text, Vec::new()),
+                    nearest: None,
+                };
+            };
+            if let Err(refusal) = self.check(model) {
+                return Verdict::Refused { refusal: *refusal, nearest: None };
+            }
+            match self.place_beside(model, &stops, &starts) {
+                Ok(start) => starts.push(start),
+                Err(unplaced) => return self.refuse(Verb::Back, name, stops, unplaced),
+            }
+        }
+        let model = target.default.clone();
+        self.go(Verb::Back, model.as_ref(), stops, starts, target)
+    }
+
+    pub(super) fn go(
+        &self,
+        verb: Verb,
+        model: Option<&ModelName>,
+        stops: Vec<ModelName>,
+        starts: Vec<Start>,
+        home: Home,
+    ) -> Verdict {
+        let previous =
+            (home != self.state.home && !self.state.home.models.is_empty()).then(|| self.state.home.clone());
+        Verdict::Go(Plan { verb, model: model.cloned(), stops, starts, home, previous })
+    }
+
+    pub(super) fn refuse(
+        &self,
+        verb: Verb,
+        name: &ModelName,
+        stops: Vec<ModelName>,
+        unplaced: Unplaced,
+    ) -> Verdict {
+        let nearest = unplaced.short.map(|(start, _)| Plan {
+            verb,
+            model: Some(name.clone()),
+            stops,
+            starts: vec![start],
+            home: self.state.home.clone(),
+            previous: None,
+        });
+        Verdict::Refused { refusal: unplaced.refusal, nearest }
+    }
+}

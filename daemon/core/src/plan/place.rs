@@ -1,0 +1,197 @@
+//! Where a model fits: the places to try, and what is short where (what always holds, rule 1).
+
+use super::{Context, Start, Unplaced, gpu_unknown, refusal};
+use crate::backend::{self, PlacedGpu};
+use crate::bytes::Bytes;
+use crate::config::{Demand, Model, Policy};
+use crate::facts::{Gpu, Known};
+use crate::name::ModelName;
+use crate::report::Refusal;
+
+impl Context<'_> {
+    pub(super) fn place(&self, model: &Model, victims: &[ModelName]) -> Result<Start, Unplaced> {
+        self.place_beside(model, victims, &[])
+    }
+
+    /// The first place where the model fits with `victims` gone and `others` started.
+    pub(super) fn place_beside(
+        &self,
+        model: &Model,
+        victims: &[ModelName],
+        others: &[Start],
+    ) -> Result<Start, Unplaced> {
+        if model.policy == Policy::Cpu {
+            return Ok(Start { model: model.name.clone(), gpus: Vec::new() });
+        }
+        let gpus = match &self.facts.gpus {
+            Known::Value(gpus) if gpus.is_empty() => {
+                return Err(Unplaced {
+                    refusal: refusal(
+                        "no_gpu",
+                        "this machine has no GPU that the driver knows".to_owned(),
+                        vec!["nvidia-smi -L".to_owned()],
+                    ),
+                    short: None,
+                });
+            }
+            Known::Value(gpus) => gpus,
+            Known::Unknown(why) => {
+                let text = format!("the GPUs can't be seen: {why}");
+                return Err(Unplaced { refusal: refusal("gpu_unknown", text, Vec::new()), short: None });
+            }
+        };
+        let mut nearest: Option<(Start, Bytes, Vec<String>)> = None;
+        let mut unknown = None;
+        'candidates: for candidate in candidates(model, gpus)? {
+            let mut short = Vec::new();
+            let mut missing = Bytes::ZERO;
+            for part in &candidate {
+                let gpu = &gpus[part.position];
+                let available = match self.available(gpu, victims) {
+                    Ok(available) => available,
+                    Err(why) => {
+                        unknown = Some(why);
+                        continue 'candidates;
+                    }
+                };
+                let beside: Bytes = others
+                    .iter()
+                    .flat_map(|start| &start.gpus)
+                    .filter(|placed| placed.id == gpu.id)
+                    .map(|placed| placed.bytes)
+                    .sum();
+                let available = available.less(beside);
+                if available < part.bytes {
+                    missing = missing.plus(part.bytes.less(available));
+                    short.push(self.short_on(gpu, part.bytes, available, victims));
+                }
+            }
+            let start = Start {
+                model: model.name.clone(),
+                gpus: candidate
+                    .iter()
+                    .map(|part| PlacedGpu {
+                        id: gpus[part.position].id.clone(),
+                        index: gpus[part.position].index,
+                        bytes: part.bytes,
+                    })
+                    .collect(),
+            };
+            if short.is_empty() {
+                return Ok(start);
+            }
+            if nearest.as_ref().is_none_or(|(_, least, _)| missing < *least) {
+                nearest = Some((start, missing, short));
+            }
+        }
+        match (nearest, unknown) {
+            (Some((start, missing, short)), _) => Err(Unplaced {
+                refusal: refusal("does_not_fit", short.join("; "), Vec::new()),
+                short: Some((start, missing)),
+            }),
+            (None, Some(why)) => Err(why.into()),
+            (None, None) => Err(Unplaced {
+                refusal: refusal(
+                    "too_few_gpus",
+                    format!("{} declares memory on more GPUs than the {} here", model.name, gpus.len()),
+                    vec![format!("correct [memory] in {}", model.source.display())],
+                ),
+                short: None,
+            }),
+        }
+    }
+
+    /// What a new model could take on this device with `victims` gone.
+    pub(super) fn available(&self, gpu: &Gpu, victims: &[ModelName]) -> Result<Bytes, Box<Refusal>> {
+        let memory = match &gpu.memory {
+            Known::Value(memory) => memory,
+            Known::Unknown(why) => return Err(gpu_unknown(gpu.index, why)),
+        };
+        let foreign =
+            self.state.foreign(gpu).ok_or_else(|| gpu_unknown(gpu.index, "its memory is unknown"))?;
+        let claimed = self.state.claimed(&gpu.id, victims);
+        Ok(memory.total.less(memory.reserved).less(self.settings.headroom).less(foreign).less(claimed))
+    }
+
+    pub(super) fn short_on(
+        &self,
+        gpu: &Gpu,
+        needs: Bytes,
+        available: Bytes,
+        victims: &[ModelName],
+    ) -> String {
+        let mut holders: Vec<String> = self
+            .state
+            .claims
+            .iter()
+            .filter(|(model, _)| !victims.contains(model))
+            .flat_map(|(model, claim)| claim.gpus.iter().map(move |part| (model, part)))
+            .filter(|(_, part)| part.placed.id == gpu.id)
+            .map(|(model, part)| format!("{model} {}", part.placed.bytes))
+            .collect();
+        for process in gpu.processes.value().into_iter().flatten() {
+            if self.state.owner(process).is_none() {
+                let held = process.memory.value().map_or("an unknown amount".to_owned(), Bytes::to_string);
+                holders.push(format!("pid {} ({}) {held}", process.pid, process.program));
+            }
+        }
+        let held =
+            if holders.is_empty() { String::new() } else { format!(" (held: {})", holders.join(", ")) };
+        format!(
+            "{} short on GPU {}: it needs {needs}, {available} are available{held}",
+            needs.less(available),
+            gpu.index
+        )
+    }
+}
+
+/// A part of a candidate: which GPU by its position in the list, and how much on it.
+struct Part {
+    position: usize,
+    bytes: Bytes,
+}
+
+/// The places to try, in order: for `auto` each GPU alone, then all of them; for `split` all; where memory is
+/// declared for each device, every run of neighbouring GPUs of that length.
+fn candidates(model: &Model, gpus: &[Gpu]) -> Result<Vec<Vec<Part>>, Unplaced> {
+    let per_device = match &model.memory {
+        Demand::PerDevice(bytes) => Some(bytes.clone()),
+        Demand::Total(_) => None,
+        Demand::Undeclared => {
+            let totals: Vec<Bytes> =
+                gpus.iter().filter_map(|gpu| gpu.memory.value()).map(|memory| memory.total).collect();
+            let derived = backend::of(model.backend).demand(model, &totals);
+            Some(derived.ok_or_else(|| Unplaced {
+                refusal: refusal(
+                    "memory_undeclared",
+                    format!("how much GPU memory {} needs is not declared", model.name),
+                    vec![format!("add `[memory] gpu = \"… GiB\"` to {}", model.source.display())],
+                ),
+                short: None,
+            })?)
+        }
+    };
+    let run = |from: usize, bytes: &[Bytes]| -> Vec<Part> {
+        bytes.iter().enumerate().map(|(i, bytes)| Part { position: from + i, bytes: *bytes }).collect()
+    };
+    let n = gpus.len();
+    Ok(match (per_device, &model.memory) {
+        (Some(bytes), _) => (0..=n)
+            .filter(|from| !bytes.is_empty() && from + bytes.len() <= n)
+            .map(|from| run(from, &bytes))
+            .collect(),
+        (None, Demand::Total(total)) => {
+            let each = Bytes(total.0.div_ceil(n.max(1) as u64));
+            let all = run(0, &vec![each; n]);
+            let mut places: Vec<Vec<Part>> = Vec::new();
+            if model.policy == Policy::Auto {
+                places.extend((0..n).map(|i| run(i, &[*total])));
+            }
+            if n > 1 || places.is_empty() {
+                places.push(all);
+            }
+            places
+        }
+        (None, _) => Vec::new(),
+    })
+}

@@ -1,0 +1,114 @@
+//! What a plan looks like to people: each GPU before and after, and how long each step should take.
+
+use std::collections::BTreeMap;
+
+use super::{Context, Plan, Verdict};
+use crate::bytes::Bytes;
+use crate::config::Settings;
+use crate::facts::{Facts, Gpu};
+use crate::name::ModelName;
+use crate::report::{GpuChange, PlanReport, Request, SCHEMA, Step, StepForecast, Verdict as ReportVerdict};
+use crate::state::{State, Times};
+
+/// What a plan looks like to people, refused or not.
+pub fn report(
+    settings: &Settings,
+    facts: &Facts,
+    state: &State,
+    request: &Request,
+    verdict: &Verdict,
+) -> PlanReport {
+    let preflight = BTreeMap::new();
+    let context = Context { settings, facts, state, preflight: &preflight };
+    let (plan, said) = match verdict {
+        Verdict::Go(plan) => (Some(plan), ReportVerdict::Go),
+        Verdict::Nothing(text) => (None, ReportVerdict::Nothing { text: text.clone() }),
+        Verdict::Refused { refusal, nearest } => (nearest.as_ref(), ReportVerdict::Refused(refusal.clone())),
+    };
+    PlanReport {
+        schema: SCHEMA,
+        request: request.clone(),
+        verdict: said,
+        stops: plan.map(|plan| plan.stops.clone()).unwrap_or_default(),
+        starts: plan.map(|plan| plan.starts.iter().map(|s| s.model.clone()).collect()).unwrap_or_default(),
+        gpus: plan.map(|plan| context.changes(plan)).unwrap_or_default(),
+        steps: plan.map(|plan| forecast(state, plan)).unwrap_or_default(),
+    }
+}
+
+/// How long each step of a plan is expected to take, from measured times.
+pub fn forecast(state: &State, plan: &Plan) -> Vec<StepForecast> {
+    let slowest = |pick: &dyn Fn(&Times) -> Option<u64>| {
+        plan.stops
+            .iter()
+            .map(|m| state.times.get(m).and_then(pick))
+            .collect::<Option<Vec<u64>>>()
+            .and_then(|all| all.into_iter().max())
+    };
+    let one = if let [one] = plan.stops.as_slice() { Some(one.clone()) } else { None };
+    let mut steps = Vec::new();
+    if !plan.stops.is_empty() {
+        let stop = slowest(&|times| Times::expected(&times.stop));
+        let release = slowest(&|times| Times::expected(&times.release));
+        steps.push(StepForecast { step: Step::Stopped, model: one.clone(), expected_ms: stop });
+        steps.push(StepForecast { step: Step::Released, model: one, expected_ms: release });
+    }
+    for start in &plan.starts {
+        let load = state.times.get(&start.model).and_then(|times| Times::expected(&times.load));
+        steps.push(StepForecast { step: Step::Ready, model: Some(start.model.clone()), expected_ms: load });
+    }
+    steps
+}
+
+impl Context<'_> {
+    /// Per GPU that a plan concerns, before and after.
+    fn changes(&self, plan: &Plan) -> Vec<GpuChange> {
+        self.facts.gpus().iter().filter_map(|gpu| self.change(gpu, plan)).collect()
+    }
+
+    fn change(&self, gpu: &Gpu, plan: &Plan) -> Option<GpuChange> {
+        let memory = gpu.memory.value()?;
+        let foreign = self.state.foreign(gpu)?;
+        let before: Vec<(ModelName, Bytes)> = self
+            .state
+            .claims
+            .iter()
+            .flat_map(|(model, claim)| claim.gpus.iter().map(move |part| (model, part)))
+            .filter(|(_, part)| part.placed.id == gpu.id)
+            .map(|(model, part)| (model.clone(), part.placed.bytes))
+            .collect();
+        let started: Vec<(ModelName, Bytes)> = plan
+            .starts
+            .iter()
+            .flat_map(|start| start.gpus.iter().map(move |part| (&start.model, part)))
+            .filter(|(_, part)| part.id == gpu.id)
+            .map(|(model, part)| (model.clone(), part.bytes))
+            .collect();
+        if before.is_empty() && started.is_empty() {
+            return None;
+        }
+        let mut after: Vec<(ModelName, Bytes)> =
+            before.iter().filter(|(model, _)| !plan.stops.contains(model)).cloned().collect();
+        after.extend(started.iter().cloned());
+        let mut foreign_by: Vec<(Bytes, String)> = gpu
+            .processes
+            .value()
+            .into_iter()
+            .flatten()
+            .filter(|process| self.state.owner(process).is_none())
+            .map(|p| (p.memory.value().copied().unwrap_or_default(), p.program.clone()))
+            .collect();
+        foreign_by.sort_by(|a, b| b.cmp(a));
+        Some(GpuChange {
+            index: gpu.index,
+            total: memory.total,
+            unusable: memory.reserved.plus(self.settings.headroom),
+            foreign,
+            foreign_by: foreign_by.into_iter().map(|(_, name)| name).collect(),
+            needs: started.iter().map(|(_, bytes)| *bytes).sum(),
+            available: self.available(gpu, &plan.stops).unwrap_or_default(),
+            before,
+            after,
+        })
+    }
+}

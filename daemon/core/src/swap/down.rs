@@ -1,0 +1,189 @@
+//! The way down: units are stopped, and the memory of each is proved free.
+
+use super::words::{millis, names, one, seconds, survivors};
+use super::{Action, Direction, KILL_DEADLINE, Stage, Swap, Watch, World};
+use crate::bytes::Bytes;
+use crate::facts::Active;
+use crate::name::ModelName;
+use crate::plan::Plan;
+use crate::release::{self, Reading};
+use crate::report::{Step, StepState};
+use crate::state::{Claim, Phase, Times};
+
+impl Swap {
+    /// Stops these models, or goes on with the starts where there are none.
+    pub(super) fn stop(
+        &mut self,
+        world: &mut World,
+        direction: Direction,
+        stops: Vec<ModelName>,
+        actions: &mut Vec<Action>,
+    ) {
+        if stops.is_empty() {
+            return self.start(world, direction, 0, actions);
+        }
+        for model in &stops {
+            if let Some(claim) = world.state.claims.get_mut(model) {
+                claim.phase = Phase::Ending;
+            }
+        }
+        self.first_stop = self.first_stop.or(Some(world.now));
+        self.began_step(world, Step::Stopped, direction, one(&stops), actions);
+        actions.push(Action::Record { first: direction == Direction::Forward });
+        actions.extend(stops.iter().map(|model| Action::Stop(model.clone())));
+        actions.push(Action::Watch(Watch::Release(stops.clone())));
+        let deadline = world.now + self.longest(world, &stops, |deadlines| deadlines.stop);
+        self.stage = Stage::Stopping { direction, stops, deadline, killed: false };
+    }
+
+    pub(super) fn stopping(&mut self, world: &mut World, actions: &mut Vec<Action>) {
+        let Stage::Stopping { direction, stops, deadline, killed } = self.stage.clone() else { return };
+        let left: Vec<ModelName> = stops
+            .iter()
+            .filter(|model| !release::processes_gone(world.facts.units.get(*model)))
+            .cloned()
+            .collect();
+        if left.is_empty() {
+            let took = millis(world.now.saturating_sub(self.step_began));
+            for model in &stops {
+                Times::note(&mut world.state.times.entry(model.clone()).or_default().stop, took);
+            }
+            self.ended_step(world, StepState::Done, names(&stops), actions);
+            self.began_step(world, Step::Released, direction, one(&stops), actions);
+            let deadline = world.now + self.longest(world, &stops, |deadlines| deadlines.release);
+            self.stage = Stage::Releasing { direction, stops, deadline, measured: false, freed: Vec::new() };
+            self.weigh(world);
+            return self.releasing(world, actions);
+        }
+        if world.now < deadline {
+            return;
+        }
+        if killed {
+            let who: Vec<String> = left.iter().map(|model| survivors(world.facts, model)).collect();
+            self.fail(
+                world,
+                format!("{}; a new server is not started over it", who.join("; ")),
+                None,
+                actions,
+            );
+        } else {
+            actions.extend(left.into_iter().map(Action::Kill));
+            self.stage =
+                Stage::Stopping { direction, stops, deadline: world.now + KILL_DEADLINE, killed: true };
+        }
+    }
+
+    /// The step under way was not begun, since it could not be written down before.
+    pub(super) fn not_recorded(&mut self, world: &mut World, why: &str, actions: &mut Vec<Action>) {
+        if let Stage::Stopping { stops, .. } = &self.stage {
+            for model in stops {
+                if let Some(claim) = world.state.claims.get_mut(model) {
+                    claim.phase = Phase::Serving;
+                }
+            }
+        }
+        self.fail(world, format!("the ledger can't be written: {why}"), None, actions);
+    }
+
+    /// systemd would not stop it: what still runs as before serves on.
+    pub(super) fn not_stopped(
+        &mut self,
+        world: &mut World,
+        model: &ModelName,
+        why: &str,
+        actions: &mut Vec<Action>,
+    ) {
+        let runs = world.facts.units.get(model).is_some_and(|unit| unit.active == Active::Active);
+        let Some(claim) = world.state.claims.get_mut(model).filter(|_| runs) else {
+            return self.stopping(world, actions);
+        };
+        claim.phase = Phase::Serving;
+        self.fail(world, format!("{model} could not be stopped: {why}"), None, actions);
+    }
+
+    /// Lets the proofs look at the facts and keeps, for each GPU, when it was proved free.
+    pub(super) fn weigh(&mut self, world: &mut World) {
+        let before: Vec<(ModelName, Claim)> =
+            world.state.claims.iter().map(|(model, claim)| (model.clone(), claim.clone())).collect();
+        let proved = world.proofs.weigh(world.state, world.facts);
+        let Stage::Releasing { stops, freed, measured, .. } = &mut self.stage else { return };
+        for (model, claim) in before.iter().filter(|(model, _)| stops.contains(model)) {
+            let Some(gone) = world.proofs.gone_at(model) else { continue };
+            if !*measured
+                && claim
+                    .gpus
+                    .iter()
+                    .all(|part| world.facts.gpu(&part.placed.id).is_none_or(|g| g.read_at >= gone))
+            {
+                *measured = true;
+                let (held, too_early) = held_at_exit(world, &before, stops, &self.plan);
+                if self.summary.held_at_exit.is_none() {
+                    self.summary.held_at_exit = Some(held);
+                    self.summary.early_start_would_fail = too_early;
+                }
+            }
+            for part in &claim.gpus {
+                let index = part.placed.index;
+                let Some(at) = world.proofs.proved_at(model, &part.placed.id) else { continue };
+                let ms = millis(at.saturating_sub(gone));
+                match freed.iter_mut().find(|(known, _)| *known == index) {
+                    Some((_, known)) => *known = ms.max(*known),
+                    None => freed.push((index, ms)),
+                }
+            }
+        }
+        for model in proved.iter().filter(|model| stops.contains(model)) {
+            let took = freed.iter().map(|(_, ms)| *ms).max().unwrap_or(0);
+            Times::note(&mut world.state.times.entry(model.clone()).or_default().release, took);
+        }
+    }
+
+    pub(super) fn releasing(&mut self, world: &mut World, actions: &mut Vec<Action>) {
+        let Stage::Releasing { direction, stops, deadline, freed, .. } = self.stage.clone() else { return };
+        let left: Vec<&ModelName> =
+            stops.iter().filter(|model| world.state.claims.contains_key(*model)).collect();
+        if left.is_empty() {
+            let mut freed = freed;
+            freed.sort_unstable();
+            let each: Vec<String> =
+                freed.iter().map(|(index, ms)| format!("GPU {index} after {}", seconds(*ms))).collect();
+            self.ended_step(world, StepState::Done, each.join(", "), actions);
+            actions.push(Action::Watch(Watch::Idle));
+            return self.start(world, direction, 0, actions);
+        }
+        if world.now >= deadline {
+            let missing: Vec<String> = left
+                .iter()
+                .flat_map(|model| world.proofs.unproved(model, &world.state.claims[*model]))
+                .map(|unproved| unproved.sentence())
+                .collect();
+            let waited = millis(world.now.saturating_sub(self.step_began));
+            let reason = format!("memory was not back after {}: {}", seconds(waited), missing.join("; "));
+            self.fail(world, reason, None, actions);
+        }
+    }
+}
+
+/// What was still held right after the last process ended, and whether a start then would have failed.
+fn held_at_exit(
+    world: &World,
+    claims: &[(ModelName, Claim)],
+    stops: &[ModelName],
+    plan: &Plan,
+) -> (Bytes, bool) {
+    let mut held = Bytes::ZERO;
+    for (model, claim) in claims.iter().filter(|(model, _)| stops.contains(model)) {
+        for part in &claim.gpus {
+            if let Reading::Held { bytes, .. } =
+                release::judge(world.state, model, part, world.facts.gpu(&part.placed.id))
+            {
+                held = held.plus(bytes);
+            }
+        }
+    }
+    let too_early = plan.starts.iter().flat_map(|start| &start.gpus).any(|part| {
+        let memory = world.facts.gpu(&part.id).and_then(|gpu| gpu.memory.value());
+        memory.is_some_and(|memory| memory.free < part.bytes)
+    });
+    (held, too_early)
+}

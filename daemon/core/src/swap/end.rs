@@ -1,0 +1,152 @@
+//! How a swap ends: committed, or back to what served, or degraded.
+
+use super::words::{millis, names, one};
+use super::{Action, Direction, Stage, Swap, Watch, World};
+use crate::backend::Failure;
+use crate::name::ModelName;
+use crate::report::{Outcome, Step, StepReport, StepState, What};
+use crate::state::{Phase, State};
+
+impl Swap {
+    pub(super) fn all_started(&mut self, world: &mut World, direction: Direction, actions: &mut Vec<Action>) {
+        match direction {
+            Direction::Forward => {
+                for start in &self.plan.starts {
+                    if let Some(claim) = world.state.claims.get_mut(&start.model) {
+                        claim.phase = Phase::Serving;
+                    }
+                }
+                world.state.home = self.plan.home.clone();
+                if let Some(previous) = &self.plan.previous {
+                    world.state.previous = Some(previous.clone());
+                    self.summary.undo = Some("berthctl back".to_owned());
+                }
+                self.end(world, Outcome::Done, actions);
+            }
+            Direction::Back => {
+                for start in &self.restores {
+                    if let Some(claim) = world.state.claims.get_mut(&start.model) {
+                        claim.phase = Phase::Serving;
+                    }
+                }
+                let missing = world.state.home.models.iter().any(|model| !world.state.is_serving(model));
+                let outcome = if missing { Outcome::Degraded } else { Outcome::Restored };
+                self.end(world, outcome, actions);
+            }
+        }
+    }
+
+    /// The step under way failed: back to what served, or degraded where this was the way back already.
+    pub(super) fn fail(
+        &mut self,
+        world: &mut World,
+        reason: String,
+        failure: Option<Failure>,
+        actions: &mut Vec<Action>,
+    ) {
+        let direction = match &self.stage {
+            Stage::Stopping { direction, .. }
+            | Stage::Releasing { direction, .. }
+            | Stage::Starting { direction, .. }
+            | Stage::Readying { direction, .. }
+            | Stage::Diagnosing { direction, .. } => *direction,
+            Stage::Planned | Stage::Over => Direction::Forward,
+        };
+        self.ended_step(world, StepState::Failed, reason.clone(), actions);
+        if direction == Direction::Back {
+            let first = self.summary.reason.take();
+            let then = format!("the way back failed too: {reason}");
+            self.summary.reason = Some(first.map_or(then.clone(), |first| format!("{first}; {then}")));
+            self.abandon(world, actions);
+            return self.end(world, Outcome::Degraded, actions);
+        }
+        self.summary.reason = Some(reason);
+        self.summary.failure = failure;
+        let started: Vec<ModelName> = self
+            .plan
+            .starts
+            .iter()
+            .map(|start| &start.model)
+            .filter(|model| world.state.claims.get(*model).is_some_and(|claim| claim.phase != Phase::Ending))
+            .cloned()
+            .collect();
+        // A victim whose end or release is not proved can't be started over itself: berthd goes on observing.
+        let stuck = self.plan.stops.iter().any(|model| {
+            !started.contains(model)
+                && world.state.claims.get(model).is_some_and(|c| c.phase == Phase::Ending)
+        });
+        if stuck {
+            return self.end(world, Outcome::Degraded, actions);
+        }
+        self.restores.retain(|start| !world.state.is_serving(&start.model));
+        self.stop(world, Direction::Back, started, actions);
+    }
+
+    /// Lets go of what the way back was starting, so that later restoration begins afresh.
+    pub(super) fn abandon(&mut self, world: &mut World, actions: &mut Vec<Action>) {
+        let half: Vec<ModelName> = world
+            .state
+            .claims
+            .iter()
+            .filter(|(model, claim)| {
+                claim.phase == Phase::Starting && self.restores.iter().any(|start| start.model == **model)
+            })
+            .map(|(model, _)| model.clone())
+            .collect();
+        // Those that were restored already serve on.
+        for model in half {
+            let last = match &self.stage {
+                Stage::Starting { index, .. } | Stage::Readying { index, .. } => self.restores.get(*index),
+                Stage::Diagnosing { model, .. } => self.restores.iter().find(|start| start.model == *model),
+                _ => None,
+            };
+            let failing = last.is_some_and(|start| start.model == model);
+            if let Some(claim) = world.state.claims.get_mut(&model) {
+                claim.phase = if failing { Phase::Ending } else { Phase::Serving };
+            }
+            if failing {
+                actions.push(Action::Stop(model));
+            }
+        }
+    }
+
+    pub(super) fn end(&mut self, world: &mut World, outcome: Outcome, actions: &mut Vec<Action>) {
+        let summary = &mut self.summary;
+        summary.outcome = Some(outcome);
+        summary.elapsed_ms = millis(world.now.saturating_sub(self.began));
+        summary.serving = world
+            .state
+            .claims
+            .iter()
+            .filter(|(_, claim)| claim.phase == Phase::Serving)
+            .map(|(model, _)| model.clone())
+            .collect();
+        summary.default.clone_from(&world.state.home.default);
+        if let (Some(first), false) = (self.first_stop, summary.serving.is_empty()) {
+            summary.gap_ms = Some(millis(world.now.saturating_sub(first)));
+        }
+        if outcome == Outcome::Restored && !self.restores.is_empty() {
+            let step = StepReport {
+                step: Step::Restored,
+                state: StepState::Done,
+                rollback: true,
+                model: one(&self.restores.iter().map(|start| start.model.clone()).collect::<Vec<_>>()),
+                elapsed_ms: summary.elapsed_ms,
+                expected_ms: None,
+                detail: names(&self.restores.iter().map(|start| start.model.clone()).collect::<Vec<_>>()),
+            };
+            summary.steps.push(step.clone());
+            actions.push(Action::Say(What::SwapStep { swap: summary.id, step }));
+        }
+        world.state.swap = None;
+        while world.state.swaps.len() >= State::KEPT_SWAPS {
+            world.state.swaps.pop_front();
+        }
+        world.state.swaps.push_back(summary.clone());
+        actions.push(Action::Watch(Watch::Idle));
+        actions.push(Action::Record { first: true });
+        actions.push(Action::Say(What::SwapEnded { swap: summary.clone() }));
+        actions.push(Action::End);
+        self.stage = Stage::Over;
+    }
+}

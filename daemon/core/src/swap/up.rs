@@ -1,0 +1,216 @@
+//! The way up: a unit is started under a claim, and waited for until it is ready or has failed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::words::{millis, seconds};
+use super::{Action, Direction, Event, LAUNCH_DEADLINE, Stage, Swap, Watch, World};
+use crate::backend::Failure;
+use crate::bytes::Bytes;
+use crate::facts::{Active, Moment};
+use crate::name::ModelName;
+use crate::plan::{self, Start};
+use crate::report::{Step, StepState};
+use crate::state::{Claim, ClaimedGpu, Phase, Times};
+
+/// How long the reading of a failed server's log may take.
+const DIAGNOSIS_DEADLINE: Duration = Duration::from_secs(5);
+/// A start whose memory grew within this time is still loading: its deadline extends, up to twice what was set.
+const GROWING: Duration = Duration::from_secs(10);
+
+/// What showed that a start failed; its log usually says why.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Symptom {
+    /// Its unit went down.
+    Died,
+    /// systemd could not start it.
+    NotStarted(String),
+    /// It did not become ready in time.
+    NotReady(String),
+}
+
+impl Symptom {
+    /// Why it failed, as a clause: the log's word, where it has one, before systemd's; but a server that runs and
+    /// isn't ready is judged by what it answers.
+    pub(super) fn clause(&self, failure: Option<&Failure>) -> String {
+        match (self, failure) {
+            (Self::NotReady(why), _) => why.clone(),
+            (Self::NotStarted(why), failure) => {
+                failure.filter(|failure| !failure.line.is_empty()).map_or(why.clone(), Failure::sentence)
+            }
+            (Self::Died, Some(failure)) => failure.sentence(),
+            (Self::Died, None) => "it ended, and its log could not be read in time".to_owned(),
+        }
+    }
+}
+
+/// A start that is on its way up.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Loading {
+    deadline: Moment,
+    cap: Moment,
+    held: Bytes,
+    grew_at: Moment,
+    said: String,
+}
+
+impl Swap {
+    pub(super) fn start_at(&self, direction: Direction, index: usize) -> Option<&Start> {
+        match direction {
+            Direction::Forward => self.plan.starts.get(index),
+            Direction::Back => self.restores.get(index),
+        }
+    }
+
+    /// Starts what is next, or ends the swap where nothing is left to start.
+    pub(super) fn start(
+        &mut self,
+        world: &mut World,
+        direction: Direction,
+        index: usize,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(start) = self.start_at(direction, index).cloned() else {
+            return self.all_started(world, direction, actions);
+        };
+        if let Err(refusal) = plan::admit(world.settings, world.facts, world.state, &start) {
+            let reason = format!("{} was not started: {}", start.model, refusal.text);
+            return self.fail(world, reason, None, actions);
+        }
+        let claim = claim(world, &start);
+        world.state.claims.insert(start.model.clone(), claim);
+        self.began_step(world, Step::Ready, direction, Some(start.model.clone()), actions);
+        actions.push(Action::Record { first: direction == Direction::Forward });
+        actions.push(Action::Start(start));
+        self.stage = Stage::Starting { direction, index, deadline: world.now + LAUNCH_DEADLINE };
+    }
+
+    pub(super) fn readying(
+        &mut self,
+        world: &mut World,
+        direction: Direction,
+        index: usize,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(model) = self.start_at(direction, index).map(|start| start.model.clone()) else { return };
+        let declared = self.longest(world, std::slice::from_ref(&model), |deadlines| deadlines.start);
+        // History may lengthen the deadline, never shorten it.
+        let slowest =
+            world.state.times.get(&model).and_then(|times| times.load.iter().max().copied()).unwrap_or(0);
+        let within = declared.max(Duration::from_millis(slowest.saturating_mul(2)));
+        let loading = Loading {
+            deadline: world.now + within,
+            cap: world.now + within * 2,
+            held: Bytes::ZERO,
+            grew_at: world.now,
+            said: "nothing listens on its port yet".to_owned(),
+        };
+        actions.push(Action::Probe(model));
+        actions.push(Action::Watch(Watch::Loading));
+        self.stage = Stage::Readying { direction, index, loading };
+    }
+
+    pub(super) fn loading(
+        &mut self,
+        world: &mut World,
+        direction: Direction,
+        index: usize,
+        mut loading: Loading,
+        event: Event,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(model) = self.start_at(direction, index).map(|start| start.model.clone()) else { return };
+        match event {
+            Event::Ready(whose) if whose == model => {
+                let took = millis(world.now.saturating_sub(self.step_began));
+                Times::note(&mut world.state.times.entry(model.clone()).or_default().load, took);
+                self.ended_step(world, StepState::Done, String::new(), actions);
+                return self.start(world, direction, index + 1, actions);
+            }
+            Event::NotReady(whose, said) if whose == model => loading.said = said,
+            _ => {}
+        }
+        if died(world, &model) {
+            return self.diagnose(world, direction, model, Symptom::Died, actions);
+        }
+        let held = held_by(world, &model);
+        if held > loading.held {
+            loading.held = held;
+            loading.grew_at = world.now;
+        }
+        if world.now >= loading.deadline {
+            let growing = world.now.saturating_sub(loading.grew_at) < GROWING;
+            if !growing || world.now >= loading.cap {
+                let waited = millis(world.now.saturating_sub(self.step_began));
+                let why = format!("it was not ready after {}: {}", seconds(waited), loading.said);
+                return self.diagnose(world, direction, model, Symptom::NotReady(why), actions);
+            }
+        }
+        self.stage = Stage::Readying { direction, index, loading };
+    }
+
+    pub(super) fn diagnose(
+        &mut self,
+        world: &World,
+        direction: Direction,
+        model: ModelName,
+        symptom: Symptom,
+        actions: &mut Vec<Action>,
+    ) {
+        actions.push(Action::Watch(Watch::Loading));
+        actions.push(Action::Diagnose(model.clone()));
+        self.stage =
+            Stage::Diagnosing { direction, model, symptom, deadline: world.now + DIAGNOSIS_DEADLINE };
+    }
+}
+
+/// The claim for a start, with what is read before it.
+fn claim(world: &World, start: &Start) -> Claim {
+    let gpus = start
+        .gpus
+        .iter()
+        .map(|placed| {
+            let gpu = world.facts.gpu(&placed.id);
+            let memory = gpu.and_then(|gpu| gpu.memory.value());
+            let listed = gpu.and_then(|gpu| gpu.processes.value()).and_then(|processes| {
+                processes.iter().map(|process| process.memory.value().copied()).sum::<Option<Bytes>>()
+            });
+            let now = memory.zip(listed).map(|(memory, listed)| memory.used.less(listed));
+            // Memory of another claim that is still on its way back is not part of what was there before.
+            let others = world.state.claims.values().filter(|claim| claim.phase == Phase::Ending);
+            let lowest = others
+                .flat_map(|claim| &claim.gpus)
+                .filter(|part| part.placed.id == placed.id)
+                .filter_map(|part| part.unlisted_before)
+                .min();
+            ClaimedGpu {
+                placed: placed.clone(),
+                unlisted_before: now.map(|now| lowest.map_or(now, |lowest| lowest.min(now))),
+                free_before: memory.map(|memory| memory.free).unwrap_or_default(),
+            }
+        })
+        .collect();
+    Claim { gpus, phase: Phase::Starting, invocation: String::new(), seen: BTreeMap::new() }
+}
+
+/// Whether the unit that was started is down again.
+fn died(world: &World, model: &ModelName) -> bool {
+    let Some(claim) = world.state.claims.get(model) else { return false };
+    match world.facts.units.get(model) {
+        Some(unit) if claim.invocation.is_empty() => unit.active == Active::Failed,
+        Some(unit) => unit.active.is_down() || unit.invocation != claim.invocation,
+        None => !claim.invocation.is_empty(),
+    }
+}
+
+/// GPU memory that a model's processes hold now, as far as it is known.
+fn held_by(world: &World, model: &ModelName) -> Bytes {
+    world
+        .facts
+        .gpus()
+        .iter()
+        .flat_map(|gpu| gpu.processes.value().into_iter().flatten())
+        .filter(|process| process.model.as_ref() == Some(model))
+        .filter_map(|process| process.memory.value().copied())
+        .sum()
+}

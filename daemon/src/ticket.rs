@@ -28,8 +28,9 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 const LONGEST_TICKET: usize = 1 << 20;
 
 /// The longest unit name that systemd can ask for: the address it binds before it connects is
-/// `@<16 hex digits>/unit/<unit>/ticket`, in the 108 bytes that a socket address has.
-pub const LONGEST_UNIT: usize = 108 - "@0123456789abcdef/unit//ticket".len();
+/// `@<16 hex digits>/unit/<unit>/ticket`, and it takes 107 bytes of one. Beyond that a start fails with nothing
+/// but a number.
+pub const LONGEST_UNIT: usize = 107 - "@0123456789abcdef/unit//ticket".len();
 
 /// Why tickets can't be served or given.
 #[derive(Debug, thiserror::Error)]
@@ -420,7 +421,7 @@ mod tests {
         let soon = Instant::now() + SOON;
         let long: ModelName = "a-".repeat(12).parse().unwrap();
         let error = tickets.grant(&long, &launch(), soon).unwrap_err().to_string();
-        assert!(error.contains("has 80 characters") && error.contains("at most 78"), "{error}");
+        assert!(error.contains("has 80 characters") && error.contains("at most 77"), "{error}");
         let huge = Launch { argv: vec!["x".repeat(LONGEST_TICKET)], ..launch() };
         assert!(matches!(tickets.grant(&model(), &huge, soon), Err(TicketError::TooLarge { .. })));
     }

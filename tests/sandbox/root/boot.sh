@@ -11,7 +11,7 @@ dir=$1 name=$2 boot=$3 tree=$4
 shift 4
 
 # Until the host has moved our parent out of the guest's cgroup. End of file: the host gave up.
-read -r go && [ "$go" = go ]
+read -r _ || exit 1
 exec </dev/null
 
 root=$dir/root

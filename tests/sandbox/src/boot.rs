@@ -2,10 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::cgroup::Cgroups;
 use crate::folder::{Folder, Record};
@@ -32,11 +33,12 @@ pub(crate) fn boot(host: &Host, folder: &Folder, record: &Record, interrupt: &In
     let mut holder = None;
     let booted = launch(host, folder, record, &mut holder)
         .and_then(|()| wait_for_guest(&cgroups, &mut holder, interrupt))
-        .and_then(|guest| check_wants(&guest, record).map(|()| guest));
+        .and_then(|guest| check_wants(&guest, record).map(|()| guest))
+        .and_then(|guest| if interrupt.is_set() { Err(anyhow!("interrupted")) } else { Ok(guest) });
     match (booted, holder) {
         (Ok(guest), Some(holder)) => Ok(Booted { guest, holder }),
         (outcome, holder) => {
-            let mut error = outcome.err().unwrap_or_else(|| anyhow::anyhow!("the guest did not start"));
+            let mut error = outcome.err().unwrap_or_else(|| anyhow!("the guest did not start"));
             if !interrupt.is_set() {
                 error = error.context(format!("the sandbox did not boot{}", last_words(folder)));
             }
@@ -58,8 +60,12 @@ fn launch(host: &Host, folder: &Folder, record: &Record, holder: &mut Option<Chi
     } else {
         cgroups.create()?;
     }
-    command.args(["sh", "-c", include_str!("../root/launch.sh"), "launch"]).arg(cgroups.base());
-    command.args(["sh", "-c", include_str!("../root/boot.sh"), "boot"]).arg(folder.path()).arg(&record.name);
+    command
+        .arg("sh")
+        .arg(script(folder, "launch.sh", include_str!("../root/launch.sh"))?)
+        .arg(cgroups.base());
+    command.arg("sh").arg(script(folder, "boot.sh", include_str!("../root/boot.sh"))?);
+    command.arg(folder.path()).arg(&record.name);
     command.arg(if record.boots == 0 { "first" } else { "again" });
     command.arg(record.tree.as_deref().unwrap_or("".as_ref()));
     for bind in &record.binds {
@@ -86,6 +92,13 @@ fn launch(host: &Host, folder: &Folder, record: &Record, holder: &mut Option<Chi
     cgroups.hold(child.id())?;
     let mut stdin = child.stdin.take().context("no pipe to the guest's PID 1")?;
     stdin.write_all(b"go\n").context("the guest's PID 1 is gone already")
+}
+
+/// Writes a script into the sandbox's folder, so that a list of processes shows its name and not its text.
+fn script(folder: &Folder, name: &str, text: &str) -> Result<PathBuf> {
+    let path = folder.file(name);
+    fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
+    Ok(path)
 }
 
 fn wait_for_guest(cgroups: &Cgroups, holder: &mut Option<Child>, interrupt: &Interrupt) -> Result<Guest> {

@@ -90,6 +90,10 @@ impl Cgroups {
         if !self.base.exists() {
             return Ok(());
         }
+        // The guest first: its PID 1 is then collected by the process that waits for it, and not left to the
+        // host's. It may not have come as far as a cgroup.
+        fs::write(self.base.join("guest/cgroup.kill"), "1").ok();
+        wait_until(Duration::from_secs(2), || !self.populated());
         let kill = self.base.join("cgroup.kill");
         fs::write(&kill, "1").with_context(|| format!("can't kill by {}", kill.display()))?;
         if !wait_until(Duration::from_secs(10), || !self.populated()) {

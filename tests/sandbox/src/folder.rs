@@ -7,6 +7,7 @@
 //! gpusim         the guest's /var/lib/gpusim: the simulated hardware's state, which no power cut touches
 //! guest          files of the sandbox's own that are copied over the guest's root once
 //! sandbox.json   how it was asked for, and what runs
+//! launch.sh …    the scripts that boot it
 //! console.log    what was said before the guest's journal ran
 //! lock           held by the one command that changes something
 //! ```
@@ -30,8 +31,19 @@ use crate::wait::wait_until;
 const BERTH_DISK: u64 = 64 << 20;
 
 /// All names that [`Folder::wipe`] removes; nothing else in the folder is ours.
-const OURS: &[&str] =
-    &["upper", "work", "root", "gpusim", "guest", "berth.ext4", "sandbox.json", "console.log", "lock"];
+const OURS: &[&str] = &[
+    "upper",
+    "work",
+    "root",
+    "gpusim",
+    "guest",
+    "berth.ext4",
+    "launch.sh",
+    "boot.sh",
+    "sandbox.json",
+    "console.log",
+    "lock",
+];
 
 /// Files of `root/guest`, by their path in the guest.
 const GUEST_FILES: &[(&str, &str)] = &[

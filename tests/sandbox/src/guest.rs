@@ -68,8 +68,10 @@ impl Guest {
         command.args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.cgroup);
         command.args(["nsenter", "--target", &self.pid1.to_string()]);
         command.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--no-fork", "--"]);
-        // Only a child is in the PID namespace; this shell waits for it, whatever signal both get.
-        command.args(["sh", "-c", "trap : INT QUIT HUP TERM; \"$@\"; exit $?", "sandbox"]);
+        // Only a child is in the PID namespace; this shell waits for it, whatever signal both get, and keeps
+        // its own word on how the child died to itself.
+        let wait = "trap : INT QUIT HUP TERM; exec 3>&2 2>/dev/null; (exec \"$@\" 2>&3 3>&-); exit $?";
+        command.args(["sh", "-c", wait, "sandbox"]);
         command.args(["setpriv", "--reuid", &uid, "--regid", &gid, "--init-groups"]);
         command.args(["--pdeathsig", "KILL", "--reset-env", "--", "env", "--"]);
         command.args(["LANG=C.UTF-8", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);

@@ -245,6 +245,11 @@ impl Sandbox {
         self.folder.path()
     }
 
+    /// The cgroup on the host that holds all of its processes, while it is up.
+    pub fn cgroup(&self) -> &Path {
+        &self.record.cgroup
+    }
+
     /// The cards it was made with.
     pub fn gpus(&self) -> &str {
         &self.record.gpus

@@ -116,21 +116,23 @@ fn parse_bind(text: &str) -> Result<(PathBuf, PathBuf, bool), String> {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().verb) {
+    let interrupt = Interrupt::default();
+    match run(Arguments::parse().verb, &interrupt) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("sandbox: {error:#}");
-            ExitCode::FAILURE
+            if interrupt.is_set() { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn run(verb: Verb) -> Result<ExitCode> {
+fn run(verb: Verb, interrupt: &Interrupt) -> Result<ExitCode> {
     match verb {
         Verb::Up { at, gpus, tree, bind, want, name, seed } => {
             let start = Instant::now();
             let mut builder = Sandbox::builder().dir(&at.dir).gpus(gpus).name(name).seed(seed);
-            builder = builder.interrupt(on_signals()?);
+            set_on_signals(interrupt)?;
+            builder = builder.interrupt(interrupt.clone());
             match tree {
                 Some(tree) if tree.as_os_str() == "none" => {}
                 tree => builder = builder.tree(tree.map_or_else(default_tree, Ok)?),
@@ -168,7 +170,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Boot { at } => {
             let start = Instant::now();
             let mut sandbox = Sandbox::attach(&at.dir)?;
-            sandbox.set_interrupt(on_signals()?);
+            set_on_signals(interrupt)?;
+            sandbox.set_interrupt(interrupt.clone());
             sandbox.boot()?;
             println!("sandbox: boot {} in {:.1} s", sandbox.boots(), start.elapsed().as_secs_f64());
             show(&sandbox, &at)?;
@@ -200,22 +203,21 @@ fn exec(at: &Where, user: Option<&str>, terminal: bool, argv: &[String]) -> Resu
     Err(error).context("can't run sh")
 }
 
-/// A flag that SIGINT, SIGTERM and SIGHUP set from now on, instead of ending us.
-fn on_signals() -> Result<Interrupt> {
+/// From now on SIGINT, SIGTERM and SIGHUP set the flag instead of ending us.
+fn set_on_signals(interrupt: &Interrupt) -> Result<()> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         signals.add(signal);
     }
     // Blocked here and thus in all threads; programs that we start get them unblocked.
     signals.thread_block().context("can't block signals")?;
-    let interrupt = Interrupt::default();
     let flag = interrupt.clone();
     std::thread::spawn(move || {
         while signals.wait().is_ok() {
             flag.set();
         }
     });
-    Ok(interrupt)
+    Ok(())
 }
 
 /// `stage` beside the folder that this program lies in: target/debug/sandbox takes target/stage.

@@ -1,0 +1,70 @@
+//! Requests to a port inside a guest, from outside: nothing has to be installed in it, and no process of it
+//! takes part.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sched::{CloneFlags, setns};
+use serde_json::{Value, json};
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Its HTTP status.
+    pub status: u16,
+    /// Its body.
+    pub body: String,
+}
+
+/// POSTs JSON to a loopback port in the network of the process `pid1`.
+///
+/// # Errors
+/// Nobody listens, no answer comes within the deadline, or it is no HTTP.
+pub fn post(pid1: u32, port: u16, path: &str, body: &Value, deadline: Duration) -> Result<Answer> {
+    let body = body.to_string();
+    let request = format!(
+        "POST {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let network = File::open(format!("/proc/{pid1}/ns/net")).context("the guest is gone")?;
+    // A network namespace is a thread's own; this thread must keep its old one.
+    let asking = thread::spawn(move || -> Result<Vec<u8>> {
+        setns(network, CloneFlags::CLONE_NEWNET).context("can't enter the guest's network: not root?")?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut stream = TcpStream::connect_timeout(&address, deadline)
+            .with_context(|| format!("nobody listens on {address} in the guest"))?;
+        stream.set_read_timeout(Some(deadline))?;
+        stream.set_write_timeout(Some(deadline))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = Vec::new();
+        stream
+            .read_to_end(&mut answer)
+            .with_context(|| format!("no whole answer from {address} within {deadline:?}"))?;
+        Ok(answer)
+    });
+    let answer = asking.join().map_err(|_| anyhow!("the asking thread panicked"))??;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("an answer that is no HTTP")?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok(Answer { status: status.context("an answer without a status")?, body: body.to_owned() })
+}
+
+/// Asks the server on a port for a few words; gives them.
+///
+/// # Errors
+/// As [`post`], or the server refused.
+pub fn ask(pid1: u32, port: u16, prompt: &str) -> Result<String> {
+    let body = json!({ "model": "any", "prompt": prompt, "max_tokens": 16, "temperature": 0 });
+    let answer = post(pid1, port, "/v1/completions", &body, Duration::from_secs(30))?;
+    if answer.status != 200 {
+        bail!("port {port} answered {}: {}", answer.status, answer.body);
+    }
+    let value: Value = serde_json::from_str(&answer.body).context("an answer that is no JSON")?;
+    let text = value.pointer("/choices/0/text").and_then(Value::as_str);
+    Ok(text.with_context(|| format!("an answer without text: {value}"))?.to_owned())
+}

@@ -1,0 +1,10 @@
+//! The end-to-end tests: one binary, one sandbox for each test. Run as root, after `make stage`:
+//!
+//! ```sh
+//! cargo test -p berth-tests --test e2e -- --test-threads=3
+//! ```
+//!
+//! They are never skipped: where a sandbox can't run, they fail and say what is missing.
+#![allow(clippy::unwrap_used)]
+
+mod smoke;

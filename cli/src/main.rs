@@ -10,7 +10,6 @@ mod complaint;
 mod events;
 mod exit;
 mod follow;
-mod gpus;
 mod out;
 mod progress;
 mod render;
@@ -45,7 +44,7 @@ fn main() -> Exit {
 async fn run(cli: Cli, out: Out) -> verbs::Ended {
     let berth = Context { client: Client::new(cli.socket), out };
     Ok(match cli.verb.unwrap_or(Command::Status { watch: false }) {
-        Command::Status { watch } => until_interrupted(watch, async { Ok(berth.status(watch).await) }).await,
+        Command::Status { watch } => until_interrupted(watch, berth.status(watch)).await,
         Command::Plan { verb } => berth.plan(&verb.request()).await,
         Command::Logs { model, follow, lines } => {
             until_interrupted(follow, berth.logs(&model.name, lines, follow)).await

@@ -2,17 +2,21 @@
 //! there is no more.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use berth_core::bytes::Bytes;
 use berth_core::facts::{Gpu, GpuProcess, Known};
 use berth_core::report::{GpuBalance, GpuStatus, Holder, HostStatus, Problem, SCHEMA, Status};
+use berth_observe::nvml::Nvml;
+use berth_observe::proc::host_memory;
 
 use crate::complaint::Complaint;
-use crate::gpus::gpus_without_daemon;
+
+/// How long NVML may take: a GPU that fell off its bus can keep its calls for ever, one that slept some seconds.
+const NVML: Duration = Duration::from_secs(10);
 
 /// What can be seen from here, with the reason why berthd was not asked.
-pub(crate) fn status(why: &Complaint) -> Status {
+pub(crate) async fn status(why: &Complaint) -> Status {
     let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
     Status {
@@ -24,12 +28,14 @@ pub(crate) fn status(why: &Complaint) -> Status {
         uptime_ms: None,
         default: None,
         home: Vec::new(),
-        gpus: match gpus_without_daemon() {
+        gpus: match Nvml::spawn().read_all(NVML).await {
             Known::Value(gpus) => Known::Value(gpus.into_iter().map(gpu).collect()),
             Known::Unknown(why) => Known::Unknown(why),
         },
-        host: std::fs::read_to_string("/proc/meminfo")
-            .map_or_else(|e| Known::Unknown(format!("/proc/meminfo: {e}")), |text| host(&text)),
+        host: match host_memory() {
+            Known::Value((total, available)) => Known::Value(HostStatus { total, available }),
+            Known::Unknown(why) => Known::Unknown(why),
+        },
         models: Vec::new(),
         swap: None,
         last_swap: None,
@@ -100,18 +106,6 @@ fn holders(processes: Vec<GpuProcess>) -> Vec<Holder> {
     list
 }
 
-fn host(meminfo: &str) -> Known<HostStatus> {
-    let read = |key: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(Bytes(kib << 10))
-    };
-    match (read("MemTotal:"), read("MemAvailable:")) {
-        (Some(total), Some(available)) => Known::Value(HostStatus { total, available }),
-        _ => Known::Unknown("/proc/meminfo does not say".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -140,13 +134,5 @@ mod tests {
         assert_eq!(names, ["aeon", "Xorg", "gnome-shell"]);
         assert_eq!((list[0].ours, &list[0].pids, &list[0].memory), (true, &vec![9, 8], &known(14010)));
         assert_eq!(list[2].memory.value(), None);
-    }
-
-    #[test]
-    fn host_memory_that_is_not_given_is_unknown() {
-        let text = "MemTotal:       32600000 kB\nMemFree:  1 kB\nMemAvailable:    9000 kB\n";
-        let expected = HostStatus { total: Bytes(32_600_000 << 10), available: Bytes(9000 << 10) };
-        assert_eq!(host(text), Known::Value(expected));
-        assert!(host("MemTotal: 5 kB\n").value().is_none());
     }
 }

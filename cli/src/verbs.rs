@@ -14,7 +14,7 @@ use crate::client::{Client, Trouble};
 use crate::complaint::Complaint;
 use crate::events::{Events, Message};
 use crate::exit::Exit;
-use crate::follow::{End, follow};
+use crate::follow::{Away, End, RETRY, follow};
 use crate::out::Out;
 use crate::progress::Progress;
 use crate::render::{self, swap};
@@ -53,14 +53,15 @@ struct VersionedLine<'a> {
 
 impl Context {
     /// `status`, also without berthd.
-    pub(crate) async fn status(&self, watch: bool) -> Exit {
+    pub(crate) async fn status(&self, watch: bool) -> Result<Exit, Complaint> {
         let mut first = true;
         loop {
             let (status, exit) = match self.client.get::<Status>("/api/v1/status").await {
                 Ok(status) => (status, Exit::Done),
                 Err(trouble) => {
                     let complaint = Complaint::from(trouble);
-                    (standalone::status(&complaint), complaint.exit)
+                    let exit = complaint.exit;
+                    (standalone::status(&complaint).await, exit)
                 }
             };
             if self.out.json {
@@ -70,7 +71,7 @@ impl Context {
                 self.out.say(&if watch { self.redrawn(&text, first) } else { text });
             }
             if !watch {
-                return exit;
+                return Ok(exit);
             }
             first = false;
             tokio::time::sleep(RENEW).await;
@@ -114,14 +115,9 @@ impl Context {
         let end = follow(&self.client, id, accepted.after, until, &mut progress).await?;
         Ok(match end {
             End::Ended(swap) => Ok(self.ended(&swap)),
-            End::Timeout => {
-                let time = wait.timeout.unwrap_or_default().as_secs_f64();
-                let text = format!("--timeout {time} s passed; {} (number {id}) goes on", what(&accepted));
-                Err(unfinished(Exit::Timeout, "timeout", text))
-            }
+            End::Timeout => Err(unfinished(Exit::Timeout, "timeout", "Time is up", id, &accepted)),
             End::Stopped => {
-                let text = format!("stopped watching; {} (number {id}) goes on", what(&accepted));
-                Err(unfinished(Exit::Stopped, "stopped_watching", text))
+                Err(unfinished(Exit::Stopped, "stopped_watching", "Stopped watching", id, &accepted))
             }
             End::Lost(trouble) => Err(lost(trouble, id, &what(&accepted))),
         })
@@ -154,11 +150,25 @@ impl Context {
 
     /// `logs MODEL`.
     pub(crate) async fn logs(&self, model: &str, lines: u32, follow: bool) -> Result<Exit, Complaint> {
+        let path = format!("/api/v1/models/{}/logs?follow={follow}&lines=", escaped(model));
+        let (mut lines, mut away) = (lines, Away::default());
+        loop {
+            match self.log(&format!("{path}{lines}"), follow, &mut away).await {
+                Ok(()) => return Ok(Exit::Done),
+                Err(trouble) if follow => self.again(&mut away, trouble).await?,
+                Err(trouble) => return Err(trouble.into()),
+            }
+            // What was there has been shown.
+            lines = 0;
+        }
+    }
+
+    async fn log(&self, path: &str, follow: bool, away: &mut Away) -> Result<(), Trouble> {
         let zone = TimeZone::system();
-        let path = format!("/api/v1/models/{}/logs?lines={lines}&follow={follow}", escaped(model));
-        let mut stream = self.client.lines(&path).await?;
+        let mut stream = self.client.lines(path).await?;
         // A model may be silent for as long as it likes; berthd, asked for what there is, may not.
         while let Some(text) = stream.next(!follow).await? {
+            away.heard();
             if text.is_empty() {
                 continue;
             }
@@ -170,26 +180,55 @@ impl Context {
                 self.out.say(&(render::events::log(&line, &zone, self.out.paint) + "\n"));
             }
         }
-        if follow {
-            return Err(Trouble::Broken("berthd closed the log".to_owned()).into());
-        }
-        Ok(Exit::Done)
+        if follow { Err(Trouble::Broken("berthd closed the log".to_owned())) } else { Ok(()) }
     }
 
     /// `events`.
     pub(crate) async fn events(&self, last: u32, follow: bool) -> Result<Exit, Complaint> {
-        let zone = TimeZone::system();
-        let mut events = Events::open(&self.client, &format!("last={last}&follow={follow}")).await?;
+        let (mut query, mut away, mut seen) = (format!("last={last}"), Away::default(), None);
         loop {
-            match events.next().await? {
-                Message::Event(event) => self.event(&event, &zone),
+            match self.some_events(&format!("{query}&follow={follow}"), follow, &mut away, &mut seen).await {
+                Ok(()) => return Ok(Exit::Done),
+                Err(trouble) if follow => self.again(&mut away, trouble).await?,
+                Err(trouble) => return Err(trouble.into()),
+            }
+            query = seen.map_or_else(|| format!("last={last}"), |id| format!("after={id}"));
+        }
+    }
+
+    async fn some_events(
+        &self,
+        query: &str,
+        follow: bool,
+        away: &mut Away,
+        seen: &mut Option<u64>,
+    ) -> Result<(), Trouble> {
+        let zone = TimeZone::system();
+        let mut events = Events::open(&self.client, query).await?;
+        loop {
+            let message = events.next().await?;
+            away.heard();
+            match message {
+                Message::Event(event) => {
+                    *seen = Some(event.id);
+                    self.event(&event, &zone);
+                }
                 Message::Alive => {}
                 Message::End if follow => {
-                    return Err(Trouble::Broken("berthd closed the event stream".to_owned()).into());
+                    return Err(Trouble::Broken("berthd closed the event stream".to_owned()));
                 }
-                Message::End => return Ok(Exit::Done),
+                Message::End => return Ok(()),
             }
         }
+    }
+
+    /// Waits for a berthd that is away, as long as it makes sense.
+    async fn again(&self, away: &mut Away, trouble: Trouble) -> Result<(), Trouble> {
+        if let Some(note) = away.again(trouble)? {
+            self.out.complain(&format!("{note}\n"));
+        }
+        tokio::time::sleep(RETRY).await;
+        Ok(())
     }
 
     fn event(&self, event: &Event, zone: &TimeZone) {
@@ -202,12 +241,13 @@ impl Context {
 }
 
 /// What goes on without us.
-fn unfinished(exit: Exit, code: &str, text: String) -> Complaint {
+fn unfinished(exit: Exit, code: &str, text: &str, id: u64, accepted: &Accepted) -> Complaint {
+    let title = format!("{text}; {} (number {id}) goes on.", what(accepted));
     let hints = [
-        "berthctl status --watch (how it goes on), or berthctl events -f".to_owned(),
-        "berthctl back (once it has ended, to undo it)".to_owned(),
+        "berthctl status --watch, or berthctl events -f, to see how it goes on".to_owned(),
+        "berthctl back, once it has ended, to undo it".to_owned(),
     ];
-    Complaint::new(exit, code, text, &hints)
+    Complaint::new(exit, code, title, &hints)
 }
 
 /// berthd went away for good in the middle of it.

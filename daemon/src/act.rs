@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::driver::Message;
 use crate::journal;
-use crate::probe::{self, Generate, Probe, ProbeTarget};
+use crate::probe::{self, Probe, ProbeTarget};
 use crate::systemd::{Job, Systemd, SystemdError};
 use crate::ticket::Tickets;
 
@@ -107,13 +107,13 @@ impl Hands {
                 let asked = hands.probed(model);
                 tokio::pin!(asked);
                 let (ready, text) = tokio::select! {
-                    probe = &mut asked => (probe == Probe::Ready, said_by(&probe)),
+                    probe = &mut asked => (probe == Probe::Ready, probe.to_string()),
                     // A first token can take long; meanwhile people are told what is waited for.
                     () = tokio::time::sleep(SILENT) => {
                         let text = "it is up and has not answered a request for one token yet".to_owned();
                         hands.tell(id, Event::NotReady(name.clone(), text)).await;
                         let probe = asked.await;
-                        (probe == Probe::Ready, said_by(&probe))
+                        (probe == Probe::Ready, probe.to_string())
                     }
                 };
                 if ready {
@@ -137,9 +137,7 @@ impl Hands {
         let target = ProbeTarget {
             address: SocketAddr::new(model.host, model.port),
             health_path: readiness.health,
-            generate: readiness
-                .generate
-                .map(|generate| Generate { path: generate.path, body: generate.body.to_string() }),
+            generate: readiness.generate,
             control_groups: vec![control_group],
         };
         probe::probe(&target, PROBE_DEADLINE).await
@@ -180,19 +178,6 @@ impl Hands {
     async fn tell(&self, id: u64, event: Event) {
         // The driver ends last; without it there is nobody to tell.
         _ = self.driver.send(Message::Swap(id, event)).await;
-    }
-}
-
-/// What a server that is not ready says, as a clause.
-fn said_by(probe: &Probe) -> String {
-    match probe {
-        Probe::NotListening => "nothing listens on its port yet".to_owned(),
-        Probe::WrongOwner(stranger) => format!("a foreign process answers on its port: {stranger}"),
-        Probe::Loading { status: Some(status), text } => format!("its health check answers {status}: {text}"),
-        Probe::Loading { status: None, text } => format!("its health check does not answer: {text}"),
-        Probe::NotGenerating { detail } => format!("it is healthy and does not generate: {detail}"),
-        Probe::Ready => "it is ready".to_owned(),
-        Probe::Unknown(why) => format!("whose socket answers on its port is unknown: {why}"),
     }
 }
 

@@ -9,9 +9,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use berth_core::backend::GenerateProbe;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -37,18 +38,9 @@ pub struct ProbeTarget {
     /// The path that answers 2xx once the server is up, for example `/health`.
     pub health_path: String,
     /// How to have one token generated; None where health is all there is.
-    pub generate: Option<Generate>,
+    pub generate: Option<GenerateProbe>,
     /// The model's cgroups as systemd names them (`ControlGroup`). Those below them count too.
     pub control_groups: Vec<String>,
-}
-
-/// A request that makes the server generate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Generate {
-    /// Where it is posted, for example `/v1/completions`.
-    pub path: String,
-    /// Its JSON body.
-    pub body: String,
 }
 
 /// What one attempt showed.
@@ -74,6 +66,23 @@ pub enum Probe {
     Ready,
     /// Whose socket it is can't be found out, so it was not asked.
     Unknown(String),
+}
+
+impl fmt::Display for Probe {
+    /// What it means, as a clause about the server.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotListening => write!(f, "nothing listens on its port yet"),
+            Self::WrongOwner(stranger) => write!(f, "a foreign process answers on its port: {stranger}"),
+            Self::Loading { status: Some(status), text } => {
+                write!(f, "its health check answers {status}: {text}")
+            }
+            Self::Loading { status: None, text } => write!(f, "its health check does not answer: {text}"),
+            Self::NotGenerating { detail } => write!(f, "it is healthy and does not generate: {detail}"),
+            Self::Ready => write!(f, "it is ready"),
+            Self::Unknown(why) => write!(f, "whose socket answers on its port is unknown: {why}"),
+        }
+    }
 }
 
 /// Who answers in a model's place.
@@ -140,10 +149,10 @@ impl Attempt<'_> {
         Err(Probe::Loading { status: Some(answer.status.as_u16()), text: answer.text() })
     }
 
-    async fn generate(&self, generate: &Generate) -> Result<(), Probe> {
+    async fn generate(&self, generate: &GenerateProbe) -> Result<(), Probe> {
         let path = &generate.path;
         let failed = |detail| Err(Probe::NotGenerating { detail });
-        let answer = match self.ask(Method::POST, path, Some(&generate.body), self.left()).await {
+        let answer = match self.ask(Method::POST, path, Some(generate), self.left()).await {
             Ok(answer) => answer,
             Err(NoAnswer::NotAsked(result)) => return Err(result),
             Err(NoAnswer::Failed(detail)) => return failed(detail),
@@ -169,7 +178,7 @@ impl Attempt<'_> {
         &self,
         method: Method,
         path: &str,
-        body: Option<&str>,
+        generate: Option<&GenerateProbe>,
         begins: Duration,
     ) -> Result<Answer, NoAnswer> {
         let what = format!("{method} {path}");
@@ -183,10 +192,15 @@ impl Attempt<'_> {
         let _connection = Background(tokio::spawn(connection));
         let mut request =
             Request::builder().method(method).uri(path).header(HOST, self.target.address.to_string());
-        if body.is_some() {
+        let mut body = String::new();
+        if let Some(generate) = generate {
+            body = generate.body.to_string();
             request = request.header(CONTENT_TYPE, "application/json");
+            if let Some(key) = &generate.bearer {
+                request = request.header(AUTHORIZATION, format!("Bearer {key}"));
+            }
         }
-        let body = Full::new(Bytes::from(body.unwrap_or_default().to_owned()));
+        let body = Full::new(Bytes::from(body));
         let request = request.body(body).map_err(|error| failed(&error))?;
 
         let begun = Instant::now();

@@ -223,14 +223,14 @@ struct Context<'a> {
 
 /// Why a model found no place.
 struct Unplaced {
-    refusal: Refusal,
+    refusal: Box<Refusal>,
     /// The candidate that came nearest, and how much it is short of in all.
     short: Option<(Start, Bytes)>,
 }
 
 impl From<Box<Refusal>> for Unplaced {
     fn from(refusal: Box<Refusal>) -> Self {
-        Self { refusal: *refusal, short: None }
+        Self { refusal, short: None }
     }
 }
 
@@ -271,9 +271,9 @@ fn refusal(code: &str, text: String, hints: Vec<String>) -> Refusal {
     Refusal { code: code.to_owned(), text, hints }
 }
 
-fn gpu_unknown(index: u32, why: &str) -> Box<Refusal> {
+fn gpu_unknown(index: u32, why: &str) -> Refusal {
     let text = format!("GPU {index} is unknown, so nothing is placed there: {why}");
-    Box::new(refusal("gpu_unknown", text, vec!["berthctl status".to_owned()]))
+    refusal("gpu_unknown", text, vec!["berthctl status".to_owned()])
 }
 
 /// The devices that a start will use.

@@ -76,6 +76,7 @@ pub enum Event {
 
 /// What is to be done, in this order.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)]
 pub enum Action {
     /// Write the state to the ledger and sync it.
     Record {

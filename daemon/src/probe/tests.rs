@@ -17,7 +17,7 @@ fn own_groups() -> Vec<String> {
 
 fn target(address: SocketAddr) -> ProbeTarget {
     let generate =
-        Generate { path: "/completion".to_owned(), body: r#"{"prompt":"a","n_predict":1}"#.to_owned() };
+        GenerateProbe { path: "/completion".to_owned(), body: serde_json::json!({"prompt":"a","n_predict":1}), bearer: None };
     ProbeTarget {
         address,
         health_path: "/health".to_owned(),

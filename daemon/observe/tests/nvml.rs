@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use berth_core::bytes::Bytes;
 use berth_core::facts::{DeviceId, Gpu, Known};
-use berthd::nvml::{self, Nvml};
-use berthd::proc::monotonic_now;
+use berth_observe::nvml::{self, Nvml};
+use berth_observe::proc::monotonic_now;
 
 /// Long enough for anything that does not hang.
 const LONG: Duration = Duration::from_secs(5);
@@ -104,7 +104,7 @@ impl Machine {
         let pid = child.id();
         self.children.push(child);
         let end = Instant::now() + LONG;
-        while berthd::proc::program_of(pid).as_deref() != Some("sleep") {
+        while berth_observe::proc::program_of(pid).as_deref() != Some("sleep") {
             assert!(Instant::now() < end, "no memory was claimed");
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -191,7 +191,7 @@ in_a_machine!(everything_is_read, machine, {
     let processes = second.processes.value().unwrap();
     let held = processes.iter().find(|process| process.pid == pid).unwrap();
     assert_eq!(held.program, "sleep");
-    assert_eq!(held.started, berthd::proc::started(pid));
+    assert_eq!(held.started, berth_observe::proc::started(pid));
     assert_eq!((&held.memory, &held.model), (&Known::Value(Bytes::mib(1000)), &None));
     let foreign = processes.iter().find(|process| process.program == "Xorg").unwrap();
     assert_eq!(foreign.memory, Known::Value(Bytes::mib(400)));

@@ -15,8 +15,8 @@ use berth_core::facts::{Known, Moment};
 use berth_core::name::ModelName;
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
-use procfs::Current;
 use procfs::process::Process;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 /// What is known of a running process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,12 +155,14 @@ pub fn cgroup_ids(control_group: &str) -> BTreeSet<u64> {
 
 /// Total and available memory of the host, in that order.
 pub fn host_memory() -> Known<(Bytes, Bytes)> {
-    match procfs::Meminfo::current() {
-        Ok(memory) => match memory.mem_available {
-            Some(available) => Known::Value((Bytes(memory.mem_total), Bytes(available))),
-            None => Known::Unknown("/proc/meminfo has no MemAvailable".to_owned()),
-        },
-        Err(error) => Known::Unknown(format!("/proc/meminfo can't be read: {error}")),
+    let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let system = System::new_with_specifics(memory);
+    match system {
+        Ok(system) if system.total_memory() > 0 => {
+            Known::Value((Bytes(system.total_memory()), Bytes(system.available_memory())))
+        }
+        Ok(_) => Known::Unknown("/proc/meminfo does not tell the memory's size".to_owned()),
+        Err(error) => Known::Unknown(format!("the host's memory can't be read: {error}")),
     }
 }
 

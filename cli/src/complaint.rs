@@ -49,6 +49,11 @@ impl Complaint {
             out.document(&Document { schema: SCHEMA, exit: self.exit.code(), problem: self });
             return self.exit;
         }
+        // What was asked for goes on: nothing is wrong.
+        if matches!(self.exit, Exit::Timeout | Exit::Stopped) {
+            out.complain(&format!("{}{}", paragraph("", &clean(&self.title)), plan::hints(&self.hints)));
+            return self.exit;
+        }
         if self.exit == Exit::Refused {
             let problem = ApiProblem {
                 status: 409,

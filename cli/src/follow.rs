@@ -14,7 +14,7 @@ use crate::progress::Progress;
 /// How long berthd may be away in the middle of a swap: a restart of it takes far less.
 const AWAY: Duration = Duration::from_secs(15);
 /// How often a berthd that is away is asked again.
-const RETRY: Duration = Duration::from_millis(250);
+pub(crate) const RETRY: Duration = Duration::from_millis(250);
 /// How often a terminal is drawn again.
 const FRAME: Duration = Duration::from_millis(100);
 
@@ -59,30 +59,49 @@ pub(crate) async fn follow(
 async fn watch(client: &Client, id: u64, after: u64, progress: &mut Progress) -> End {
     let mut query = format!("after={after}&swap={id}");
     let mut resumed = false;
-    let mut away_since = None;
+    let mut away = Away::default();
     loop {
-        let mut heard = false;
-        let trouble = match stream(client, id, &query, resumed, &mut heard, progress).await {
+        let trouble = match stream(client, id, &query, resumed, &mut away, progress).await {
             Ok(swap) => return End::Ended(swap),
             Err(trouble) => trouble,
         };
-        if !comes_back(&trouble) {
-            return End::Lost(trouble);
-        }
-        if heard {
-            away_since = None;
-        }
-        let since = *away_since.get_or_insert_with(|| {
-            progress.note(&format!("berthd went away; waiting up to {} s for it", AWAY.as_secs()));
-            Instant::now()
-        });
-        if since.elapsed() > AWAY {
-            return End::Lost(trouble);
+        match away.again(trouble) {
+            Ok(None) => {}
+            Ok(Some(note)) => progress.note(&note),
+            Err(trouble) => return End::Lost(trouble),
         }
         pause(RETRY, progress).await;
         // A berthd that was restarted counts its events anew: look at the swap itself, and go on from there.
         query = format!("swap={id}");
         resumed = true;
+    }
+}
+
+/// A berthd that may be away: for how long it has been.
+#[derive(Debug, Default)]
+pub(crate) struct Away {
+    since: Option<Instant>,
+}
+
+impl Away {
+    /// It said something.
+    pub(crate) fn heard(&mut self) {
+        self.since = None;
+    }
+
+    /// Whether to try again: at first with what to tell the reader; the trouble itself when it is time to give up.
+    pub(crate) fn again(&mut self, trouble: Trouble) -> Result<Option<String>, Trouble> {
+        if !comes_back(&trouble) {
+            return Err(trouble);
+        }
+        match self.since {
+            None => {
+                self.since = Some(Instant::now());
+                Ok(Some(format!("berthd went away; waiting up to {} s for it", AWAY.as_secs())))
+            }
+            Some(since) if since.elapsed() > AWAY => Err(trouble),
+            Some(_) => Ok(None),
+        }
     }
 }
 
@@ -101,7 +120,7 @@ async fn stream(
     id: u64,
     query: &str,
     resumed: bool,
-    heard: &mut bool,
+    away: &mut Away,
     progress: &mut Progress,
 ) -> Result<SwapSummary, Trouble> {
     let mut events = Events::open(client, query).await?;
@@ -118,7 +137,7 @@ async fn stream(
                 continue;
             }
         };
-        *heard = true;
+        away.heard();
         match message {
             Message::Event(event) => {
                 if let Some(swap) = progress.event(event) {

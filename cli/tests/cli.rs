@@ -242,7 +242,7 @@ fn a_restart_of_berthd_in_mid_swap_is_survived() {
     std::thread::sleep(Duration::from_millis(1_200));
     // It is back, and counts its events anew.
     let whats = story(&switched());
-    let rest = events(whats[whats.len() - 3..].to_vec());
+    let rest = events(whats[whats.len() - 4..].to_vec());
     let second = Berthd::start(
         &socket,
         Script::default().answer("GET /api/v1/swaps/12", 200, under_way()).stream(rest),
@@ -444,8 +444,8 @@ fn logs_are_shown_with_their_time_and_end() {
     let ran = run(&berthd.socket, &["logs", "a/b c", "--json"]);
     assert_eq!(ran.documents()[1]["text"], "\x1b[31mready\x1b[0m");
     let paths = [
-        "GET /api/v1/models/genesis/logs?lines=5&follow=false",
-        "GET /api/v1/models/a%2Fb%20c/logs?lines=100&follow=false",
+        "GET /api/v1/models/genesis/logs?follow=false&lines=5",
+        "GET /api/v1/models/a%2Fb%20c/logs?follow=false&lines=100",
     ];
     assert_eq!(berthd.requests(), paths);
     berthd.change(|script| script.logs = vec![line("loading"), Say::Silence]);
@@ -462,8 +462,12 @@ fn events_are_shown_and_followed() {
     insta::assert_snapshot!(ran.stdout);
     berthd.change(|script| script.streams.push_back(events(story(&switched()))));
     assert_eq!(run(&berthd.socket, &["events", "--json"]).documents().len(), 9);
-    berthd.change(|script| script.streams.push_back(going_on()));
-    assert_eq!(interrupted_after(1, &berthd.socket, &["events", "-f"]).code, Some(130));
+    // A stream that ends is taken up again where it broke off.
+    let (first, rest) = (going_on()[..2].to_vec(), going_on()[2..].to_vec());
+    berthd.change(|script| script.streams.extend([first, rest]));
+    let ran = interrupted_after(3, &berthd.socket, &["events", "-f"]);
+    assert_eq!((ran.code, ran.stdout.lines().count()), (Some(130), 3), "{}", ran.stdout);
+    assert_eq!(berthd.requests()[3], "GET /api/v1/events?after=102&follow=true");
     assert_eq!(berthd.requests()[0], "GET /api/v1/events?last=50&follow=false");
     assert_eq!(berthd.requests()[2], "GET /api/v1/events?last=20&follow=true");
 }

@@ -152,6 +152,8 @@ pub(crate) fn switched() -> SwapSummary {
     }
 }
 
+const WHY: &str = "qwen32b did not start: it ran out of GPU memory on GPU 1";
+
 /// genesis to qwen32b, which ran out of memory: genesis came back.
 pub(crate) fn restored() -> SwapSummary {
     let done = StepState::Done;
@@ -167,13 +169,13 @@ pub(crate) fn restored() -> SwapSummary {
             step(Step::Stopped, done, Some("genesis"), 1_900, ""),
             step(Step::Released, done, None, 2_100, "GPU 0 after 1.02 s, GPU 1 after 2.10 s"),
             step(Step::Started, done, Some("qwen32b"), 31, ""),
-            step(Step::Ready, StepState::Failed, Some("qwen32b"), 12_000, "out of memory after 12 s"),
+            step(Step::Ready, StepState::Failed, Some("qwen32b"), 12_000, WHY),
             back(step(Step::Stopped, done, Some("qwen32b"), 0, "had ended already")),
             back(step(Step::Released, done, None, 900, "GPU 0 after 0.41 s, GPU 1 after 0.90 s")),
             back(step(Step::Restored, done, Some("genesis"), 58_000, "")),
         ],
         outcome: Some(Outcome::Restored),
-        reason: Some("qwen32b ran out of memory on GPU 1 while it loaded.".into()),
+        reason: Some(WHY.into()),
         failure: Some(Failure {
             class: FailureClass::OutOfMemory,
             exit: Some(Exit::Status(1)),
@@ -193,6 +195,9 @@ pub(crate) fn degraded() -> SwapSummary {
         last.state = StepState::Failed;
         last.detail = "GPU 0 still holds 3.1 GiB of pid 5120 (VLLM::Worker) after 60 s".into();
     }
+    let reason = "qwen32b did not start: it ran out of GPU memory on GPU 1; the way back failed too: GPU 0 still \
+                  holds 3.1 GiB of pid 5120 (VLLM::Worker) after 60 s";
+    swap.reason = Some(reason.into());
     SwapSummary { outcome: Some(Outcome::Degraded), serving: Vec::new(), default: None, gap_ms: None, ..swap }
 }
 

@@ -90,9 +90,11 @@ pub(crate) fn now(step: &StepReport) -> String {
 /// What a step says, with the model's name where it is one model's and not said yet.
 pub(crate) fn detail(step: &StepReport) -> String {
     let text = clean(&step.detail);
+    // These two speak of GPUs; whose they are stands in the lines around them.
+    let of_gpus = matches!(step.step, Step::Checked | Step::Released);
     match &step.model {
         Some(model) if text.is_empty() => model.to_string(),
-        Some(model) if !text.contains(model.as_str()) => format!("{model}: {text}"),
+        Some(model) if !of_gpus && !text.contains(model.as_str()) => format!("{model}: {text}"),
         _ => text,
     }
 }
@@ -171,31 +173,53 @@ fn done_lines(swap: &SwapSummary) -> String {
     out
 }
 
+/// For how long nobody answered; a mere stop is not meant to end that.
 fn gap(swap: &SwapSummary) -> String {
+    if swap.starts.is_empty() && swap.outcome == Some(Outcome::Done) {
+        return String::new();
+    }
     swap.gap_ms.filter(|ms| *ms > 0).map_or_else(String::new, |ms| format!(" No answers for {}.", took(ms)))
 }
 
 fn failed_lines(swap: &SwapSummary, word: &str, paint: Paint) -> String {
-    let step = swap.steps.iter().find(|step| step.state == StepState::Failed && !step.rollback);
-    let reason = match (swap.reason.as_deref(), step) {
-        (Some(reason), _) => clean(reason),
-        (None, Some(step)) => format!("{}: {}", noun(step.step), detail(step)),
-        (None, None) => "berthd gave no reason".to_owned(),
+    let failed = swap.steps.iter().find(|step| step.state == StepState::Failed && !step.rollback);
+    let reason = swap.reason.as_deref().map(clean);
+    let told = failed.map(detail).unwrap_or_default();
+    let text = match (&reason, failed) {
+        // Its line above says why, and the same twice would only hide what follows.
+        (Some(reason), Some(step)) if told.starts_with(reason.as_str()) => outcome_of(step, swap),
+        (Some(reason), _) => reason.clone(),
+        (None, Some(step)) => outcome_of(step, swap),
+        (None, None) => "berthd gave no reason.".to_owned(),
     };
-    let told = paragraph(word, &reason);
-    let mut out = told
+    let lines = paragraph("", &format!("{word}{text}"));
+    let mut out = lines
         .strip_prefix(word)
-        .map_or_else(|| told.clone(), |rest| format!("{}{rest}", paint.tint(Tone::Bad, word)));
-    if let Some(line) = evidence(swap, &reason) {
+        .map_or_else(|| lines.clone(), |rest| format!("{}{rest}", paint.tint(Tone::Bad, word)));
+    if let Some(line) = evidence(swap, &format!("{told} {}", reason.unwrap_or_default())) {
         out.push_str(&paragraph("  ", &format!("\"{line}\"")));
     }
     out
 }
 
-/// The log line that shows the failure, unless the reason quotes it already.
-fn evidence(swap: &SwapSummary, reason: &str) -> Option<String> {
+/// What it means that this step failed.
+fn outcome_of(step: &StepReport, swap: &SwapSummary) -> String {
+    let whose = match (&step.model, swap.stops.as_slice()) {
+        (Some(model), _) => model.to_string(),
+        (None, stops) => names(stops),
+    };
+    match step.step {
+        Step::Stopped => format!("{whose} did not stop."),
+        Step::Released => format!("the memory of {whose} did not come back."),
+        Step::Started | Step::Ready => format!("{whose} did not start."),
+        other => format!("the {} failed.", noun(other)),
+    }
+}
+
+/// The log line that shows the failure, unless it was quoted already.
+fn evidence(swap: &SwapSummary, told: &str) -> Option<String> {
     let line = clean(swap.failure.as_ref()?.line.trim());
-    (!line.is_empty() && !reason.contains(&line)).then_some(line)
+    (!line.is_empty() && !told.contains(&line)).then_some(line)
 }
 
 /// Where to read on: only where a model's server is what failed.

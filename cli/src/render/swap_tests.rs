@@ -75,9 +75,16 @@ fn the_step_under_way_is_one_line_with_its_time() {
 }
 
 #[test]
-fn a_failure_without_a_reason_still_names_the_step() {
-    let swap = SwapSummary { reason: None, failure: None, ..restored() };
-    assert!(shown(&swap).contains("FAILED: load: qwen32b: out of memory after 12 s"), "{}", shown(&swap));
+fn a_reason_is_never_lost_and_never_told_twice() {
+    let without = shown(&SwapSummary { reason: None, failure: None, ..restored() });
+    assert!(without.contains("FAILED: qwen32b did not start."), "{without}");
+    let elsewhere = shown(&SwapSummary { reason: Some("the ledger can't be written".into()), ..restored() });
+    assert!(elsewhere.contains("FAILED: the ledger can't be written"), "{elsewhere}");
+    let mut stepless = restored();
+    stepless.steps.clear();
+    assert!(shown(&stepless).contains("FAILED: qwen32b did not start: it ran out"), "{}", shown(&stepless));
+    let usual = shown(&restored());
+    assert_eq!(usual.matches("ran out of GPU").count(), 1, "{usual}");
 }
 
 #[test]

@@ -228,9 +228,9 @@ struct Unplaced {
     short: Option<(Start, Bytes)>,
 }
 
-impl From<Box<Refusal>> for Unplaced {
-    fn from(refusal: Box<Refusal>) -> Self {
-        Self { refusal, short: None }
+impl From<Refusal> for Unplaced {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal: Box::new(refusal), short: None }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What Berth knows of itself: kept in the ledger, owned by the driver.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +50,10 @@ pub struct Claim {
     pub phase: Phase,
     /// The unit's InvocationID; empty until systemd has started it.
     pub invocation: String,
+    /// What it was before the start: facts that still show it tell nothing of this run.
+    pub earlier: String,
+    /// Where its server was told to listen; what is declared may change while it runs.
+    pub address: Option<SocketAddr>,
     /// Every process that was ever seen in the unit's cgroups, with its start time in clock ticks.
     pub seen: BTreeMap<u32, u64>,
 }
@@ -141,7 +146,7 @@ impl State {
         let mut news = false;
         for (model, claim) in &mut self.claims {
             let Some(unit) = facts.units.get(model) else { continue };
-            if claim.phase == Phase::Starting && claim.invocation.is_empty() && !unit.active.is_down() {
+            if claim.phase == Phase::Starting && claim.invocation.is_empty() && unit.invocation != claim.earlier {
                 claim.invocation.clone_from(&unit.invocation);
                 news |= !unit.invocation.is_empty();
             }

@@ -1,6 +1,7 @@
 //! The picture of a node: settings + facts + state → [`Status`].
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use crate::bytes::Bytes;
 use crate::config::{Model, Settings};
@@ -116,7 +117,10 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
             .unwrap_or_default(),
         memory: claim.and_then(|claim| held(view, name, claim)),
         since_ms: view.memory.since.get(name).filter(|(was, _)| *was == state).map(|(_, since)| *since),
-        address: format!("{}:{}", model.host, model.port),
+        address: claim
+            .and_then(|claim| claim.address)
+            .unwrap_or_else(|| SocketAddr::new(model.host, model.port))
+            .to_string(),
         aliases: model.aliases.clone(),
         pid: claim.and_then(|_| view.facts.units.get(name)).and_then(|unit| unit.main_pid),
         to_switch_ms,

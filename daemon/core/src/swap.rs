@@ -70,6 +70,8 @@ pub enum Event {
     Diagnosed(ModelName, Failure),
     /// The ledger could not be written.
     RecordFailed(String),
+    /// Something more important is to be done, and what: give up and go back, unless that is under way already.
+    GiveWay(String),
     /// Time passed.
     Tick,
 }
@@ -120,6 +122,8 @@ pub struct Swap {
     stage: Stage,
     /// What is started again on the way back, as it was.
     restores: Vec<Start>,
+    /// Whether something failed already: a second failure ends the swap as degraded.
+    going_back: bool,
     began: Moment,
     step_began: Moment,
     first_stop: Option<Moment>,
@@ -139,6 +143,8 @@ enum Stage {
     Stopping {
         direction: Direction,
         stops: Vec<ModelName>,
+        /// Those whose StopUnit has not ended yet: until then facts may be from before it.
+        asked: Vec<ModelName>,
         deadline: Moment,
         killed: bool,
     },
@@ -227,6 +233,7 @@ impl Swap {
             plan,
             stage: Stage::Planned,
             restores,
+            going_back: false,
             began: now,
             step_began: now,
             first_stop: None,
@@ -260,18 +267,20 @@ impl Swap {
             (Stage::Over, _) => {}
             (Stage::Planned, Event::Begin) => self.begin(world, &mut actions),
             (_, Event::RecordFailed(why)) => self.not_recorded(world, &why, &mut actions),
-            (Stage::Stopping { .. }, Event::StopEnded(model, Err(why))) => {
-                self.not_stopped(world, &model, &why, &mut actions);
+            (_, Event::GiveWay(_)) if self.going_back => {}
+            (_, Event::GiveWay(to)) => self.fail(world, format!("it gave way to {to}"), None, &mut actions),
+            (Stage::Stopping { .. }, Event::StopEnded(model, result)) => {
+                self.stop_ended(world, &model, result, &mut actions);
             }
             (Stage::Stopping { .. }, _) => self.stopping(world, &mut actions),
             (Stage::Releasing { .. }, _) => self.releasing(world, &mut actions),
-            (Stage::Starting { direction, index, .. }, Event::StartEnded(model, result)) => {
-                if self.start_at(direction, index).is_some_and(|start| start.model == model) {
-                    match result {
-                        Ok(()) => self.readying(world, direction, index, &mut actions),
-                        Err(why) => {
-                            self.diagnose(world, direction, model, Symptom::NotStarted(why), &mut actions)
-                        }
+            (Stage::Starting { direction, index, .. }, Event::StartEnded(model, result))
+                if self.start_at(direction, index).is_some_and(|start| start.model == model) =>
+            {
+                match result {
+                    Ok(()) => self.readying(world, direction, index, &mut actions),
+                    Err(why) => {
+                        self.diagnose(world, direction, model, Symptom::NotStarted(why), &mut actions);
                     }
                 }
             }
@@ -347,19 +356,11 @@ impl Swap {
         step.detail = detail;
         actions.push(Action::Say(What::SwapStep { swap: self.summary.id, step: step.clone() }));
     }
+}
 
-    fn longest(
-        &self,
-        world: &World,
-        models: &[ModelName],
-        pick: impl Fn(&Deadlines) -> Duration,
-    ) -> Duration {
-        models
-            .iter()
-            .map(|model| {
-                pick(world.settings.models.get(model).map_or(&world.settings.deadlines, |m| &m.deadlines))
-            })
-            .max()
-            .unwrap_or_default()
-    }
+/// The longest of these models' deadlines for one step.
+fn longest(world: &World, models: &[ModelName], pick: impl Fn(&Deadlines) -> Duration) -> Duration {
+    let deadlines =
+        |model| world.settings.models.get(model).map_or(&world.settings.deadlines, |m| &m.deadlines);
+    models.iter().map(|model| pick(deadlines(model))).max().unwrap_or_default()
 }

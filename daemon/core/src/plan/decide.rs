@@ -171,6 +171,6 @@ impl Context<'_> {
             home: self.state.home.clone(),
             previous: None,
         });
-        Verdict::Refused { refusal: unplaced.refusal, nearest }
+        Verdict::Refused { refusal: *unplaced.refusal, nearest }
     }
 }

@@ -25,19 +25,13 @@ impl Context<'_> {
         }
         let gpus = match &self.facts.gpus {
             Known::Value(gpus) if gpus.is_empty() => {
-                return Err(Unplaced {
-                    refusal: refusal(
-                        "no_gpu",
-                        "this machine has no GPU that the driver knows".to_owned(),
-                        vec!["nvidia-smi -L".to_owned()],
-                    ),
-                    short: None,
-                });
+                let text = "this machine has no GPU that the driver knows".to_owned();
+                return Err(refusal("no_gpu", text, vec!["nvidia-smi -L".to_owned()]).into());
             }
             Known::Value(gpus) => gpus,
             Known::Unknown(why) => {
                 let text = format!("the GPUs can't be seen: {why}");
-                return Err(Unplaced { refusal: refusal("gpu_unknown", text, Vec::new()), short: None });
+                return Err(refusal("gpu_unknown", text, Vec::new()).into());
             }
         };
         let mut nearest: Option<(Start, Bytes, Vec<String>)> = None;
@@ -86,23 +80,21 @@ impl Context<'_> {
         }
         match (nearest, unknown) {
             (Some((start, missing, short)), _) => Err(Unplaced {
-                refusal: refusal("does_not_fit", short.join("; "), Vec::new()),
+                refusal: Box::new(refusal("does_not_fit", short.join("; "), Vec::new())),
                 short: Some((start, missing)),
             }),
             (None, Some(why)) => Err(why.into()),
-            (None, None) => Err(Unplaced {
-                refusal: refusal(
-                    "too_few_gpus",
-                    format!("{} declares memory on more GPUs than the {} here", model.name, gpus.len()),
-                    vec![format!("correct [memory] in {}", model.source.display())],
-                ),
-                short: None,
-            }),
+            (None, None) => {
+                let text =
+                    format!("{} declares memory on more GPUs than the {} here", model.name, gpus.len());
+                let hint = format!("correct [memory] in {}", model.source.display());
+                Err(refusal("too_few_gpus", text, vec![hint]).into())
+            }
         }
     }
 
     /// What a new model could take on this device with `victims` gone.
-    pub(super) fn available(&self, gpu: &Gpu, victims: &[ModelName]) -> Result<Bytes, Box<Refusal>> {
+    pub(super) fn available(&self, gpu: &Gpu, victims: &[ModelName]) -> Result<Bytes, Refusal> {
         let memory = match &gpu.memory {
             Known::Value(memory) => memory,
             Known::Unknown(why) => return Err(gpu_unknown(gpu.index, why)),
@@ -161,13 +153,10 @@ fn candidates(model: &Model, gpus: &[Gpu]) -> Result<Vec<Vec<Part>>, Unplaced> {
             let totals: Vec<Bytes> =
                 gpus.iter().filter_map(|gpu| gpu.memory.value()).map(|memory| memory.total).collect();
             let derived = backend::of(model.backend).demand(model, &totals);
-            Some(derived.ok_or_else(|| Unplaced {
-                refusal: refusal(
-                    "memory_undeclared",
-                    format!("how much GPU memory {} needs is not declared", model.name),
-                    vec![format!("add `[memory] gpu = \"… GiB\"` to {}", model.source.display())],
-                ),
-                short: None,
+            Some(derived.ok_or_else(|| {
+                let text = format!("how much GPU memory {} needs is not declared", model.name);
+                let hint = format!("add `[memory] gpu = \"… GiB\"` to {}", model.source.display());
+                refusal("memory_undeclared", text, vec![hint])
             })?)
         }
     };

@@ -42,9 +42,6 @@ impl Context<'_> {
     pub(super) fn clash(&self, model: &Model, victims: &[ModelName]) -> Unplaced {
         let holder = self.port_clash(model, victims).map_or("another model".to_owned(), ToString::to_string);
         let text = format!("{} and {holder} have the same port {}", model.name, model.port);
-        Unplaced {
-            refusal: refusal("port_taken", text, vec![format!("berthctl switch {}", model.name)]),
-            short: None,
-        }
+        refusal("port_taken", text, vec![format!("berthctl switch {}", model.name)]).into()
     }
 }

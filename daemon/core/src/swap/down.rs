@@ -1,7 +1,7 @@
 //! The way down: units are stopped, and the memory of each is proved free.
 
 use super::words::{millis, names, one, seconds, survivors};
-use super::{Action, Direction, KILL_DEADLINE, Stage, Swap, Watch, World};
+use super::{Action, Direction, KILL_DEADLINE, Stage, Swap, Watch, World, longest};
 use crate::bytes::Bytes;
 use crate::facts::Active;
 use crate::name::ModelName;
@@ -32,15 +32,18 @@ impl Swap {
         actions.push(Action::Record { first: direction == Direction::Forward });
         actions.extend(stops.iter().map(|model| Action::Stop(model.clone())));
         actions.push(Action::Watch(Watch::Release(stops.clone())));
-        let deadline = world.now + self.longest(world, &stops, |deadlines| deadlines.stop);
-        self.stage = Stage::Stopping { direction, stops, deadline, killed: false };
+        let deadline = world.now + longest(world, &stops, |deadlines| deadlines.stop);
+        let asked = stops.clone();
+        self.stage = Stage::Stopping { direction, stops, asked, deadline, killed: false };
     }
 
     pub(super) fn stopping(&mut self, world: &mut World, actions: &mut Vec<Action>) {
-        let Stage::Stopping { direction, stops, deadline, killed } = self.stage.clone() else { return };
+        let Stage::Stopping { direction, stops, asked, deadline, killed } = self.stage.clone() else { return };
         let left: Vec<ModelName> = stops
             .iter()
-            .filter(|model| !release::processes_gone(world.facts.units.get(*model)))
+            .filter(|model| {
+                asked.contains(model) || !release::processes_gone(world.facts.units.get(*model))
+            })
             .cloned()
             .collect();
         if left.is_empty() {
@@ -50,7 +53,7 @@ impl Swap {
             }
             self.ended_step(world, StepState::Done, names(&stops), actions);
             self.began_step(world, Step::Released, direction, one(&stops), actions);
-            let deadline = world.now + self.longest(world, &stops, |deadlines| deadlines.release);
+            let deadline = world.now + longest(world, &stops, |deadlines| deadlines.release);
             self.stage = Stage::Releasing { direction, stops, deadline, measured: false, freed: Vec::new() };
             self.weigh(world);
             return self.releasing(world, actions);
@@ -69,7 +72,7 @@ impl Swap {
         } else {
             actions.extend(left.into_iter().map(Action::Kill));
             self.stage =
-                Stage::Stopping { direction, stops, deadline: world.now + KILL_DEADLINE, killed: true };
+                Stage::Stopping { direction, stops, asked, deadline: world.now + KILL_DEADLINE, killed: true };
         }
     }
 
@@ -85,20 +88,23 @@ impl Swap {
         self.fail(world, format!("the ledger can't be written: {why}"), None, actions);
     }
 
-    /// systemd would not stop it: what still runs as before serves on.
-    pub(super) fn not_stopped(
+    /// StopUnit ended. Where systemd would not stop it, what still runs as before serves on.
+    pub(super) fn stop_ended(
         &mut self,
         world: &mut World,
         model: &ModelName,
-        why: &str,
+        result: Result<(), String>,
         actions: &mut Vec<Action>,
     ) {
         let runs = world.facts.units.get(model).is_some_and(|unit| unit.active == Active::Active);
-        let Some(claim) = world.state.claims.get_mut(model).filter(|_| runs) else {
-            return self.stopping(world, actions);
-        };
-        claim.phase = Phase::Serving;
-        self.fail(world, format!("{model} could not be stopped: {why}"), None, actions);
+        if let (Err(why), true, Some(claim)) = (result, runs, world.state.claims.get_mut(model)) {
+            claim.phase = Phase::Serving;
+            return self.fail(world, format!("{model} could not be stopped: {why}"), None, actions);
+        }
+        if let Stage::Stopping { asked, .. } = &mut self.stage {
+            asked.retain(|other| other != model);
+        }
+        self.stopping(world, actions);
     }
 
     /// Lets the proofs look at the facts and keeps, for each GPU, when it was proved free.

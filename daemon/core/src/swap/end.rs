@@ -44,22 +44,15 @@ impl Swap {
         failure: Option<Failure>,
         actions: &mut Vec<Action>,
     ) {
-        let direction = match &self.stage {
-            Stage::Stopping { direction, .. }
-            | Stage::Releasing { direction, .. }
-            | Stage::Starting { direction, .. }
-            | Stage::Readying { direction, .. }
-            | Stage::Diagnosing { direction, .. } => *direction,
-            Stage::Planned | Stage::Over => Direction::Forward,
-        };
         self.ended_step(world, StepState::Failed, reason.clone(), actions);
-        if direction == Direction::Back {
+        if self.going_back {
             let first = self.summary.reason.take();
             let then = format!("the way back failed too: {reason}");
             self.summary.reason = Some(first.map_or(then.clone(), |first| format!("{first}; {then}")));
             self.abandon(world, actions);
             return self.end(world, Outcome::Degraded, actions);
         }
+        self.going_back = true;
         self.summary.reason = Some(reason);
         self.summary.failure = failure;
         let started: Vec<ModelName> = self

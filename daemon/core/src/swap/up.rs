@@ -1,13 +1,14 @@
 //! The way up: a unit is started under a claim, and waited for until it is ready or has failed.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::words::{millis, seconds};
-use super::{Action, Direction, Event, LAUNCH_DEADLINE, Stage, Swap, Watch, World};
+use super::{Action, Direction, Event, LAUNCH_DEADLINE, Stage, Swap, Watch, World, longest};
 use crate::backend::Failure;
 use crate::bytes::Bytes;
-use crate::facts::{Active, Moment};
+use crate::facts::Moment;
 use crate::name::ModelName;
 use crate::plan::{self, Start};
 use crate::report::{Step, StepState};
@@ -15,7 +16,8 @@ use crate::state::{Claim, ClaimedGpu, Phase, Times};
 
 /// How long the reading of a failed server's log may take.
 const DIAGNOSIS_DEADLINE: Duration = Duration::from_secs(5);
-/// A start whose memory grew within this time is still loading: its deadline extends, up to twice what was set.
+/// A start whose memory grew within this time, or a tenth of its deadline where that is shorter, is still loading:
+/// its deadline extends, up to twice what was set.
 const GROWING: Duration = Duration::from_secs(10);
 
 /// What showed that a start failed; its log usually says why.
@@ -49,6 +51,7 @@ impl Symptom {
 pub(super) struct Loading {
     deadline: Moment,
     cap: Moment,
+    growing: Duration,
     held: Bytes,
     grew_at: Moment,
     said: String,
@@ -93,7 +96,7 @@ impl Swap {
         actions: &mut Vec<Action>,
     ) {
         let Some(model) = self.start_at(direction, index).map(|start| start.model.clone()) else { return };
-        let declared = self.longest(world, std::slice::from_ref(&model), |deadlines| deadlines.start);
+        let declared = longest(world, std::slice::from_ref(&model), |deadlines| deadlines.start);
         // History may lengthen the deadline, never shorten it.
         let slowest =
             world.state.times.get(&model).and_then(|times| times.load.iter().max().copied()).unwrap_or(0);
@@ -101,6 +104,7 @@ impl Swap {
         let loading = Loading {
             deadline: world.now + within,
             cap: world.now + within * 2,
+            growing: GROWING.min(within / 10),
             held: Bytes::ZERO,
             grew_at: world.now,
             said: "nothing listens on its port yet".to_owned(),
@@ -139,7 +143,7 @@ impl Swap {
             loading.grew_at = world.now;
         }
         if world.now >= loading.deadline {
-            let growing = world.now.saturating_sub(loading.grew_at) < GROWING;
+            let growing = world.now.saturating_sub(loading.grew_at) < loading.growing;
             if !growing || world.now >= loading.cap {
                 let waited = millis(world.now.saturating_sub(self.step_began));
                 let why = format!("it was not ready after {}: {}", seconds(waited), loading.said);
@@ -190,17 +194,26 @@ fn claim(world: &World, start: &Start) -> Claim {
             }
         })
         .collect();
-    Claim { gpus, phase: Phase::Starting, invocation: String::new(), seen: BTreeMap::new() }
+    Claim {
+        gpus,
+        phase: Phase::Starting,
+        invocation: String::new(),
+        earlier: world.facts.units.get(&start.model).map(|unit| unit.invocation.clone()).unwrap_or_default(),
+        address: world.settings.models.get(&start.model).map(|model| SocketAddr::new(model.host, model.port)),
+        seen: BTreeMap::new(),
+    }
 }
 
 /// Whether the unit that was started is down again.
 fn died(world: &World, model: &ModelName) -> bool {
     let Some(claim) = world.state.claims.get(model) else { return false };
-    match world.facts.units.get(model) {
-        Some(unit) if claim.invocation.is_empty() => unit.active == Active::Failed,
-        Some(unit) => unit.active.is_down() || unit.invocation != claim.invocation,
-        None => !claim.invocation.is_empty(),
-    }
+    // Until this run was seen, facts are still those from before it.
+    !claim.invocation.is_empty()
+        && world
+            .facts
+            .units
+            .get(model)
+            .is_none_or(|unit| unit.active.is_down() || unit.invocation != claim.invocation)
 }
 
 /// GPU memory that a model's processes hold now, as far as it is known.

@@ -30,7 +30,6 @@ if [ "$boot" = first ]; then
     cp -dR "$dir"/guest/. "$root"/
     echo "$name" >"$root"/etc/hostname
 fi
-echo "$name" >/proc/sys/kernel/hostname
 
 mount -o loop "$dir"/berth.ext4 "$root"/var/lib/berth
 [ "$boot" != first ] || rmdir "$root"/var/lib/berth/lost+found

@@ -3,7 +3,7 @@
 # Standard input is a pipe that only the owner holds open. An owner that removed the sandbox itself says so by
 # a line.
 #
-# Arguments: the sandbox's cgroup, its folder.
+# Arguments: the sandbox's cgroup, its folder, the names in that folder that are the sandbox's.
 if read -r _; then exit 0; fi
 if [ -e "$1/cgroup.kill" ]; then
     echo 1 >"$1/cgroup.kill"
@@ -14,4 +14,6 @@ if [ -e "$1/cgroup.kill" ]; then
     done
     find "$1" -depth -type d -exec rmdir {} +
 fi
-rm -rf --one-file-system -- "$2"
+folder=$2
+shift 2
+cd "$folder" && rm -rf --one-file-system -- "$@" && cd / && rmdir "$folder"

@@ -31,7 +31,7 @@ use crate::wait::wait_until;
 const BERTH_DISK: u64 = 64 << 20;
 
 /// All names that [`Folder::wipe`] removes; nothing else in the folder is ours.
-const OURS: &[&str] = &[
+pub(crate) const OURS: &[&str] = &[
     "upper",
     "work",
     "root",
@@ -41,6 +41,7 @@ const OURS: &[&str] = &[
     "launch.sh",
     "boot.sh",
     "sandbox.json",
+    "sandbox.json.new",
     "console.log",
     "lock",
 ];
@@ -176,7 +177,7 @@ impl Folder {
     /// Remembers; a reader sees the old or the new, never a half.
     pub(crate) fn remember(&self, record: &Record) -> Result<()> {
         let path = self.file("sandbox.json");
-        let half = self.file("work/sandbox.json");
+        let half = self.file("sandbox.json.new");
         fs::write(&half, serde_json::to_vec_pretty(record)?)
             .and_then(|()| fs::rename(&half, &path))
             .with_context(|| format!("can't write {}", path.display()))

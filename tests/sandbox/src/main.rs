@@ -1,6 +1,6 @@
 //! `sandbox`: a machine of your own to try Berth in, with simulated GPUs.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -115,6 +115,13 @@ fn parse_bind(text: &str) -> Result<(PathBuf, PathBuf, bool), String> {
     }
 }
 
+/// `println!`, but one who stops reading is no reason to panic.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($what)*);
+    }};
+}
+
 fn main() -> ExitCode {
     let interrupt = Interrupt::default();
     match run(Arguments::parse().verb, &interrupt) {
@@ -144,18 +151,14 @@ fn run(verb: Verb, interrupt: &Interrupt) -> Result<ExitCode> {
                 builder = builder.want(unit);
             }
             let sandbox = builder.up_to_stay()?;
-            println!("sandbox: up in {:.1} s", start.elapsed().as_secs_f64());
+            say!("sandbox: up in {:.1} s", start.elapsed().as_secs_f64());
             show(&sandbox, &at)?;
-            println!("{}", what_next(&at));
+            say!("{}", what_next(&at));
         }
         Verb::Exec { at, user, tty, command } => return exec(&at, user.as_deref(), tty, &command),
         Verb::Shell { at, user } => {
-            return exec(
-                &at,
-                user.as_deref(),
-                std::io::stdin().is_terminal(),
-                &["bash".to_owned(), "-l".to_owned()],
-            );
+            let shell = ["sh", "-c", "cd; exec bash -l"].map(str::to_owned);
+            return exec(&at, user.as_deref(), std::io::stdin().is_terminal(), &shell);
         }
         Verb::Gpu { at, arguments } => {
             let command: Vec<String> =
@@ -165,7 +168,7 @@ fn run(verb: Verb, interrupt: &Interrupt) -> Result<ExitCode> {
         Verb::Status { at } => return status(&at),
         Verb::Cut { at } => {
             Sandbox::attach(&at.dir)?.cut()?;
-            println!("sandbox: power cut; `{}` starts the same disk", called(&at, "boot"));
+            say!("sandbox: power cut; `{}` starts the same disk", called(&at, "boot"));
         }
         Verb::Boot { at } => {
             let start = Instant::now();
@@ -173,7 +176,7 @@ fn run(verb: Verb, interrupt: &Interrupt) -> Result<ExitCode> {
             set_on_signals(interrupt)?;
             sandbox.set_interrupt(interrupt.clone());
             sandbox.boot()?;
-            println!("sandbox: boot {} in {:.1} s", sandbox.boots(), start.elapsed().as_secs_f64());
+            say!("sandbox: boot {} in {:.1} s", sandbox.boots(), start.elapsed().as_secs_f64());
             show(&sandbox, &at)?;
         }
         Verb::Down { at, wipe } => {
@@ -183,10 +186,10 @@ fn run(verb: Verb, interrupt: &Interrupt) -> Result<ExitCode> {
             };
             if wipe {
                 sandbox.down()?;
-                println!("sandbox: down, nothing left");
+                say!("sandbox: down, nothing left");
             } else {
                 sandbox.poweroff()?;
-                println!(
+                say!(
                     "sandbox: down; `{}` starts the same disk, `{} --wipe` removes it",
                     called(&at, "boot"),
                     called(&at, "down")
@@ -237,7 +240,7 @@ fn default_tree() -> Result<PathBuf> {
 fn status(at: &Where) -> Result<ExitCode> {
     let sandbox = Sandbox::attach(&at.dir)?;
     if sandbox.pid1().is_none() {
-        println!("sandbox: down; `{}` starts the same disk", called(at, "boot"));
+        say!("sandbox: down; `{}` starts the same disk", called(at, "boot"));
         // As systemctl's status does for what is not active.
         return Ok(ExitCode::from(3));
     }
@@ -251,9 +254,9 @@ fn show(sandbox: &Sandbox, at: &Where) -> Result<()> {
     let systemd = sandbox.exec(&["systemctl", "--version"])?.stdout;
     let systemd = systemd.lines().next().unwrap_or("systemd").to_owned();
     let pid1 = sandbox.pid1().unwrap_or_default();
-    println!("  system   {state}: {systemd}, PID 1 is {pid1} outside, boot {}", sandbox.boots());
+    say!("  system   {state}: {systemd}, PID 1 is {pid1} outside, boot {}", sandbox.boots());
     for unit in &failed {
-        println!("  failed   {unit}: `{} journalctl -u {unit}` says why", called(at, "exec"));
+        say!("  failed   {unit}: `{} journalctl -u {unit}` says why", called(at, "exec"));
     }
     let units = ["gpusim.service", "berthd.service"];
     for unit in units {
@@ -266,9 +269,9 @@ fn show(sandbox: &Sandbox, at: &Where) -> Result<()> {
             (_, ["loaded", state]) => (*state).to_owned(),
             _ => "not installed: no such unit in the tree".to_owned(),
         };
-        println!("  {:<8} {said}", unit.trim_end_matches(".service"));
+        say!("  {:<8} {said}", unit.trim_end_matches(".service"));
     }
-    println!("  folder   {}", sandbox.dir().display());
+    say!("  folder   {}", sandbox.dir().display());
     Ok(())
 }
 

@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
 
+use crate::folder::OURS;
+
 /// Waits outside for our end, and cleans up after us. `root/owner-gone.sh` tells how.
 #[derive(Debug)]
 pub(crate) struct Caretaker(Child);
@@ -16,6 +18,7 @@ impl Caretaker {
         let child = Command::new("setsid")
             .args(["sh", "-c", include_str!("../root/owner-gone.sh"), "owner-gone"])
             .args([cgroup, folder])
+            .args(OURS)
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

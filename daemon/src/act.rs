@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use berth_core::backend::{self, Failure};
-use berth_core::config::{Model, Settings};
+use berth_core::config::{BackendKind, Model, Settings};
 use berth_core::name::ModelName;
 use berth_core::plan::Start;
 use berth_core::swap::Event;
@@ -144,10 +144,13 @@ impl Hands {
     }
 
     /// Reads why a model failed and sends it as an event of swap `id`, or as the driver's own news without one.
-    pub fn diagnose(&self, id: Option<u64>, name: &ModelName, invocation: String) {
+    ///
+    /// `run` and `earlier` are the InvocationIDs of the run that failed (empty where it was not seen) and of the one
+    /// before it.
+    pub fn diagnose(&self, id: Option<u64>, name: &ModelName, run: String, earlier: String) {
         let (hands, name) = (self.clone(), name.clone());
         tokio::spawn(async move {
-            let failure = hands.diagnosed(&name, &invocation).await;
+            let failure = hands.diagnosed(&name, run, &earlier).await;
             match id {
                 Some(id) => hands.tell(id, Event::Diagnosed(name, failure)).await,
                 None => _ = hands.driver.send(Message::Crashed(name, failure)).await,
@@ -155,20 +158,21 @@ impl Hands {
         });
     }
 
-    async fn diagnosed(&self, name: &ModelName, invocation: &str) -> Failure {
-        let began = Instant::now();
-        let lines = journal::tail(invocation, LOG_LINES).await.unwrap_or_else(|error| {
+    async fn diagnosed(&self, name: &ModelName, run: String, earlier: &str) -> Failure {
+        let unit = match self.systemd.unit(name).await {
+            Ok(reading) => reading.map(|reading| reading.unit).filter(|unit| unit.invocation != earlier),
+            Err(error) => {
+                tracing::warn!(model = %name, %error, "how it ended can't be read");
+                None
+            }
+        };
+        let run = unit.as_ref().map(|unit| unit.invocation.clone()).filter(|_| run.is_empty()).unwrap_or(run);
+        let lines = journal::tail(&run, LOG_LINES).await.unwrap_or_else(|error| {
             tracing::warn!(model = %name, %error, "its log can't be read");
             Vec::new()
         });
-        let exit = match self.systemd.unit(name).await {
-            Ok(Some(reading)) => reading.unit.exit,
-            _ => None,
-        };
-        tracing::debug!(model = %name, lines = lines.len(), took = ?began.elapsed(), "read its log");
-        let kind =
-            self.settings.models.get(name).map_or(berth_core::config::BackendKind::Command, |m| m.backend);
-        backend::of(kind).classify(&lines, exit)
+        let kind = self.settings.models.get(name).map_or(BackendKind::Command, |model| model.backend);
+        backend::of(kind).classify(&lines, unit.and_then(|unit| unit.exit))
     }
 
     fn model(&self, name: &ModelName) -> Result<&Model, String> {

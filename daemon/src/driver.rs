@@ -74,9 +74,9 @@ pub struct Decide {
     pub request: Request,
     /// Who asks; None for a dry run.
     pub by: Option<Actor>,
-    /// The GPUs, read for this.
-    pub gpus: Known<Vec<Gpu>>,
-    /// The units; None where systemd did not answer.
+    /// The GPUs, read for this; None once the driver has taken them over.
+    pub gpus: Option<Known<Vec<Gpu>>>,
+    /// The units; None where systemd did not answer, likewise.
     pub units: Option<BTreeMap<ModelName, Unit>>,
     /// Files and ports.
     pub preflight: BTreeMap<ModelName, Preflight>,
@@ -117,6 +117,8 @@ pub struct Driver {
     probes: Probes,
     retries: BTreeMap<ModelName, Retry>,
     strays: BTreeMap<ModelName, Moment>,
+    /// A request that waits for berthd's own swap to give way.
+    waiting: Option<Decide>,
     /// Who holds which GPU, in words: told to those who start a unit by hand.
     held: Arc<Mutex<String>>,
     began: Moment,
@@ -155,6 +157,7 @@ impl Driver {
             probes: Probes::default(),
             retries: BTreeMap::new(),
             strays: BTreeMap::new(),
+            waiting: None,
             held,
             began: monotonic_now(),
         }
@@ -263,8 +266,7 @@ impl Driver {
         for model in fallen {
             if let Some(claim) = self.state.claims.get_mut(&model) {
                 claim.phase = Phase::Ending;
-                let invocation = claim.invocation.clone();
-                self.hands.diagnose(None, &model, invocation);
+                self.hands.diagnose(None, &model, claim.invocation.clone(), claim.earlier.clone());
             }
             self.memory.errors.insert(model.clone(), format!("{model} ended without being asked to"));
             self.put_off(&model, now);
@@ -281,6 +283,7 @@ impl Driver {
             .map(|(model, _)| model.clone())
             .collect();
         if self.memory.ledger_error.is_none()
+            && self.waiting.is_none()
             && let Some(plan) = plan::restore(&self.settings, &self.facts, &self.state, &held_off)
         {
             self.begin(plan, None, 0);
@@ -309,13 +312,22 @@ impl Driver {
         *retry = Retry { failures: retry.failures + 1, not_before: now + pause };
     }
 
-    fn decide(&mut self, decide: Decide) {
-        let Decide { request, by, gpus, units, preflight, began, reply } = decide;
-        self.facts.gpus = gpus;
-        if let Some(units) = units {
+    fn decide(&mut self, mut decide: Decide) {
+        if let Some(gpus) = decide.gpus.take() {
+            self.facts.gpus = gpus;
+        }
+        if let Some(units) = decide.units.take() {
             self.facts.units = units;
         }
         self.observed();
+        // What an operator asks for comes before what berthd does by itself.
+        let own = self.swap.as_ref().is_some_and(|swap| swap.verb() == Verb::Restore);
+        if let (true, Some(by), None) = (own, &decide.by, &self.waiting) {
+            let to = format!("`{}` by {}", decide.request.verb.as_str(), by.user);
+            self.waiting = Some(decide);
+            return self.step(Event::GiveWay(to));
+        }
+        let Decide { request, by, preflight, began, reply, .. } = decide;
         let verdict = if request.verb == Verb::Restore {
             refused("bad_request", "`restore` is berthd's own".to_owned(), Vec::new())
         } else if let (Some(swap), Some(_)) = (&self.swap, &by) {
@@ -385,6 +397,12 @@ impl Driver {
             let actions = swap.step(&mut world, event);
             next = self.perform(actions);
         }
+        if self.swap.is_none()
+            && let Some(decide) = self.waiting.take()
+            && !decide.reply.is_closed()
+        {
+            self.decide(decide);
+        }
     }
 
     /// Performs actions in their order; an event where one failed at once.
@@ -416,8 +434,10 @@ impl Driver {
                 Action::Diagnose(model) => {
                     self.probes.end();
                     let claim = self.state.claims.get(&model);
-                    let invocation = claim.map(|claim| claim.invocation.clone()).unwrap_or_default();
-                    self.hands.diagnose(Some(id), &model, invocation);
+                    let (run, earlier) = claim
+                        .map(|claim| (claim.invocation.clone(), claim.earlier.clone()))
+                        .unwrap_or_default();
+                    self.hands.diagnose(Some(id), &model, run, earlier);
                 }
                 Action::Watch(watch) => self.watch(&watch),
                 Action::Say(What::SwapEnded { mut swap }) => {

@@ -41,6 +41,8 @@ use crate::systemd::Systemd;
 
 /// How long the looking up of files may take: a network file system can hang for minutes.
 const LOOK_UP: Duration = Duration::from_secs(10);
+/// How long a decision may take: what berthd does by itself has to be given up first.
+const DECISION: Duration = Duration::from_secs(180);
 /// How long the driver may take to answer; it waits for nothing but a disk.
 const DRIVER: Duration = Duration::from_secs(30);
 
@@ -296,8 +298,10 @@ impl Api {
             _ => preflight::hung(&self.settings, &request, LOOK_UP),
         };
         let (reply, answer) = oneshot::channel();
-        let decide = Decide { request, by, gpus: fresh.gpus, units: fresh.units, preflight, began, reply };
-        self.ask(Message::Decide(Box::new(decide)), answer).await
+        let decide =
+            Decide { request, by, gpus: Some(fresh.gpus), units: fresh.units, preflight, began, reply };
+        self.driver.send(Message::Decide(Box::new(decide))).await.ok()?;
+        tokio::time::timeout(DECISION, answer).await.ok()?.ok()
     }
 }
 

@@ -242,6 +242,11 @@ impl Swap {
         }
     }
 
+    /// What was asked.
+    pub fn verb(&self) -> Verb {
+        self.summary.verb
+    }
+
     /// Its id.
     pub fn id(&self) -> u64 {
         self.summary.id

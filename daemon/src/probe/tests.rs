@@ -16,8 +16,11 @@ fn own_groups() -> Vec<String> {
 }
 
 fn target(address: SocketAddr) -> ProbeTarget {
-    let generate =
-        GenerateProbe { path: "/completion".to_owned(), body: serde_json::json!({"prompt":"a","n_predict":1}), bearer: None };
+    let generate = GenerateProbe {
+        path: "/completion".to_owned(),
+        body: serde_json::json!({"prompt":"a","n_predict":1}),
+        bearer: None,
+    };
     ProbeTarget {
         address,
         health_path: "/health".to_owned(),

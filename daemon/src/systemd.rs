@@ -307,7 +307,7 @@ impl Systemd {
         let began = Instant::now();
         let job: OwnedObjectPath =
             bus::call(&connection, &doing, bus::SYSTEMD, &path::of(model), UNIT, member, &(mode,)).await?;
-        Ok(Job { doing, unit, job: job.as_str().to_owned(), began, deadline, waiter })
+        Ok(Job { doing, unit, object: job.as_str().to_owned(), began, deadline, waiter })
     }
 
     async fn on_unit<B>(

@@ -235,7 +235,7 @@ async fn serve_one(mut stream: UnixStream, shared: Arc<Shared>) {
     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     match written {
         Err(error) => {
-            warn!(%model, %error, granted, "systemd did not take the answer to its request for a ticket")
+            warn!(%model, %error, granted, "systemd did not take the answer to its request for a ticket");
         }
         Ok(()) if granted => {
             info!(%model, "ticket taken");

@@ -190,7 +190,7 @@ fn systemd_said(inner: &Inner, member: &str, path: &str, message: &Message) {
             let Some(model) = ModelName::from_unit(unit) else { return };
             let result = JobResult::parse(result);
             inner.waiters().retain(|waiter| {
-                let end = || super::job::JobEnd { job: job.as_str().to_owned(), result: result.clone() };
+                let end = || super::job::JobEnd { object: job.as_str().to_owned(), result: result.clone() };
                 if waiter.unit == unit { waiter.ends.send(end()).is_ok() } else { !waiter.ends.is_closed() }
             });
             _ = inner.changes.send(Change::Job { model, result });

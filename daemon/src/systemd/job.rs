@@ -58,7 +58,7 @@ impl fmt::Display for JobResult {
 #[derive(Debug)]
 pub(super) struct JobEnd {
     /// Its object.
-    pub(super) job: String,
+    pub(super) object: String,
     pub(super) result: JobResult,
 }
 
@@ -68,7 +68,8 @@ pub(super) struct JobEnd {
 pub struct Job {
     pub(super) doing: String,
     pub(super) unit: String,
-    pub(super) job: String,
+    /// Its object.
+    pub(super) object: String,
     pub(super) began: Instant,
     pub(super) deadline: Instant,
     pub(super) waiter: mpsc::UnboundedReceiver<JobEnd>,
@@ -94,7 +95,7 @@ impl Job {
     async fn end(&mut self) -> Option<JobResult> {
         loop {
             let end = self.waiter.recv().await?;
-            if end.job == self.job {
+            if end.object == self.object {
                 return Some(end.result);
             }
         }

@@ -89,7 +89,7 @@ async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitRe
         sub,
         result,
         exit: exit(code, status),
-        invocation: invocation.iter().map(|byte| format!("{byte:02x}")).collect(),
+        invocation: hex(&invocation),
         started_at: (started > 0).then(|| Moment::from_micros(started)),
         main_pid: (pid > 0).then_some(pid),
         processes: crate::proc::cgroup_processes(&control_group),
@@ -125,6 +125,12 @@ impl Reader<'_> {
             said: "systemd's answer is of an unexpected form".to_owned(),
         }
     }
+}
+
+/// Bytes in lower-case hex.
+fn hex(bytes: &[u8]) -> String {
+    let digit = |four: u8| char::from_digit(four.into(), 16).unwrap_or_default();
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// systemd's word for a state.

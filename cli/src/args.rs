@@ -54,7 +54,7 @@ With --json, on standard output (`schema` is 1; fields may be added to it):
 
 /// Switch GPU models safely: the next one starts when the memory is measured free.
 #[derive(Debug, Parser)]
-#[command(name = "berthctl", version, help_template = GROUPS, disable_help_subcommand = false)]
+#[command(name = "berthctl", version, help_template = GROUPS, max_term_width = 80)]
 #[command(after_help = format!("{AFTER}\n{}\n\n{JSON}", exit::EXPLAINED))]
 pub(crate) struct Cli {
     /// What to do; without one: `status`.

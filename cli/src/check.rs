@@ -35,7 +35,7 @@ pub(crate) fn check(folder: &Path, out: Out) -> Result<Exit, Complaint> {
         Ok(settings) => {
             let explanation = config::explain(&settings);
             if out.json {
-                out.document(&document(exit, Some(&explanation), &[]));
+                Out::document(&document(exit, Some(&explanation), &[]));
             } else {
                 let models = match settings.models.len() {
                     0 => "no models declared".to_owned(),
@@ -43,16 +43,16 @@ pub(crate) fn check(folder: &Path, out: Out) -> Result<Exit, Complaint> {
                     n => format!("{n} models"),
                 };
                 let valid = out.paint.tint(Tone::Good, "valid");
-                out.say(&format!("{explanation}\n{valid}: {models} in {}\n", folder.display()));
+                Out::say(&format!("{explanation}\n{valid}: {models} in {}\n", folder.display()));
             }
         }
-        Err(errors) if out.json => out.document(&document(exit, None, &errors)),
+        Err(errors) if out.json => Out::document(&document(exit, None, &errors)),
         Err(errors) => {
             let rendered: Vec<String> = errors.iter().map(|error| error.render(out.errors.color)).collect();
             let count =
                 if errors.len() == 1 { "1 error".to_owned() } else { format!("{} errors", errors.len()) };
             let word = out.errors.tint(Tone::Bad, "not valid");
-            out.complain(&format!("{}\n\n{word}: {count} in {}\n", rendered.join("\n\n"), folder.display()));
+            Out::complain(&format!("{}\n\n{word}: {count} in {}\n", rendered.join("\n\n"), folder.display()));
         }
     }
     Ok(exit)

@@ -181,9 +181,7 @@ impl Lines {
             self.heard = Instant::now();
             match frame {
                 None => self.ended = true,
-                Some(Ok(frame)) => {
-                    self.buffer.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data))
-                }
+                Some(Ok(frame)) => self.buffer.extend(frame.data_ref().into_iter().flatten()),
                 Some(Err(e)) => return Err(Trouble::Broken(format!("the connection to berthd broke: {e}"))),
             }
         }

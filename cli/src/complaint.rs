@@ -27,7 +27,7 @@ pub(crate) struct Complaint {
     pub(crate) hints: Vec<String>,
     /// The plan that was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) plan: Option<PlanReport>,
+    pub(crate) plan: Option<Box<PlanReport>>,
 }
 
 /// The last line of every verb that fails, with `--json`.
@@ -46,12 +46,12 @@ impl Complaint {
     /// Tells it, and gives the exit code.
     pub(crate) fn tell(&self, out: Out) -> Exit {
         if out.json {
-            out.document(&Document { schema: SCHEMA, exit: self.exit.code(), problem: self });
+            Out::document(&Document { schema: SCHEMA, exit: self.exit.code(), problem: self });
             return self.exit;
         }
         // What was asked for goes on: nothing is wrong.
         if matches!(self.exit, Exit::Timeout | Exit::Stopped) {
-            out.complain(&format!("{}{}", paragraph("", &clean(&self.title)), plan::hints(&self.hints)));
+            Out::complain(&format!("{}{}", paragraph("", &clean(&self.title)), plan::hints(&self.hints)));
             return self.exit;
         }
         if self.exit == Exit::Refused {
@@ -60,14 +60,14 @@ impl Complaint {
                 code: self.code.clone(),
                 title: self.title.clone(),
                 hints: self.hints.clone(),
-                plan: self.plan.clone(),
+                plan: self.plan.as_deref().cloned(),
             };
-            out.complain(&plan::problem(&problem, out.errors));
+            Out::complain(&plan::problem(&problem, out.errors));
         } else {
             let word = "error: ";
             let text = paragraph(word, &clean(&self.title));
             let rest = text.strip_prefix(word).unwrap_or(&text);
-            out.complain(&format!("{}{rest}{}", out.errors.tint(Tone::Bad, word), plan::hints(&self.hints)));
+            Out::complain(&format!("{}{rest}{}", out.errors.tint(Tone::Bad, word), plan::hints(&self.hints)));
         }
         self.exit
     }
@@ -89,7 +89,7 @@ impl From<Trouble> for Complaint {
                     _ => Exit::Refused,
                 };
                 let ApiProblem { code, title, hints, plan, .. } = *problem;
-                Self { exit, code, title, hints, plan }
+                Self { exit, code, title, hints, plan: plan.map(Box::new) }
             }
         }
     }

@@ -42,7 +42,7 @@ impl Out {
     }
 
     /// Prints text as it is.
-    pub(crate) fn say(self, text: &str) {
+    pub(crate) fn say(text: &str) {
         let mut stdout = io::stdout().lock();
         if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
             // Nobody reads any more (a pipe to `head`), or nothing can be written: the watching is over.
@@ -51,16 +51,16 @@ impl Out {
     }
 
     /// Prints a document as one line of JSON.
-    pub(crate) fn document(self, document: &impl Serialize) {
+    pub(crate) fn document(document: &impl Serialize) {
         match serde_json::to_string(document) {
-            Ok(text) => self.say(&(text + "\n")),
+            Ok(text) => Self::say(&(text + "\n")),
             // A report has nothing that JSON can't say; should that change, say so instead of nothing.
-            Err(e) => self.complain(&format!("error: can't write JSON: {e}\n")),
+            Err(e) => Self::complain(&format!("error: can't write JSON: {e}\n")),
         }
     }
 
     /// Prints text to standard error.
-    pub(crate) fn complain(self, text: &str) {
+    pub(crate) fn complain(text: &str) {
         // With nobody to tell, the exit code has to do.
         _ = io::stderr().lock().write_all(text.as_bytes());
     }

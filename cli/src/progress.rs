@@ -24,6 +24,11 @@ pub(crate) struct Progress {
     frame: usize,
 }
 
+/// How long a step has taken that was heard of then.
+fn elapsed(step: &StepReport, heard: Instant) -> u64 {
+    step.elapsed_ms.saturating_add(u64::try_from(heard.elapsed().as_millis()).unwrap_or(u64::MAX))
+}
+
 type Key = (Step, bool, Option<ModelName>);
 
 impl Progress {
@@ -42,7 +47,7 @@ impl Progress {
     /// Shows an event; gives the swap when that was its end.
     pub(crate) fn event(&mut self, event: Event) -> Option<SwapSummary> {
         if self.out.json {
-            self.out.document(&event);
+            Out::document(&event);
         }
         match event.what {
             What::SwapBegan { swap } => self.show(&swap),
@@ -72,11 +77,15 @@ impl Progress {
         if self.printed.contains(&key) {
             return;
         }
-        self.current.retain(|(current, _)| {
-            (current.step, current.rollback, &current.model) != (key.0, key.1, &key.2)
-        });
+        let same = |(current, _): &mut (StepReport, Instant)| {
+            (current.step, current.rollback, &current.model) == (key.0, key.1, &key.2)
+        };
+        let known = self.current.extract_if(.., same).next();
         if step.state == StepState::Began {
-            self.current.push((step.clone(), Instant::now()));
+            // Heard of again, with more to say: its time goes on.
+            let before = known.map_or(0, |(step, heard)| elapsed(&step, heard));
+            let elapsed_ms = step.elapsed_ms.max(before);
+            self.current.push((StepReport { elapsed_ms, ..step.clone() }, Instant::now()));
             self.draw();
             return;
         }
@@ -114,7 +123,7 @@ impl Progress {
             return;
         }
         let up = self.up();
-        self.out.say(&(up + text));
+        Out::say(&(up + text));
         self.draw();
     }
 
@@ -128,10 +137,10 @@ impl Progress {
             let line =
                 swap::under_way(step, self.frame, step.elapsed_ms.saturating_add(since), self.out.paint);
             // Not wrapped at the terminal's edge: each is one line on the screen, also where that is narrow.
-            text.push_str(&format!("\x1b[?7l{line}\x1b[?7h\n"));
+            text.extend(["\x1b[?7l", line.as_str(), "\x1b[?7h\n"]);
         }
         self.drawn = self.current.len();
-        self.out.say(&text);
+        Out::say(&text);
     }
 
     /// What takes the cursor up over the lines that are drawn again, and clears them.

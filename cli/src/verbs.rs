@@ -65,10 +65,10 @@ impl Context {
                 }
             };
             if self.out.json {
-                self.out.document(&status);
+                Out::document(&status);
             } else {
                 let text = render::status::status(&status, self.out.paint);
-                self.out.say(&if watch { self.redrawn(&text, first) } else { text });
+                Out::say(&if watch { self.redrawn(&text, first) } else { text });
             }
             if !watch {
                 return Ok(exit);
@@ -93,9 +93,9 @@ impl Context {
     pub(crate) async fn plan(&self, request: &Request) -> Result<Exit, Complaint> {
         let plan: PlanReport = self.client.post("/api/v1/plan", request).await?;
         if self.out.json {
-            self.out.document(&plan);
+            Out::document(&plan);
         } else {
-            self.out.say(&render::plan::plan(&plan, self.out.paint));
+            Out::say(&render::plan::plan(&plan, self.out.paint));
         }
         Ok(if matches!(plan.verdict, Verdict::Refused(_)) { Exit::Refused } else { Exit::Done })
     }
@@ -126,10 +126,10 @@ impl Context {
     fn accepted(&self, accepted: &Accepted) {
         if self.out.json {
             let exit = Exit::Done.code();
-            self.out.document(&Last { schema: SCHEMA, exit, swap: None, accepted: Some(accepted) });
+            Out::document(&Last { schema: SCHEMA, exit, swap: None, accepted: Some(accepted) });
             return;
         }
-        self.out.say(&match accepted.swap {
+        Out::say(&match accepted.swap {
             Some(id) => render::text::paragraph(
                 "",
                 &format!("Accepted: {} (number {id}). Follow: berthctl status --watch", what(accepted)),
@@ -141,9 +141,9 @@ impl Context {
     fn ended(&self, swap: &SwapSummary) -> Exit {
         let exit = swap.outcome.map_or(Exit::Done, Exit::from);
         if self.out.json {
-            self.out.document(&Last { schema: SCHEMA, exit: exit.code(), swap: Some(swap), accepted: None });
+            Out::document(&Last { schema: SCHEMA, exit: exit.code(), swap: Some(swap), accepted: None });
         } else {
-            self.out.say(&swap::end(swap, self.out.paint));
+            Out::say(&swap::end(swap, self.out.paint));
         }
         exit
     }
@@ -175,9 +175,9 @@ impl Context {
             let line: LogLine = serde_json::from_str(&text)
                 .map_err(|e| Trouble::Broken(format!("a log line of berthd can't be understood ({e})")))?;
             if self.out.json {
-                self.out.document(&VersionedLine { schema: SCHEMA, line: &line });
+                Out::document(&VersionedLine { schema: SCHEMA, line: &line });
             } else {
-                self.out.say(&(render::events::log(&line, &zone, self.out.paint) + "\n"));
+                Out::say(&(render::events::log(&line, &zone, self.out.paint) + "\n"));
             }
         }
         if follow { Err(Trouble::Broken("berthd closed the log".to_owned())) } else { Ok(()) }
@@ -225,7 +225,7 @@ impl Context {
     /// Waits for a berthd that is away, as long as it makes sense.
     async fn again(&self, away: &mut Away, trouble: Trouble) -> Result<(), Trouble> {
         if let Some(note) = away.again(trouble)? {
-            self.out.complain(&format!("{note}\n"));
+            Out::complain(&format!("{note}\n"));
         }
         tokio::time::sleep(RETRY).await;
         Ok(())
@@ -233,9 +233,9 @@ impl Context {
 
     fn event(&self, event: &Event, zone: &TimeZone) {
         if self.out.json {
-            self.out.document(event);
+            Out::document(event);
         } else if let Some(line) = render::events::event(event, zone, self.out.paint) {
-            self.out.say(&(line + "\n"));
+            Out::say(&(line + "\n"));
         }
     }
 }

@@ -9,8 +9,8 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use berth_core::report::{
-    Accepted, ApiProblem, LogLine, PlanReport, Refusal, Request, Status, StepReport, SwapSummary, Verb,
-    Verdict, What,
+    Accepted, ApiProblem, LogLine, PlanReport, Refusal, Request, Status, StepReport, StepState, SwapSummary,
+    Verb, Verdict, What,
 };
 use common::examples::{NOW, degraded, name, restored, switched, tower, under_way};
 use common::{Berthd, Ran, Say, Script, berthctl, events, folder, run};
@@ -198,6 +198,36 @@ fn nothing_to_do_and_no_wait_exit_0_at_once() {
     let ran = run(&berthd.socket, &["switch", "genesis", "--no-wait", "--json"]);
     assert_eq!(ran.documents()[0]["accepted"]["swap"], 12);
     assert_eq!(berthd.requests().len(), 2, "it must not follow");
+}
+
+#[test]
+fn on_a_terminal_the_step_under_way_is_drawn_until_it_ends() {
+    let folder = folder();
+    let mut whats = story(&switched());
+    let began = StepReport { state: StepState::Began, elapsed_ms: 0, ..switched().steps[4].clone() };
+    whats.insert(5, What::SwapStep { swap: 12, step: began });
+    let mut says = events(whats);
+    says.insert(6, Say::Pause(Duration::from_millis(500)));
+    let script = accepting().answer("GET /api/v1/swaps/12", 200, under_way()).stream(says);
+    let berthd = Berthd::start(&folder.path().join("s"), script);
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let mut command = berthctl(&berthd.socket, &["switch", "genesis"]);
+    let mut child = command.stdout(terminal.slave).env("TERM", "xterm").spawn().unwrap();
+    // The command keeps the terminal open here, too: without it the end is seen.
+    drop(command);
+    let mut drawn = Vec::new();
+    // A terminal whose other side is gone ends with an error.
+    _ = std::fs::File::from(terminal.master).read_to_end(&mut drawn);
+    let drawn = String::from_utf8(drawn).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{drawn}");
+    for part in
+        ["\x1b[33m⠹\x1b[0m releasing ", "of about 2.5 s", "\x1b[1A\r\x1b[J", "\x1b[1maeon -> genesis\x1b[0m"]
+    {
+        assert!(drawn.contains(part), "{part:?}: {drawn:?}");
+    }
+    // What is on the screen in the end: nothing that was drawn over.
+    let last = drawn.rsplit("\x1b[1A\r\x1b[J").next().unwrap();
+    assert!(last.contains("released") && !last.contains("releasing"), "{last:?}");
 }
 
 #[test]

@@ -17,17 +17,13 @@ pub(crate) fn plan(plan: &PlanReport, paint: Paint) -> String {
 /// A refusal that came as an answer to a change.
 pub(crate) fn problem(problem: &ApiProblem, paint: Paint) -> String {
     // The plan says more, where there is one: per GPU, and its hints.
-    match problem.plan.as_ref().map(|plan| (&plan.verdict, plan)) {
-        Some((Verdict::Refused(refusal), plan)) => refused(refusal, Some(plan), paint),
-        _ => {
-            let refusal = Refusal {
-                code: problem.code.clone(),
-                text: problem.title.clone(),
-                hints: problem.hints.clone(),
-            };
-            refused(&refusal, None, paint)
-        }
+    if let Some(plan) = &problem.plan
+        && let Verdict::Refused(refusal) = &plan.verdict
+    {
+        return refused(refusal, Some(plan), paint);
     }
+    let (code, text, hints) = (problem.code.clone(), problem.title.clone(), problem.hints.clone());
+    refused(&Refusal { code, text, hints }, None, paint)
 }
 
 /// Commands or changes that would help, best first, one a line.

@@ -101,16 +101,13 @@ pub(crate) fn detail(step: &StepReport) -> String {
 
 fn laid_out(mark: &str, label: &str, detail: &str, time: &str) -> String {
     let lines = wrap(detail, ROOM);
-    let mut out = String::new();
-    for (i, line) in lines.iter().enumerate() {
-        let lead = if i == 0 { format!(" {mark} {label:<10}") } else { format!("\n{}", " ".repeat(DETAIL)) };
-        out.push_str(&lead);
+    let (first, rest) = lines.split_first().map_or(("", &lines[..]), |(first, rest)| (first.as_str(), rest));
+    let blanks = " ".repeat(ROOM.saturating_sub(columns(first)));
+    let mut out = format!(" {mark} {label:<10}{first}{blanks}{time:>10}");
+    for line in rest {
+        out.push('\n');
+        out.push_str(&" ".repeat(DETAIL));
         out.push_str(line);
-        if i == 0 {
-            let blanks = (DETAIL + ROOM).saturating_sub(DETAIL + columns(line));
-            out.push_str(&" ".repeat(blanks));
-            out.push_str(&format!("{time:>10}"));
-        }
     }
     out
 }
@@ -120,7 +117,7 @@ pub(crate) fn end(swap: &SwapSummary, paint: Paint) -> String {
     let mut out = held(swap);
     match swap.outcome {
         None => {
-            out.push_str(&paragraph("", &format!("{} still goes on: berthctl status --watch", title(swap))))
+            out.push_str(&paragraph("", &format!("{} still goes on: berthctl status --watch", title(swap))));
         }
         Some(Outcome::Done) => out.push_str(&done_lines(swap)),
         Some(Outcome::Restored) => {

@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -26,8 +27,9 @@ pub(crate) mod examples;
 /// One piece of a stream.
 #[derive(Debug, Clone)]
 pub(crate) enum Say {
-    Event(Event),
+    Event(Box<Event>),
     Raw(String),
+    Pause(Duration),
     /// Nothing more, and no end either.
     Silence,
 }
@@ -145,6 +147,10 @@ fn streamed(says: Vec<Say>) -> Body {
                 format!("id: {}\ndata: {}\n\n", event.id, serde_json::to_string(&event).unwrap())
             }
             Say::Raw(text) => text,
+            Say::Pause(time) => {
+                tokio::time::sleep(time).await;
+                ":\n\n".to_owned()
+            }
             Say::Silence => std::future::pending().await,
         };
         Some((Ok::<_, std::convert::Infallible>(text), says))
@@ -157,7 +163,7 @@ pub(crate) fn events(whats: Vec<What>) -> Vec<Say> {
     whats
         .into_iter()
         .zip(101..)
-        .map(|(what, id)| Say::Event(Event { schema: 1, id, at_ms: examples::NOW, what }))
+        .map(|(what, id)| Say::Event(Box::new(Event { schema: 1, id, at_ms: examples::NOW, what })))
         .collect()
 }
 

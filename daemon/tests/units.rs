@@ -159,7 +159,7 @@ impl Daemon {
     }
 
     /// Forgets what was told so far.
-    fn from_now_on(&mut self) {
+    fn forget(&mut self) {
         self.changes = self.changes.resubscribe();
     }
 
@@ -192,7 +192,7 @@ impl Daemon {
         let processes = unit.processes.value().unwrap();
         assert_eq!(processes.len(), 2, "the server and its child: {processes:?}");
         assert!(processes.contains_key(&unit.main_pid.unwrap()));
-        let age = berthd::proc::monotonic_now() - unit.started_at.unwrap();
+        let age = berthd::proc::monotonic_now().saturating_sub(unit.started_at.unwrap());
         assert!(age < SOON, "it started {age:?} ago");
         let lines = journal::tail(&unit.invocation, 10).await.unwrap();
         assert_eq!(lines, ["hello there from /usr/share as berth-model"]);
@@ -205,7 +205,7 @@ impl Daemon {
         let model = name("mortal");
         self.start(&model, "exec sleep 1000").await.unwrap();
         let pid = self.unit(&model).await.unit.main_pid.unwrap();
-        self.from_now_on();
+        self.forget();
         // Not by systemd: this is how a server dies.
         let killer = std::thread::spawn(move || signal(pid, "KILL"));
         self.until(&model, Active::Failed).await;
@@ -215,7 +215,7 @@ impl Daemon {
 
         // The way of the signal alone, from a process that notes the moment of its end.
         self.start(&model, "sleep 0.3; umask 022; date +%s%N > /tmp/died; exit 3").await.unwrap();
-        self.from_now_on();
+        self.forget();
         self.until(&model, Active::Failed).await;
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
         let died: u128 = fs::read_to_string("/tmp/died").unwrap().trim().parse().unwrap();
@@ -244,7 +244,7 @@ impl Daemon {
         assert_eq!(self.unit(&model).await.unit.active, Active::Deactivating);
         let refused = self.start(&model, "exec sleep 1000").await.unwrap_err();
         assert!(matches!(&refused, SystemdError::Refused { .. }), "a stop is not overruled: {refused}");
-        self.from_now_on();
+        self.forget();
         self.systemd.kill(&model, 9).await.unwrap();
         self.next(|change| matches!(change, Change::Job { model: of, .. } if *of == model)).await;
         let UnitReading { unit, control_group } = self.unit(&model).await;
@@ -264,7 +264,7 @@ impl Daemon {
         self.systemd.reference(&model).await.unwrap();
         self.systemd.reference(&model).await.unwrap();
         self.start(&model, "sleep 0.3; exit 0").await.unwrap();
-        self.from_now_on();
+        self.forget();
         self.until(&model, Active::Inactive).await;
         let unit = self.unit(&model).await.unit;
         assert_eq!((unit.exit, unit.invocation.len()), (Some(Exit::Status(0)), 32));
@@ -317,7 +317,7 @@ impl Daemon {
 
     async fn follows_a_log(&mut self) {
         let model = name("talker-1");
-        let script = r#"printf 'first\n\033[31mred\033[0m\nb\377d\n'; sleep 0.5; echo late; exec sleep 1000"#;
+        let script = r"printf 'first\n\033[31mred\033[0m\nb\377d\n'; sleep 0.5; echo late; exec sleep 1000";
         self.start(&model, script).await.unwrap();
         let lines = journal::follow(&model, 100, true).unwrap();
         pin_mut!(lines);
@@ -355,7 +355,7 @@ impl Daemon {
         let model = name("steady");
         self.start(&model, "exec sleep 1000").await.unwrap();
         let before = self.unit(&model).await;
-        self.from_now_on();
+        self.forget();
         root("systemctl daemon-reload");
         self.next(|change| *change == Change::Reloading(true)).await;
         self.next(|change| *change == Change::Reloading(false)).await;
@@ -367,7 +367,7 @@ impl Daemon {
         let (model, gone, slow) = (name("steady"), name("gone"), name("slow"));
         self.systemd.reference(&gone).await.unwrap();
         self.start(&gone, "sleep 0.3; exit 0").await.unwrap();
-        self.from_now_on();
+        self.forget();
         self.until(&gone, Active::Inactive).await;
         let gone_before = self.unit(&gone).await;
         self.start(&model, "exec sleep 1000").await.unwrap();
@@ -375,7 +375,7 @@ impl Daemon {
         self.start(&slow, "trap 'sleep 2; exit 0' TERM; while :; do sleep 0.1; done").await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         let stopping = self.systemd.stop(&slow, Instant::now() + SOON).await.unwrap();
-        self.from_now_on();
+        self.forget();
         let began = Instant::now();
         root("systemctl daemon-reexec");
         self.next(|change| *change == Change::Back).await;
@@ -384,7 +384,7 @@ impl Daemon {
         assert_eq!(self.unit(&gone).await, gone_before, "what is referred to is still known");
         stopping.wait().await.unwrap();
         self.systemd.unreference(&gone).await.unwrap();
-        self.from_now_on();
+        self.forget();
         self.systemd.kill(&model, 9).await.unwrap();
         self.until(&model, Active::Failed).await;
         self.systemd.reset_failed(&model).await.unwrap();
@@ -398,7 +398,7 @@ impl Daemon {
         self.start(&slow, "trap 'sleep 2; exit 0' TERM; while :; do sleep 0.1; done").await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         let stopping = self.systemd.stop(&slow, Instant::now() + SOON).await.unwrap();
-        self.from_now_on();
+        self.forget();
         root("kill -9 $(systemctl show -p MainPID --value dbus.service)");
         let lost = self.next(|change| matches!(change, Change::Lost(_))).await;
         println!("units: {lost:?}");
@@ -411,7 +411,7 @@ impl Daemon {
         self.next(|change| *change == Change::Back).await;
         println!("units: bus_back_after_ms={}", began.elapsed().as_millis());
         assert_eq!(self.unit(&model).await, before);
-        self.from_now_on();
+        self.forget();
         self.stop(&model).await;
         self.until(&model, Active::Inactive).await;
         assert_eq!(

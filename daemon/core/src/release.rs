@@ -160,6 +160,7 @@ impl Proofs {
         for model in ending {
             if !processes_gone(facts.units.get(&model)) {
                 self.gone.remove(&model);
+                self.forget(&model);
                 continue;
             }
             let gone = *self.gone.entry(model.clone()).or_insert(facts.at);
@@ -204,6 +205,11 @@ impl Proofs {
             (Reading::Back, Some(_)) => {}
             _ => entry.first = None,
         }
+    }
+
+    /// Forgets what was proved of this model: what it does from now on is to be proved afresh.
+    pub fn forget(&mut self, model: &ModelName) {
+        self.parts.retain(|(whose, _), _| whose != model);
     }
 
     /// When this device was proved free of this model.

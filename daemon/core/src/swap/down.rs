@@ -38,12 +38,12 @@ impl Swap {
     }
 
     pub(super) fn stopping(&mut self, world: &mut World, actions: &mut Vec<Action>) {
-        let Stage::Stopping { direction, stops, asked, deadline, killed } = self.stage.clone() else { return };
+        let Stage::Stopping { direction, stops, asked, deadline, killed } = self.stage.clone() else {
+            return;
+        };
         let left: Vec<ModelName> = stops
             .iter()
-            .filter(|model| {
-                asked.contains(model) || !release::processes_gone(world.facts.units.get(*model))
-            })
+            .filter(|model| asked.contains(model) || !release::processes_gone(world.facts.units.get(*model)))
             .cloned()
             .collect();
         if left.is_empty() {
@@ -71,8 +71,13 @@ impl Swap {
             );
         } else {
             actions.extend(left.into_iter().map(Action::Kill));
-            self.stage =
-                Stage::Stopping { direction, stops, asked, deadline: world.now + KILL_DEADLINE, killed: true };
+            self.stage = Stage::Stopping {
+                direction,
+                stops,
+                asked,
+                deadline: world.now + KILL_DEADLINE,
+                killed: true,
+            };
         }
     }
 
@@ -88,7 +93,8 @@ impl Swap {
         self.fail(world, format!("the ledger can't be written: {why}"), None, actions);
     }
 
-    /// StopUnit ended. Where systemd would not stop it, what still runs as before serves on.
+    /// StopUnit ended. Where systemd would not stop it, what still runs as before serves on; but what was to go on
+    /// the way back has failed already and serves nobody: it stays one that is to end.
     pub(super) fn stop_ended(
         &mut self,
         world: &mut World,
@@ -98,7 +104,9 @@ impl Swap {
     ) {
         let runs = world.facts.units.get(model).is_some_and(|unit| unit.active == Active::Active);
         if let (Err(why), true, Some(claim)) = (result, runs, world.state.claims.get_mut(model)) {
-            claim.phase = Phase::Serving;
+            if !self.going_back {
+                claim.phase = Phase::Serving;
+            }
             return self.fail(world, format!("{model} could not be stopped: {why}"), None, actions);
         }
         if let Stage::Stopping { asked, .. } = &mut self.stage {

@@ -76,16 +76,17 @@ impl Swap {
         let Some(start) = self.start_at(direction, index).cloned() else {
             return self.all_started(world, direction, actions);
         };
+        self.stage = Stage::Starting { direction, index, deadline: world.now + LAUNCH_DEADLINE };
         if let Err(refusal) = plan::admit(world.settings, world.facts, world.state, &start) {
             let reason = format!("{} was not started: {}", start.model, refusal.text);
             return self.fail(world, reason, None, actions);
         }
         let claim = claim(world, &start);
         world.state.claims.insert(start.model.clone(), claim);
+        world.proofs.forget(&start.model);
         self.began_step(world, Step::Ready, direction, Some(start.model.clone()), actions);
         actions.push(Action::Record { first: direction == Direction::Forward });
         actions.push(Action::Start(start));
-        self.stage = Stage::Starting { direction, index, deadline: world.now + LAUNCH_DEADLINE };
     }
 
     pub(super) fn readying(

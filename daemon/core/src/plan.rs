@@ -136,9 +136,9 @@ pub fn plan(
             refusal: refusal(
                 "bad_request",
                 format!(
-                    "`{}` {} a model's name",
+                    "`{}` {} model's name",
                     verb.as_str(),
-                    if model.is_some() { "takes no" } else { "needs" }
+                    if model.is_some() { "takes no" } else { "needs a" }
                 ),
                 Vec::new(),
             ),

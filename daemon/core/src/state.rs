@@ -146,7 +146,10 @@ impl State {
         let mut news = false;
         for (model, claim) in &mut self.claims {
             let Some(unit) = facts.units.get(model) else { continue };
-            if claim.phase == Phase::Starting && claim.invocation.is_empty() && unit.invocation != claim.earlier {
+            if claim.phase == Phase::Starting
+                && claim.invocation.is_empty()
+                && unit.invocation != claim.earlier
+            {
                 claim.invocation.clone_from(&unit.invocation);
                 news |= !unit.invocation.is_empty();
             }
@@ -172,7 +175,53 @@ impl State {
                 .map(|p| p.memory.value().copied())
                 .sum::<Option<Bytes>>()
         });
-        Some(memory.used.less(ours.unwrap_or_else(|| self.claimed(&gpu.id, &[]))))
+        Some(memory.used.less(match ours {
+            Some(ours) => ours.plus(self.lingering(gpu)),
+            None => self.claimed(&gpu.id, &[]),
+        }))
+    }
+
+    /// Memory of models that ended which nobody holds any more and the driver has not given back yet: their claims
+    /// stand for it. None of it is known where the driver gives no lists.
+    fn lingering(&self, gpu: &Gpu) -> Bytes {
+        let ending: Vec<(&ModelName, &ClaimedGpu)> = self
+            .claims
+            .iter()
+            .filter(|(_, claim)| claim.phase == Phase::Ending)
+            .flat_map(|(model, claim)| claim.gpus.iter().map(move |part| (model, part)))
+            .filter(|(_, part)| part.placed.id == gpu.id)
+            .collect();
+        let before = ending.iter().map(|(_, part)| part.unlisted_before).min().flatten();
+        let listed = gpu.processes.value().and_then(|listed| {
+            listed.iter().map(|process| process.memory.value().copied()).sum::<Option<Bytes>>()
+        });
+        let (Some(memory), Some(before), Some(listed)) = (gpu.memory.value(), before, listed) else {
+            return Bytes::ZERO;
+        };
+        let claimed_for_it =
+            |(model, part): &(&ModelName, &ClaimedGpu)| part.placed.bytes.less(self.held(gpu, model));
+        memory.used.less(listed).less(before).min(ending.iter().map(claimed_for_it).sum())
+    }
+
+    /// What models hold beyond their claims, as far as it is known, those of `except` left out.
+    pub fn outgrown(&self, gpu: &Gpu, except: &[ModelName]) -> Bytes {
+        self.claims
+            .iter()
+            .filter(|(model, _)| !except.contains(model))
+            .map(|(model, claim)| {
+                let parts = claim.gpus.iter().filter(|part| part.placed.id == gpu.id);
+                self.held(gpu, model).less(parts.map(|part| part.placed.bytes).sum())
+            })
+            .sum()
+    }
+
+    /// What a model's processes hold on a GPU, as far as it is known.
+    fn held(&self, gpu: &Gpu, model: &ModelName) -> Bytes {
+        let listed = gpu.processes.value().into_iter().flatten();
+        listed
+            .filter(|process| self.owner(process) == Some(model))
+            .filter_map(|process| process.memory.value().copied())
+            .sum()
     }
 
     /// The claimed model to which a process in a GPU's list belongs: by its cgroup, or because it was once seen

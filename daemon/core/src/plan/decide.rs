@@ -25,21 +25,41 @@ impl Context<'_> {
             return Verdict::Refused { refusal: *refusal, nearest: None };
         }
         let residents: Vec<ModelName> = self.state.residents().map(|(m, _)| m.clone()).collect();
-        let mut last = None;
+        let mut last = (Vec::new(), Unplaced::from(refusal("does_not_fit", String::new(), Vec::new())));
         for victims in self.victim_sets(&residents) {
-            if self.port_clash(model, &victims).is_some() {
-                continue;
-            }
             match self.place(model, &victims) {
                 Ok(start) => {
-                    let home = home_of(&|m| !victims.contains(m));
+                    let gone = self.displaced(&victims, &start);
+                    let home = home_of(&|m| !victims.contains(m) && !gone.contains(m));
                     return self.go(Verb::Switch, Some(name), victims, vec![start], home);
                 }
-                Err(unplaced) => last = Some((victims, unplaced)),
+                Err(unplaced) => last = (victims, unplaced),
             }
         }
-        let (victims, unplaced) = last.unwrap_or_else(|| (residents.clone(), self.clash(model, &residents)));
+        let (victims, unplaced) = last;
         self.refuse(Verb::Switch, name, victims, unplaced)
+    }
+
+    /// Models of home that don't run now and could not come back beside `start`: home as it is gets replaced, or
+    /// they would be missed for ever. What is merely unknown now stays.
+    fn displaced(&self, victims: &[ModelName], start: &Start) -> Vec<ModelName> {
+        let mut beside = vec![start.clone()];
+        let mut displaced = Vec::new();
+        let absent =
+            self.state.home.models.iter().filter(|m| **m != start.model && !self.state.is_resident(m));
+        for name in absent {
+            let Some(model) = self.settings.models.get(name) else { continue };
+            // What it left behind doesn't stand in its own way.
+            let gone: Vec<ModelName> = victims.iter().chain([name]).cloned().collect();
+            match self.place_beside(model, &gone, &beside) {
+                Ok(place) => beside.push(place),
+                Err(why) if ["does_not_fit", "port_taken"].contains(&why.refusal.code.as_str()) => {
+                    displaced.push(name.clone());
+                }
+                Err(_) => {}
+            }
+        }
+        displaced
     }
 
     pub(super) fn start(&self, model: &Model) -> Verdict {
@@ -57,8 +77,8 @@ impl Context<'_> {
         if let Err(refusal) = self.check(model) {
             return Verdict::Refused { refusal: *refusal, nearest: None };
         }
-        if self.port_clash(model, &[]).is_some() {
-            return self.refuse(Verb::Start, name, Vec::new(), self.clash(model, &[]));
+        if let Some(other) = self.state.home.models.iter().find(|other| self.same_port(model, other)) {
+            return self.refuse(Verb::Start, name, Vec::new(), self.port_taken(model, other).into());
         }
         if home.default.is_none() {
             home.default = Some(name.clone());

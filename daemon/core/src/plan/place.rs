@@ -13,13 +13,16 @@ impl Context<'_> {
         self.place_beside(model, victims, &[])
     }
 
-    /// The first place where the model fits with `victims` gone and `others` started.
+    /// The first place where the model fits, its port included, with `victims` gone and `others` started.
     pub(super) fn place_beside(
         &self,
         model: &Model,
         victims: &[ModelName],
         others: &[Start],
     ) -> Result<Start, Unplaced> {
+        if let Some(holder) = self.port_holder(model, victims, others) {
+            return Err(self.port_taken(model, holder).into());
+        }
         if model.policy == Policy::Cpu {
             return Ok(Start { model: model.name.clone(), gpus: Vec::new() });
         }
@@ -101,7 +104,7 @@ impl Context<'_> {
         };
         let foreign =
             self.state.foreign(gpu).ok_or_else(|| gpu_unknown(gpu.index, "its memory is unknown"))?;
-        let claimed = self.state.claimed(&gpu.id, victims);
+        let claimed = self.state.claimed(&gpu.id, victims).plus(self.state.outgrown(gpu, victims));
         Ok(memory.total.less(memory.reserved).less(self.settings.headroom).less(foreign).less(claimed))
     }
 
@@ -150,9 +153,13 @@ fn candidates(model: &Model, gpus: &[Gpu]) -> Result<Vec<Vec<Part>>, Unplaced> {
         Demand::PerDevice(bytes) => Some(bytes.clone()),
         Demand::Total(_) => None,
         Demand::Undeclared => {
-            let totals: Vec<Bytes> =
-                gpus.iter().filter_map(|gpu| gpu.memory.value()).map(|memory| memory.total).collect();
-            let derived = backend::of(model.backend).demand(model, &totals);
+            // A server that splits itself would fill the others differently: with one of them unknown, so is this.
+            let usable = gpus.iter().map(|gpu| match &gpu.memory {
+                Known::Value(memory) => Ok(memory.total.less(memory.reserved)),
+                Known::Unknown(why) => Err(gpu_unknown(gpu.index, why)),
+            });
+            let usable = usable.collect::<Result<Vec<Bytes>, Refusal>>()?;
+            let derived = backend::of(model.backend).demand(model, &usable);
             Some(derived.ok_or_else(|| {
                 let text = format!("how much GPU memory {} needs is not declared", model.name);
                 let hint = format!("add `[memory] gpu = \"… GiB\"` to {}", model.source.display());

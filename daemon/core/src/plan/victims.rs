@@ -1,8 +1,9 @@
 //! Who could be stopped for a model, and whom its port stands against.
 
-use super::{Context, Unplaced, refusal};
+use super::{Context, Start, refusal};
 use crate::config::Model;
 use crate::name::ModelName;
+use crate::report::Refusal;
 
 impl Context<'_> {
     /// Sets of residents that could be stopped, fewest first. Up to ten residents all sets are tried.
@@ -26,22 +27,28 @@ impl Context<'_> {
         sets
     }
 
-    /// A resident that stays and has the same port.
-    pub(super) fn port_clash(&self, model: &Model, victims: &[ModelName]) -> Option<&ModelName> {
-        self.state.claims.keys().find(|other| {
-            **other != model.name
-                && !victims.contains(other)
-                && self
-                    .settings
-                    .models
-                    .get(*other)
-                    .is_some_and(|m| m.port == model.port && m.host == model.host)
-        })
+    /// Who else has the same port: a model that holds memory and is none of `victims`, or one of `others`.
+    pub(super) fn port_holder<'a>(
+        &'a self,
+        model: &Model,
+        victims: &[ModelName],
+        others: &'a [Start],
+    ) -> Option<&'a ModelName> {
+        let staying = self.state.claims.keys().filter(|other| !victims.contains(other));
+        staying.chain(others.iter().map(|start| &start.model)).find(|other| self.same_port(model, other))
     }
 
-    pub(super) fn clash(&self, model: &Model, victims: &[ModelName]) -> Unplaced {
-        let holder = self.port_clash(model, victims).map_or("another model".to_owned(), ToString::to_string);
+    /// Whether two different models can't serve at once for their port's sake.
+    pub(super) fn same_port(&self, model: &Model, other: &ModelName) -> bool {
+        *other != model.name
+            && self.settings.models.get(other).is_some_and(|m| m.port == model.port && m.host == model.host)
+    }
+
+    pub(super) fn port_taken(&self, model: &Model, holder: &ModelName) -> Refusal {
         let text = format!("{} and {holder} have the same port {}", model.name, model.port);
-        refusal("port_taken", text, vec![format!("berthctl switch {}", model.name)]).into()
+        let ending = self.state.claims.contains_key(holder) && !self.state.is_resident(holder);
+        let hint =
+            if ending { "berthctl status".to_owned() } else { format!("berthctl switch {}", model.name) };
+        refusal("port_taken", text, vec![hint])
     }
 }

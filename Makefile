@@ -14,7 +14,7 @@ polkit_to = $(DESTDIR)$(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/polkit-1/ru
 stage = target/stage
 triplet = $(shell uname -m)-linux-gnu
 
-.PHONY: build install install-files stage
+.PHONY: build install install-files stage bench soak
 
 build:
 	$(CARGO) build $(cargo_profile) --workspace
@@ -46,8 +46,21 @@ install-files:
 # A tree as installed, with the simulated GPU library and the test programs: what the sandbox boots.
 stage: PROFILE = debug
 stage:
-	$(CARGO) build $(cargo_profile) --workspace
+	$(CARGO) build $(cargo_profile) $(addprefix -p ,berthd berthctl berth-launch gpusim gpusim-nvml fakellm sandbox)
 	rm -rf $(stage)
 	$(MAKE) --no-print-directory -s install-files DESTDIR=$(stage) PREFIX=/usr PROFILE=$(PROFILE)
 	install -D -m 644 $(target)/libnvidia_ml.so $(stage)/usr/lib/$(triplet)/libnvidia-ml.so.1
 	install -D -m 755 -t $(stage)/usr/bin $(target)/gpusim $(target)/fakellm
+
+# What a switch costs, beside what others do: ten minutes; docs/measurements.md has the last figures. Of what is
+# installed, so of a release build, in a tree of its own. BENCH="SWITCHES OTHERS WAIT_SECONDS" for a shorter run.
+bench: PROFILE = release
+bench:
+	$(MAKE) --no-print-directory stage PROFILE=$(PROFILE) stage=$(stage)-$(PROFILE)
+	BERTH_STAGE=$(stage)-$(PROFILE) $(target)/bench $(BENCH)
+
+# 200 switches in a row, then nothing may have grown or stayed behind: ten minutes. SOAK="SWITCHES MAX_LINGER_MS".
+soak: PROFILE = release
+soak:
+	$(MAKE) --no-print-directory stage PROFILE=$(PROFILE) stage=$(stage)-$(PROFILE)
+	BERTH_STAGE=$(stage)-$(PROFILE) $(target)/soak $(SOAK)

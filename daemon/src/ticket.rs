@@ -27,11 +27,6 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 /// The most that systemd takes for all credentials of a unit.
 const LONGEST_TICKET: usize = 1 << 20;
 
-/// The longest unit name that systemd can ask for: the address it binds before it connects is
-/// `@<16 hex digits>/unit/<unit>/ticket`, and it takes 107 bytes of one. Beyond that a start fails with nothing
-/// but a number.
-pub const LONGEST_UNIT: usize = 107 - "@0123456789abcdef/unit//ticket".len();
-
 /// Why tickets can't be served or given.
 #[derive(Debug, thiserror::Error)]
 pub enum TicketError {
@@ -46,18 +41,6 @@ pub enum TicketError {
     /// Somebody serves there already.
     #[error("another berthd answers on {}: stop it first", .0.display())]
     Busy(PathBuf),
-    /// The unit's name is too long for systemd to ask.
-    #[error(
-        "the name {model} is too long: its unit {unit} has {} characters and systemd can fetch tickets for at \
-         most {LONGEST_UNIT} (`-` counts as 4); rename the model",
-        .unit.len()
-    )]
-    NameTooLong {
-        /// The model.
-        model: ModelName,
-        /// Its unit.
-        unit: String,
-    },
     /// The command line and the environment are too long.
     #[error(
         "the command line and environment of {model} take {size} bytes; at most {LONGEST_TICKET} can be handed over"
@@ -130,10 +113,6 @@ impl Tickets {
 
     /// Lets the model's unit start once, until `expires`. Replaces an earlier ticket.
     pub fn grant(&self, model: &ModelName, launch: &Launch, expires: Instant) -> Result<(), TicketError> {
-        let unit = model.unit();
-        if unit.len() > LONGEST_UNIT {
-            return Err(TicketError::NameTooLong { model: model.clone(), unit });
-        }
         let ticket = Ticket::Launch(berth_launch::Launch {
             argv: launch.argv.clone(),
             env: launch.env.clone(),

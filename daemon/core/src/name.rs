@@ -9,7 +9,12 @@ use serde::{Deserialize, Serialize};
 /// The template of which every model's unit is an instance.
 const TEMPLATE: &str = "berth-model@";
 
-/// The name of a model: letters, digits, `.`, `_` and `-`, at most 100 of them, not starting with `.` or `-`.
+/// The longest name of a unit whose ticket systemd 252 can fetch: before it connects it binds the address
+/// `@<16 hex digits>/unit/<unit>/ticket`, and that takes 107 bytes. Beyond, a start fails with nothing but a number.
+const LONGEST_UNIT: usize = 107 - "@0123456789abcdef/unit//ticket".len();
+
+/// The name of a model: letters, digits, `.`, `_` and `-`, not starting with `.` or `-`, and short enough for its
+/// unit (`-` counts as four there).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModelName(String);
@@ -50,15 +55,19 @@ impl FromStr for ModelName {
         if name.is_empty() {
             return bad("it is empty".to_owned());
         }
-        if name.len() > 100 {
-            return bad(format!("it has {} characters, 100 are allowed", name.len()));
-        }
         if name.starts_with(['.', '-']) {
             return bad("it starts with `.` or `-`".to_owned());
         }
         match name.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c))) {
             Some(c) => bad(format!("`{}` is not allowed in it", c.escape_debug())),
-            None => Ok(Self(name.to_owned())),
+            None => {
+                let name = Self(name.to_owned());
+                let over = name.unit().len().saturating_sub(LONGEST_UNIT);
+                if over > 0 {
+                    return bad(format!("it is {over} characters too long for systemd, where `-` counts as four"));
+                }
+                Ok(name)
+            }
         }
     }
 }
@@ -136,7 +145,7 @@ mod tests {
 
     #[test]
     fn bad_names_are_refused() {
-        for bad in ["", "a/b", "a:b", "a b", ".a", "-a", "a\0b", "ä", &"x".repeat(101)] {
+        for bad in ["", "a/b", "a:b", "a b", ".a", "-a", "a\0b", "ä", &"x".repeat(58), &"-".repeat(15)] {
             let error = bad.parse::<ModelName>().unwrap_err().to_string();
             assert!(error.contains("is not a name for a model"), "{error}");
         }

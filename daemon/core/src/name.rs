@@ -58,15 +58,15 @@ impl FromStr for ModelName {
         if name.starts_with(['.', '-']) {
             return bad("it starts with `.` or `-`".to_owned());
         }
-        match name.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c))) {
-            Some(c) => bad(format!("`{}` is not allowed in it", c.escape_debug())),
-            None => {
-                let name = Self(name.to_owned());
-                let over = name.unit().len().saturating_sub(LONGEST_UNIT);
-                if over > 0 {
-                    return bad(format!("it is {over} characters too long for systemd, where `-` counts as four"));
-                }
-                Ok(name)
+        if let Some(c) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c))) {
+            return bad(format!("`{}` is not allowed in it", c.escape_debug()));
+        }
+        let name = Self(name.to_owned());
+        match name.unit().len().saturating_sub(LONGEST_UNIT) {
+            0 => Ok(name),
+            over => {
+                let why = format!("it is {over} characters too long for systemd, where `-` counts as four");
+                Err(BadName { name: name.0, why })
             }
         }
     }

@@ -59,6 +59,8 @@ async fn gpus(nvml: Nvml, mut order: watch::Receiver<Order>, driver: mpsc::Sende
         let pause = match &now {
             Order::Idle => IDLE,
             Order::Loading => LOADING,
+            // Nothing to be seen now, and asking faster does not bring it back.
+            Order::Release(_) if latest.value().is_none() => LOADING,
             Order::Release(_) if since.elapsed() < Duration::from_secs(2) => FAST,
             Order::Release(_) => FAST_LATER,
         };

@@ -26,9 +26,11 @@ mod builder;
 mod declare;
 mod failure;
 mod http;
+mod told;
 
 pub use assets::{Assets, NoAssets};
 pub use berth::{Berth, Change, CtlOutput, Server, step_ms};
 pub use builder::{Builder, stage};
 pub use declare::{GUEST_ASSETS, declaration, fake, real};
 pub use http::{Answer, ask, post};
+pub use told::Told;

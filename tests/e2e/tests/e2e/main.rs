@@ -7,4 +7,5 @@
 //! They are never skipped: where a sandbox can't run, they fail and say what is missing.
 #![allow(clippy::unwrap_used)]
 
+mod release;
 mod smoke;

@@ -82,10 +82,13 @@ impl Context<'_> {
             }
         }
         match (nearest, unknown) {
-            (Some((start, missing, short)), _) => Err(Unplaced {
-                refusal: Box::new(refusal("does_not_fit", short.join("; "), Vec::new())),
-                short: Some((start, missing)),
-            }),
+            (Some((start, missing, mut short)), unknown) => {
+                short.extend(unknown.map(|why| why.text));
+                Err(Unplaced {
+                    refusal: Box::new(refusal("does_not_fit", short.join("; "), Vec::new())),
+                    short: Some((start, missing)),
+                })
+            }
             (None, Some(why)) => Err(why.into()),
             (None, None) => {
                 let text =

@@ -1,0 +1,8 @@
+//! berth-core from outside: the planner on recorded facts, the proof of release reading by reading, and the swap
+//! machine in a simulated world.
+#![allow(clippy::unwrap_used)]
+
+mod planner;
+mod release;
+mod story;
+mod world;

@@ -1,0 +1,4 @@
+//! What a request would do, on recorded facts and on random ones.
+
+mod golden;
+mod properties;

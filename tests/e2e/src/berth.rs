@@ -58,6 +58,15 @@ pub struct Change {
     pub last: Value,
 }
 
+/// One run of a model's server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Its main process, by the guest's number.
+    pub main_pid: u32,
+    /// systemd's InvocationID.
+    pub invocation: String,
+}
+
 /// A server to ask: by the model's name or by its port.
 #[derive(Debug, Clone)]
 pub enum Server {
@@ -308,6 +317,19 @@ impl Berth {
     pub fn property(&self, unit: &str, property: &str) -> String {
         let shown = self.systemctl(&["show", "--value", "--property", property, "--", unit]).with_code(0);
         shown.stdout.trim().to_owned()
+    }
+
+    /// Which run of a model's server this is: no other has the same main process and InvocationID. Main
+    /// process 0 where none runs.
+    #[track_caller]
+    pub fn run_of(&self, model: &str) -> Run {
+        let unit = format!("berth-model@{model}.service");
+        let shown = self.systemctl(&["show", "--property=MainPID,InvocationID", "--", &unit]).with_code(0);
+        let value =
+            |key: &str| shown.stdout.lines().find_map(|line| line.strip_prefix(key)).map(str::to_owned);
+        let main_pid = value("MainPID=").and_then(|pid| pid.parse().ok());
+        let main_pid = main_pid.unwrap_or_else(|| panic!("no main process: {shown}"));
+        Run { main_pid, invocation: value("InvocationID=").unwrap_or_default() }
     }
 
     /// All that a unit and systemd about it wrote into the journal, all boots.

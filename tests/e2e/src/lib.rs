@@ -29,7 +29,7 @@ mod http;
 mod told;
 
 pub use assets::{Assets, NoAssets};
-pub use berth::{Berth, Change, CtlOutput, Server, step_ms};
+pub use berth::{Berth, Change, CtlOutput, Run, Server, step_ms};
 pub use builder::{Builder, stage};
 pub use declare::{GUEST_ASSETS, declaration, fake, real};
 pub use http::{Answer, ask, post};

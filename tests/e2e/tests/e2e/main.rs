@@ -8,4 +8,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod release;
+mod rights;
 mod smoke;
+mod verbs;

@@ -20,6 +20,9 @@ use crate::{failure, http};
 /// Nothing that a test asks of the guest takes longer, unless it says so itself.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// What [`Berth::ask`] asks; the real weights go on with Thursday.
+pub const PROMPT: &str = "Monday, Tuesday, Wednesday,";
+
 /// How often [`Berth::wait_for`] looks.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -242,13 +245,13 @@ impl Berth {
         stats.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Asks a server for a few words, on its own port.
+    /// Asks a server to go on from [`PROMPT`], on its own port.
     #[track_caller]
     pub fn ask(&self, server: impl Into<Server>) -> String {
-        self.try_ask(server, "The capital of France is").unwrap_or_else(|error| panic!("{error:#}"))
+        self.try_ask(server, PROMPT).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
-    /// The same with a prompt; a server that does not answer is no panic.
+    /// The same with another prompt; a server that does not answer is no panic.
     ///
     /// # Errors
     /// It does not answer, or refuses.

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path as UrlPath, Query, State};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -45,6 +45,11 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 const DECISION: Duration = Duration::from_secs(180);
 /// How long the driver may take to answer; it waits for nothing but a disk.
 const DRIVER: Duration = Duration::from_secs(30);
+
+/// A request is a verb and a name: what is longer is none.
+const LARGEST_REQUEST: usize = 64 << 10;
+/// Longer than any name or alias; a longer one need not be compared with them, nor logged.
+const LONGEST_NAME: usize = 200;
 
 /// What requests are answered with.
 #[derive(Clone)]
@@ -82,6 +87,11 @@ pub async fn serve(listener: UnixListener, api: Api) -> io::Result<()> {
         .route("/api/v1/events", get(events))
         .route("/api/v1/models/{name}/logs", get(logs))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not_found", "no such resource", &[]) })
+        .method_not_allowed_fallback(|| async {
+            let text = "this resource does not take this method";
+            problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text, &[])
+        })
+        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
         .with_state(api);
     axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await
 }
@@ -116,9 +126,9 @@ async fn status(State(api): State<Api>) -> Response {
     }
 }
 
-async fn swap(State(api): State<Api>, UrlPath(id): UrlPath<String>) -> Response {
-    let Ok(id) = id.parse() else {
-        return problem(StatusCode::BAD_REQUEST, "bad_request", "a swap's id is a number", &[]);
+async fn swap(State(api): State<Api>, id: Result<UrlPath<String>, PathRejection>) -> Response {
+    let Some(id) = id.ok().and_then(|id| id.parse().ok()) else {
+        return malformed(StatusCode::BAD_REQUEST, "a swap's id is a number");
     };
     let (reply, answer) = oneshot::channel();
     match api.ask(Message::SwapById(id, reply), answer).await {
@@ -135,9 +145,9 @@ async fn swap(State(api): State<Api>, UrlPath(id): UrlPath<String>) -> Response 
 }
 
 async fn dry_run(State(api): State<Api>, request: Result<Json<Request>, JsonRejection>) -> Response {
-    let Json(request) = match request {
+    let request = match understood(request) {
         Ok(request) => request,
-        Err(rejection) => return malformed(&rejection),
+        Err(problem) => return problem,
     };
     match api.decide(request, None).await {
         Some(Answer::Plan(report)) => Json(report).into_response(),
@@ -154,9 +164,9 @@ async fn begin(
     let Some(actor) = peer.actor() else {
         return problem(StatusCode::FORBIDDEN, "unknown_peer", "the kernel does not say who asks", &[]);
     };
-    let Json(request) = match request {
+    let request = match understood(request) {
         Ok(request) => request,
-        Err(rejection) => return malformed(&rejection),
+        Err(problem) => return problem,
     };
     let answer = api.decide(request.clone(), Some(actor.clone())).await;
     let (outcome, response) = match answer {
@@ -219,7 +229,11 @@ fn hundred() -> usize {
     100
 }
 
-async fn events(State(api): State<Api>, Query(query): Query<EventsQuery>) -> Response {
+async fn events(State(api): State<Api>, query: Result<Query<EventsQuery>, QueryRejection>) -> Response {
+    let Query(query) = match query {
+        Ok(query) => query,
+        Err(rejection) => return malformed(rejection.status(), &rejection.body_text()),
+    };
     let (kept, live) = match (query.after, query.last) {
         (Some(after), _) => api.events.after(after),
         (None, Some(count)) => api.events.last(count),
@@ -252,9 +266,14 @@ fn swap_of(event: &Event) -> Option<u64> {
 
 async fn logs(
     State(api): State<Api>,
-    UrlPath(name): UrlPath<String>,
-    Query(query): Query<LogsQuery>,
+    name: Result<UrlPath<String>, PathRejection>,
+    query: Result<Query<LogsQuery>, QueryRejection>,
 ) -> Response {
+    let (name, query) = match (name, query) {
+        (Ok(UrlPath(name)), Ok(Query(query))) => (name, query),
+        (Err(rejection), _) => return malformed(rejection.status(), &rejection.body_text()),
+        (_, Err(rejection)) => return malformed(rejection.status(), &rejection.body_text()),
+    };
     let state = berth_core::state::State::default();
     let model = match plan::resolve(&api.settings, &state, &name) {
         Ok(model) => model.name.clone(),
@@ -315,8 +334,21 @@ fn refused(report: PlanReport) -> Response {
     as_problem(status, &body)
 }
 
-fn malformed(rejection: &JsonRejection) -> Response {
-    problem(StatusCode::BAD_REQUEST, "bad_request", &rejection.body_text(), &[])
+/// A request, or the answer to what is none.
+#[allow(clippy::result_large_err)]
+fn understood(request: Result<Json<Request>, JsonRejection>) -> Result<Request, Response> {
+    match request {
+        Ok(Json(request)) if request.model.as_ref().is_some_and(|name| name.len() > LONGEST_NAME) => {
+            let text = format!("no model's name has more than {LONGEST_NAME} bytes");
+            Err(malformed(StatusCode::BAD_REQUEST, &text))
+        }
+        Ok(Json(request)) => Ok(request),
+        Err(rejection) => Err(malformed(rejection.status(), &rejection.body_text())),
+    }
+}
+
+fn malformed(status: StatusCode, why: &str) -> Response {
+    problem(status, "bad_request", why, &[])
 }
 
 fn no_answer() -> Response {

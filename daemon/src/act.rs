@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use berth_core::backend::{self, Failure};
@@ -28,8 +29,8 @@ const JOB: Duration = Duration::from_secs(25);
 const PROBE_PAUSE: Duration = Duration::from_millis(50);
 /// How long one probe may take: generating a first token can take a while on a CPU.
 const PROBE_DEADLINE: Duration = Duration::from_secs(30);
-/// A probe that takes longer than this is waiting for its token: health is answered at once.
-const SILENT: Duration = Duration::from_secs(1);
+/// Of a probe that takes longer than this people are told what it waits for.
+const SILENT: Duration = Duration::from_millis(300);
 /// How much of a failed server's log is read.
 const LOG_LINES: usize = 200;
 
@@ -104,13 +105,17 @@ impl Hands {
             let Ok(model) = hands.model(&name) else { return };
             let mut said = String::new();
             loop {
-                let asked = hands.probed(model);
+                let healthy = AtomicBool::new(false);
+                let asked = hands.probed(model, &healthy);
                 tokio::pin!(asked);
                 let (ready, text) = tokio::select! {
                     probe = &mut asked => (probe == Probe::Ready, probe.to_string()),
-                    // A first token can take long; meanwhile people are told what is waited for.
+                    // A first token can take long, and a server may never answer.
                     () = tokio::time::sleep(SILENT) => {
-                        let text = "it is up and has not answered a request for one token yet".to_owned();
+                        let text = match healthy.load(Ordering::Relaxed) {
+                            true => "it is up and has not answered a request for one token yet".to_owned(),
+                            false => "its health check has not been answered yet".to_owned(),
+                        };
                         hands.tell(id, Event::NotReady(name.clone(), text)).await;
                         let probe = asked.await;
                         (probe == Probe::Ready, probe.to_string())
@@ -128,7 +133,7 @@ impl Hands {
         })
     }
 
-    async fn probed(&self, model: &Model) -> Probe {
+    async fn probed(&self, model: &Model, healthy: &AtomicBool) -> Probe {
         let control_group = match self.systemd.unit(&model.name).await {
             Ok(Some(reading)) => reading.control_group,
             _ => String::new(),
@@ -140,7 +145,7 @@ impl Hands {
             generate: readiness.generate,
             control_groups: vec![control_group],
         };
-        probe::probe(&target, PROBE_DEADLINE).await
+        probe::probe_noting(&target, PROBE_DEADLINE, healthy).await
     }
 
     /// Reads why a model failed and sends it as an event of swap `id`, or as the driver's own news without one.

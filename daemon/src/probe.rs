@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use berth_core::backend::GenerateProbe;
@@ -103,13 +104,20 @@ impl fmt::Display for Stranger {
 
 /// Asks once, for at most `deadline` in all.
 pub async fn probe(target: &ProbeTarget, deadline: Duration) -> Probe {
-    let attempt = Attempt { target, end: Instant::now() + deadline };
+    probe_noting(target, deadline, &AtomicBool::new(false)).await
+}
+
+/// The same, and sets `healthy` once the health check was passed and a token is asked for: what is waited for can
+/// then be told while it is waited for.
+pub async fn probe_noting(target: &ProbeTarget, deadline: Duration, healthy: &AtomicBool) -> Probe {
+    let attempt = Attempt { target, end: Instant::now() + deadline, healthy };
     attempt.run().await.unwrap_or_else(|other| other)
 }
 
 struct Attempt<'a> {
     target: &'a ProbeTarget,
     end: Instant,
+    healthy: &'a AtomicBool,
 }
 
 /// An answer: its status, and its body where that is short enough.
@@ -130,6 +138,7 @@ impl Attempt<'_> {
     /// The result, early (`Err`) or at the end.
     async fn run(&self) -> Result<Probe, Probe> {
         self.health().await?;
+        self.healthy.store(true, Ordering::Relaxed);
         if let Some(generate) = &self.target.generate {
             self.generate(generate).await?;
         }

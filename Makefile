@@ -57,10 +57,12 @@ stage:
 bench: PROFILE = release
 bench:
 	$(MAKE) --no-print-directory stage PROFILE=$(PROFILE) stage=$(stage)-$(PROFILE)
+	$(CARGO) build $(cargo_profile) -p berth-tests --bin bench
 	BERTH_STAGE=$(stage)-$(PROFILE) $(target)/bench $(BENCH)
 
 # 200 switches in a row, then nothing may have grown or stayed behind: ten minutes. SOAK="SWITCHES MAX_LINGER_MS".
 soak: PROFILE = release
 soak:
 	$(MAKE) --no-print-directory stage PROFILE=$(PROFILE) stage=$(stage)-$(PROFILE)
+	$(CARGO) build $(cargo_profile) -p berth-tests --bin soak
 	BERTH_STAGE=$(stage)-$(PROFILE) $(target)/soak $(SOAK)

@@ -1,5 +1,6 @@
 //! What a sandbox with Berth is made of, and its first boot.
 
+use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -188,12 +189,12 @@ pub(crate) fn workspace() -> &'static Path {
     package.ancestors().nth(2).unwrap_or(package)
 }
 
-/// The install tree that sandboxes boot with.
+/// The install tree that sandboxes boot with: target/stage, or another that `BERTH_STAGE` names.
 ///
 /// # Errors
 /// There is none.
 pub fn stage() -> Result<PathBuf> {
-    let tree = workspace().join("target/stage");
+    let tree = workspace().join(env::var_os("BERTH_STAGE").unwrap_or_else(|| "target/stage".into()));
     let daemon = tree.join("usr/bin/berthd");
     if !daemon.exists() {
         bail!("there is no {}: run `make stage` first", daemon.display());

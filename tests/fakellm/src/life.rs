@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use gpusim::sys::now_ns;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -71,10 +72,10 @@ async fn doom(arguments: Arguments) {
     tokio::time::sleep(after).await;
     let Some(number) = arguments.die_signal else { end("fakellm: dying as told", 1) };
     match nix::sys::signal::Signal::try_from(number) {
-        Ok(signal) => {
-            // SIGABRT and the like must not be held up by handlers of our own.
+        // Rust's own handler lets the first SIGSEGV or SIGBUS pass, and the next one through.
+        Ok(signal) => loop {
             let _ = nix::sys::signal::raise(signal);
-        }
+        },
         Err(error) => end(&format!("fakellm: {number} is no signal: {error}"), 1),
     }
 }
@@ -82,15 +83,21 @@ async fn doom(arguments: Arguments) {
 async fn serve(arguments: Arguments) -> Result<()> {
     let server = Server::new(&arguments);
     let late = arguments.bind_late || arguments.style == Style::Vllm;
-    let began = Instant::now();
+    let (began, began_ns) = (Instant::now(), now_ns());
     eprintln!("fakellm: {} loads: {}", server.name, gpu::summary(&arguments));
     let mut early = None;
     if !late {
         early = Some(tokio::spawn(listen(bind(&arguments).await?, Arc::clone(&server))));
     }
     load(&arguments).await?;
-    eprintln!("fakellm: {} loaded in {:.1} s", server.name, began.elapsed().as_secs_f64());
+    let ready_ns = now_ns();
     server.ready.store(true, Ordering::SeqCst);
+    // The stamps are for benchmarks, which hold them against those of systemd and gpusim.
+    eprintln!(
+        "fakellm: {} loaded in {:.1} s, began_ns={began_ns} ready_ns={ready_ns}",
+        server.name,
+        began.elapsed().as_secs_f64()
+    );
     match early {
         Some(listening) => listening.await?,
         None => listen(bind(&arguments).await?, server).await,

@@ -1,0 +1,144 @@
+//! What Berth costs and what it saves, measured from outside and beside what others do, in one run.
+//!
+//! ```text
+//!  request          ActiveExit     died        freed         ExecMainStart   began        ready      SwapEnded
+//!  (our clock)      (systemd)    (gpusim)    (gpusim)          (systemd)   (fakellm)    (fakellm)  (our clock)
+//!     │──── asked ─────│── stopping ─│─ releasing ─│──── lag ──────│── exec ────│─ loading ─│─ noticed ─│
+//!     └─ overhead ─────┘                           └─ overhead ─────────────────┘           └─ overhead ┘
+//! ```
+//!
+//! All stamps are of `CLOCK_MONOTONIC`, which the guest shares with us. Stopping, releasing and loading take
+//! the time they take whoever switches; all else is Berth's, systemd's and the bus's, and is counted as
+//! overhead: asking and checking, polkit, both fsyncs, the lag, systemd's fork and the ticket, the exec, and
+//! what passes between ready and the client's knowing it.
+
+mod bus;
+mod client;
+mod figures;
+mod plain;
+mod switches;
+mod waiting;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::Berth;
+use crate::soak::EACH;
+use figures::{millis, percentile};
+use plain::{Plain, Way};
+use switches::{Stamps, Switcher};
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Bench {
+    /// Switches by Berth.
+    pub switches: u32,
+    /// Switches each other way, spread over the run.
+    pub others: u32,
+    /// Memory comes back after a random time of at most this, on each card another.
+    pub linger: Duration,
+    /// How long memory lingers while berthd's CPU time is taken; zero leaves that out.
+    pub wait: Duration,
+}
+
+/// Measures, and prints a line for each area.
+///
+/// # Errors
+/// A switch failed, or an allocation did: the figures would mean nothing.
+pub fn run(bench: &Bench) -> Result<()> {
+    let load = ["--load-time", "20ms"];
+    // The deadlines that a new installation has.
+    let machine =
+        Berth::builder().main("node = \"tower\"\n").fake("aeon", EACH, &load).fake("genesis", EACH, &load);
+    let boot = |seed| machine.clone().seed(seed).try_boot();
+    // Two guests, so that neither way has the other's models on its cards.
+    let (berth, others) = (boot(1)?, boot(2)?);
+    println!("bench: setup {}", setup(&berth)?);
+
+    let linger = format!("{}ms", bench.linger.as_millis());
+    for guest in [&berth, &others] {
+        guest.gpu(&["linger-random", &linger, "11"]);
+    }
+    let mut switcher = Switcher::new(&berth)?;
+    let mut plain = Plain::new(&others)?;
+    let mut lags: BTreeMap<Way, Vec<u64>> = BTreeMap::new();
+    let began = Instant::now();
+    for done in 1..=bench.switches {
+        switcher.switch()?;
+        // Evenly over the run, so that whatever else this machine does falls on all ways alike.
+        if done * bench.others / bench.switches > (done - 1) * bench.others / bench.switches {
+            for way in [Way::Poll250, Way::Sleep2000] {
+                lags.entry(way).or_default().push(plain.switch(way)?);
+            }
+        }
+        if done % 20 == 0 {
+            eprintln!(
+                "bench: {done} of {} switches after {:.0} s",
+                bench.switches,
+                began.elapsed().as_secs_f64()
+            );
+        }
+    }
+    let stamps = switcher.stamps()?;
+    let failed = berth.stats().failed;
+    ensure!(failed == 0, "{failed} allocations failed with Berth: {:?}", berth.stats().failures);
+    // What a fixed sleep costs when it is too short is the demo's to show.
+    let failed_otherwise = others.stats().failed;
+
+    let by = |part: fn(&Stamps) -> u64| stamps.iter().map(part).collect::<Vec<u64>>();
+    let lag = by(Stamps::lag);
+    println!(
+        "bench: release lag_p50_ms={} lag_p99_ms={} poll250_p50_ms={} sleep2000_p50_ms={} switches={} others={} \
+         failed_allocations={failed} failed_allocations_others={failed_otherwise}",
+        millis(percentile(&lag, 50)),
+        millis(percentile(&lag, 99)),
+        millis(percentile(lags.get(&Way::Poll250).map_or(&[], Vec::as_slice), 50)),
+        millis(percentile(lags.get(&Way::Sleep2000).map_or(&[], Vec::as_slice), 50)),
+        bench.switches,
+        bench.others,
+    );
+    let overhead = by(Stamps::overhead);
+    println!(
+        "bench: switch overhead_p50_ms={} overhead_p99_ms={}",
+        millis(percentile(&overhead, 50)),
+        millis(percentile(&overhead, 99))
+    );
+    let parts: [(&str, fn(&Stamps) -> u64); 7] = [
+        ("asked", Stamps::asked),
+        ("stopping", Stamps::stopping),
+        ("releasing", Stamps::releasing),
+        ("lag", Stamps::lag),
+        ("exec", Stamps::exec),
+        ("loading", Stamps::loading),
+        ("noticed", Stamps::noticed),
+    ];
+    let parts = parts.map(|(name, part)| format!("{name}_p50_ms={}", millis(percentile(&by(part), 50))));
+    println!("bench: parts {}", parts.join(" "));
+    if !bench.wait.is_zero() {
+        let waiting = waiting::measure(&berth, switcher, bench.wait)?;
+        println!(
+            "bench: wait cpu_percent={:.2} idle_cpu_percent={:.2} seconds={:.1}",
+            waiting.waiting_percent, waiting.idle_percent, waiting.seconds
+        );
+    }
+    Ok(())
+}
+
+/// On what this is measured.
+fn setup(berth: &Berth) -> Result<String> {
+    let berthd = berth.sandbox().root().join("usr/bin/berthd");
+    let size = std::fs::metadata(&berthd).with_context(|| format!("no {}", berthd.display()))?.len();
+    let systemd = berth.run(None, &["systemctl", "--version"]).with_code(0).stdout;
+    let systemd = systemd.split_whitespace().nth(1).unwrap_or("unknown").to_owned();
+    let cores = std::thread::available_parallelism()?;
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split_whitespace().next().unwrap_or("unknown").to_owned();
+    Ok(format!(
+        "cores={cores} load={load} kernel={} systemd={systemd} berthd_mib={:.1}",
+        kernel.trim(),
+        size as f64 / f64::from(1 << 20)
+    ))
+}

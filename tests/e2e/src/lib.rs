@@ -21,11 +21,13 @@
 //! ```
 
 mod assets;
+pub mod bench;
 mod berth;
 mod builder;
 mod declare;
 mod failure;
 mod http;
+pub mod soak;
 mod told;
 
 pub use assets::{Assets, NoAssets};

@@ -7,7 +7,9 @@
 //! They are never skipped: where a sandbox can't run, they fail and say what is missing.
 #![allow(clippy::unwrap_used)]
 
+mod failures;
 mod release;
 mod rights;
 mod smoke;
+mod soak;
 mod verbs;

@@ -27,6 +27,7 @@ mod builder;
 mod declare;
 mod failure;
 mod http;
+mod told;
 pub mod soak;
 mod told;
 

@@ -110,6 +110,8 @@ pub struct Driver {
     order: watch::Sender<Order>,
     state: State,
     facts: Facts,
+    /// When something about units was observed last.
+    units_at: Moment,
     host: Known<(Bytes, Bytes)>,
     proofs: Proofs,
     memory: status::Memory,
@@ -150,6 +152,7 @@ impl Driver {
             order,
             state,
             facts,
+            units_at: monotonic_now(),
             host: host_memory(),
             proofs: Proofs::default(),
             memory: status::Memory::default(),
@@ -195,10 +198,12 @@ impl Driver {
                 self.observed();
             }
             Message::Units(units) => {
+                self.units_at = monotonic_now();
                 self.facts.units = units;
                 self.observed();
             }
             Message::Unit(model, unit) => {
+                self.units_at = monotonic_now();
                 match unit {
                     Some(unit) => self.facts.units.insert(model, unit),
                     None => self.facts.units.remove(&model),
@@ -316,7 +321,8 @@ impl Driver {
         if let Some(gpus) = decide.gpus.take() {
             self.facts.gpus = gpus;
         }
-        if let Some(units) = decide.units.take() {
+        // What was observed since counts more: a model that has just come up would be taken for one that is down.
+        if let Some(units) = decide.units.take().filter(|_| self.units_at <= decide.began) {
             self.facts.units = units;
         }
         self.observed();

@@ -55,6 +55,8 @@ pub(super) struct Loading {
     held: Bytes,
     grew_at: Moment,
     said: String,
+    /// It answers as it should; only systemd's word of this run is awaited.
+    answers: bool,
 }
 
 impl Swap {
@@ -109,6 +111,7 @@ impl Swap {
             held: Bytes::ZERO,
             grew_at: world.now,
             said: "nothing listens on its port yet".to_owned(),
+            answers: false,
         };
         actions.push(Action::Probe(model));
         actions.push(Action::Watch(Watch::Loading));
@@ -127,16 +130,23 @@ impl Swap {
         let Some(model) = self.start_at(direction, index).map(|start| start.model.clone()) else { return };
         match event {
             Event::Ready(whose) if whose == model => {
-                let took = millis(world.now.saturating_sub(self.step_began));
-                Times::note(&mut world.state.times.entry(model.clone()).or_default().load, took);
-                self.ended_step(world, StepState::Done, String::new(), actions);
-                return self.start(world, direction, index + 1, actions);
+                loading.answers = true;
+                "it answers, and systemd does not say yet that it runs".clone_into(&mut loading.said);
             }
             Event::NotReady(whose, said) if whose == model => loading.said = said,
             _ => {}
         }
         if died(world, &model) {
             return self.diagnose(world, direction, model, Symptom::Died, actions);
+        }
+        // A server can answer before its unit's signals were read. Committed on facts from before this run, it
+        // would be taken for one that is down.
+        if loading.answers && world.state.claims.get(&model).is_some_and(|claim| !claim.invocation.is_empty())
+        {
+            let took = millis(world.now.saturating_sub(self.step_began));
+            Times::note(&mut world.state.times.entry(model.clone()).or_default().load, took);
+            self.ended_step(world, StepState::Done, String::new(), actions);
+            return self.start(world, direction, index + 1, actions);
         }
         let held = held_by(world, &model);
         if held > loading.held {

@@ -183,6 +183,15 @@ impl Context<'_> {
         stops: Vec<ModelName>,
         unplaced: Unplaced,
     ) -> Verdict {
+        let mut refusal = *unplaced.refusal;
+        if let Some(model) = self.settings.models.get(name)
+            && refusal.code == "does_not_fit"
+            && refusal.hints.is_empty()
+        {
+            let file = model.source.display();
+            let hint = format!("less memory in {file}: a smaller context, or fewer layers on the GPU");
+            refusal.hints.push(hint);
+        }
         let nearest = unplaced.short.map(|(start, _)| Plan {
             verb,
             model: Some(name.clone()),
@@ -191,6 +200,6 @@ impl Context<'_> {
             home: self.state.home.clone(),
             previous: None,
         });
-        Verdict::Refused { refusal: *unplaced.refusal, nearest }
+        Verdict::Refused { refusal, nearest }
     }
 }

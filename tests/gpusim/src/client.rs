@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::cards::Card;
 use crate::protocol::{
-    Answer, DEFAULT_SOCKET, Driver, Failure, Kind, Knob, Listed, Memory, Request, SOCKET_VARIABLE, Stats,
+    Answer, Code, DEFAULT_SOCKET, Driver, Failure, Kind, Knob, Listed, Memory, Request, SOCKET_VARIABLE, Stats,
 };
 
 /// What can go wrong between a client and the server.
@@ -128,9 +128,17 @@ impl Client {
         self.call(&Request::Processes { device, kind })
     }
 
-    /// All cards.
+    /// All cards but lost ones, which a CUDA program does not see either.
     pub fn cards(&mut self) -> Result<Vec<Card>, ClientError> {
         let driver: Driver = self.call(&Request::Hello)?;
-        (0..driver.cards).map(|device| self.call(&Request::Card { device })).collect()
+        let mut cards = Vec::new();
+        for device in 0..driver.cards {
+            match self.call(&Request::Card { device }) {
+                Ok(card) => cards.push(card),
+                Err(ClientError::Refused(Failure { code: Code::Lost, .. })) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(cards)
     }
 }

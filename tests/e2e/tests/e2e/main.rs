@@ -8,6 +8,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod failures;
+mod input;
+mod machine;
 mod release;
 mod rights;
 mod smoke;

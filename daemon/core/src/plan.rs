@@ -159,16 +159,16 @@ pub fn restore(settings: &Settings, facts: &Facts, state: &State, held_off: &[Mo
         .filter(|(name, claim)| claim.phase == Phase::Starting && !state.home.models.contains(name))
         .map(|(name, _)| name.clone())
         .collect();
-    let starts: Vec<Start> = state
-        .home
-        .models
-        .iter()
-        .filter(|name| !state.claims.contains_key(*name) && !held_off.contains(name))
-        .filter_map(|name| settings.models.get(name))
-        .filter(|model| !model.retired)
-        .find_map(|model| context.place(model, &stops).ok())
-        .into_iter()
-        .collect();
+    let absent = state.home.models.iter().filter(|name| !state.claims.contains_key(*name));
+    let absent: Vec<&Model> =
+        absent.filter_map(|name| settings.models.get(name)).filter(|model| !model.retired).collect();
+    let may = |name: &ModelName| !held_off.contains(name);
+    let first = match context.place_all(&absent, &stops, Vec::new()) {
+        Some(places) => places.into_iter().find(|start| may(&start.model)),
+        // Not all of them find a place now: what can serve, serves.
+        None => absent.iter().filter(|model| may(&model.name)).find_map(|m| context.place(m, &stops).ok()),
+    };
+    let starts: Vec<Start> = first.into_iter().collect();
     if starts.is_empty() && stops.is_empty() {
         return None;
     }

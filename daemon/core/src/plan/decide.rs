@@ -3,7 +3,7 @@
 use super::{Context, Plan, Start, Unplaced, Verdict, refusal};
 use crate::config::Model;
 use crate::name::ModelName;
-use crate::report::Verb;
+use crate::report::{Refusal, Verb};
 use crate::state::Home;
 
 impl Context<'_> {
@@ -40,26 +40,32 @@ impl Context<'_> {
         self.refuse(Verb::Switch, name, victims, unplaced)
     }
 
-    /// Models of home that don't run now and could not come back beside `start`: home as it is gets replaced, or
-    /// they would be missed for ever. What is merely unknown now stays.
+    /// Models of home that don't run now and could come back, but not beside `start`: home as it is gets replaced, or
+    /// they would be missed for ever.
     fn displaced(&self, victims: &[ModelName], start: &Start) -> Vec<ModelName> {
         let mut beside = vec![start.clone()];
         let mut displaced = Vec::new();
-        let absent =
-            self.state.home.models.iter().filter(|m| **m != start.model && !self.state.is_resident(m));
-        for name in absent {
-            let Some(model) = self.settings.models.get(name) else { continue };
+        for model in self.absent(&start.model) {
             // What it left behind doesn't stand in its own way.
-            let gone: Vec<ModelName> = victims.iter().chain([name]).cloned().collect();
+            let gone: Vec<ModelName> = victims.iter().chain([&model.name]).cloned().collect();
             match self.place_beside(model, &gone, &beside) {
                 Ok(place) => beside.push(place),
-                Err(why) if ["does_not_fit", "port_taken"].contains(&why.refusal.code.as_str()) => {
-                    displaced.push(name.clone());
-                }
-                Err(_) => {}
+                Err(_) => displaced.push(model.name.clone()),
             }
         }
         displaced
+    }
+
+    /// Models of home other than `name` that don't run now and are to come back. Not such whose place is unknown now.
+    fn absent(&self, name: &ModelName) -> Vec<&Model> {
+        let away = self.state.home.models.iter().filter(|m| *m != name && !self.state.is_resident(m));
+        let declared = away.filter_map(|m| self.settings.models.get(m)).filter(|model| !model.retired);
+        let all: Vec<ModelName> = self.state.claims.keys().cloned().collect();
+        let known = |model: &&Model| match self.place(model, &all) {
+            Ok(_) => true,
+            Err(why) => why.refusal.code == "does_not_fit",
+        };
+        declared.filter(known).collect()
     }
 
     pub(super) fn start(&self, model: &Model) -> Verdict {
@@ -83,8 +89,22 @@ impl Context<'_> {
         if home.default.is_none() {
             home.default = Some(name.clone());
         }
-        match self.place(model, &[]) {
-            Ok(start) => self.go(Verb::Start, Some(name), Vec::new(), vec![start], home),
+        match self.places(model, &[], &[]) {
+            Ok(places) => {
+                // Not the first place, if another one leaves room for those that are to come back.
+                let absent = self.absent(name);
+                let gone: Vec<ModelName> = absent.iter().map(|model| model.name.clone()).collect();
+                let leaves_room =
+                    |start: &Start| self.place_all(&absent, &gone, vec![start.clone()]).is_some();
+                match (places.into_iter().find(leaves_room), gone.first()) {
+                    (None, Some(absent)) => {
+                        self.refuse(Verb::Start, name, Vec::new(), place_kept(name, absent).into())
+                    }
+                    (start, _) => {
+                        self.go(Verb::Start, Some(name), Vec::new(), start.into_iter().collect(), home)
+                    }
+                }
+            }
             Err(mut unplaced) => {
                 let residents: Vec<ModelName> = self.state.residents().map(|(m, _)| m.clone()).collect();
                 if !residents.is_empty() && self.place(model, &residents).is_ok() {
@@ -142,7 +162,7 @@ impl Context<'_> {
         };
         let stops: Vec<ModelName> =
             self.state.residents().map(|(m, _)| m.clone()).filter(|m| !target.models.contains(m)).collect();
-        let mut starts: Vec<Start> = Vec::new();
+        let mut missing = Vec::new();
         for name in target.models.iter().filter(|name| !self.state.is_resident(name)) {
             let Some(model) = self.settings.models.get(name) else {
                 let text = format!("{name} served before and is not declared any more");
@@ -154,9 +174,14 @@ impl Context<'_> {
             if let Err(refusal) = self.check(model) {
                 return Verdict::Refused { refusal: *refusal, nearest: None };
             }
+            missing.push(model);
+        }
+        let mut starts = self.place_all(&missing, &stops, Vec::new()).unwrap_or_default();
+        // One after the other shows who is short of what.
+        while let Some(model) = missing.get(starts.len()) {
             match self.place_beside(model, &stops, &starts) {
                 Ok(start) => starts.push(start),
-                Err(unplaced) => return self.refuse(Verb::Back, name, stops, unplaced),
+                Err(unplaced) => return self.refuse(Verb::Back, &model.name, stops, unplaced),
             }
         }
         let model = target.default.clone();
@@ -202,4 +227,10 @@ impl Context<'_> {
         });
         Verdict::Refused { refusal, nearest }
     }
+}
+
+/// A start never evicts, nor does it take the place of what is to come back.
+fn place_kept(name: &ModelName, absent: &ModelName) -> Refusal {
+    let text = format!("{absent} does not run now and is to come back; beside {name} it would have no place");
+    refusal("place_kept", text, vec![format!("berthctl switch {name}"), format!("berthctl stop {absent}")])
 }

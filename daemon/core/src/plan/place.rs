@@ -13,18 +13,43 @@ impl Context<'_> {
         self.place_beside(model, victims, &[])
     }
 
-    /// The first place where the model fits, its port included, with `victims` gone and `others` started.
+    /// The first place where the model fits with `victims` gone and `others` started.
     pub(super) fn place_beside(
         &self,
         model: &Model,
         victims: &[ModelName],
         others: &[Start],
     ) -> Result<Start, Unplaced> {
+        self.places(model, victims, others).map(|mut places| places.swap_remove(0))
+    }
+
+    /// Places for all of these models at once beside `placed`, in their order: what the first could take may be the
+    /// only place of another.
+    pub(super) fn place_all(
+        &self,
+        models: &[&Model],
+        victims: &[ModelName],
+        placed: Vec<Start>,
+    ) -> Option<Vec<Start>> {
+        let Some((first, rest)) = models.split_first() else { return Some(placed) };
+        self.places(first, victims, &placed).ok()?.into_iter().find_map(|start| {
+            let placed = placed.iter().cloned().chain([start]).collect();
+            self.place_all(rest, victims, placed)
+        })
+    }
+
+    /// Every place where the model fits, its port included, with `victims` gone and `others` started; at least one.
+    pub(super) fn places(
+        &self,
+        model: &Model,
+        victims: &[ModelName],
+        others: &[Start],
+    ) -> Result<Vec<Start>, Unplaced> {
         if let Some(holder) = self.port_holder(model, victims, others) {
             return Err(self.port_taken(model, holder).into());
         }
         if model.policy == Policy::Cpu {
-            return Ok(Start { model: model.name.clone(), gpus: Vec::new() });
+            return Ok(vec![Start { model: model.name.clone(), gpus: Vec::new() }]);
         }
         let gpus = match &self.facts.gpus {
             Known::Value(gpus) if gpus.is_empty() => {
@@ -37,6 +62,7 @@ impl Context<'_> {
                 return Err(refusal("gpu_unknown", text, Vec::new()).into());
             }
         };
+        let mut fitting = Vec::new();
         let mut nearest: Option<(Start, Bytes, Vec<String>)> = None;
         let mut unknown = None;
         'candidates: for candidate in candidates(model, gpus)? {
@@ -75,11 +101,13 @@ impl Context<'_> {
                     .collect(),
             };
             if short.is_empty() {
-                return Ok(start);
-            }
-            if nearest.as_ref().is_none_or(|(_, least, _)| missing < *least) {
+                fitting.push(start);
+            } else if nearest.as_ref().is_none_or(|(_, least, _)| missing < *least) {
                 nearest = Some((start, missing, short));
             }
+        }
+        if !fitting.is_empty() {
+            return Ok(fitting);
         }
         match (nearest, unknown) {
             (Some((start, missing, mut short)), unknown) => {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use berth_core::bytes::Bytes;
 use berth_core::facts::{Known, Listener, Preflight};
+use berth_core::name::ModelName;
 use berth_core::plan::{self, Verdict};
 use berth_core::report::Verb;
 use berth_core::state::{Phase, Times};
@@ -21,7 +22,7 @@ fn told(machine: &Machine, verb: Verb, model: Option<&str>) -> String {
     let mut out = format!("> {} {}\n", verb.as_str(), model.unwrap_or_default());
     match &verdict {
         Verdict::Go(plan) => {
-            let home: Vec<&str> = plan.home.models.iter().map(|m| m.as_str()).collect();
+            let home: Vec<&str> = plan.home.models.iter().map(ModelName::as_str).collect();
             let default = plan.home.default.as_ref().map_or("nothing", |m| m.as_str());
             writeln!(out, "go: home [{}], default {default}", home.join(", ")).unwrap();
             writeln!(out, "    back would lead to {:?}", plan.previous.as_ref().map(|home| &home.models))
@@ -50,7 +51,7 @@ fn told(machine: &Machine, verb: Verb, model: Option<&str>) -> String {
             mib(gpu.available)
         )
         .unwrap();
-        let held = |models: &[(berth_core::name::ModelName, Bytes)]| {
+        let held = |models: &[(ModelName, Bytes)]| {
             models
                 .iter()
                 .map(|(model, bytes)| format!("{model} {}", mib(*bytes)))
@@ -227,6 +228,7 @@ fn a_failed_model_of_home_gives_way_or_stays() {
     tower.state.home.models = vec![name("aeon"), name("cpu-only")];
     tower.state.home.default = Some(name("aeon"));
     let mut out = told(&tower, Verb::Switch, Some("genesis"));
+    out += &told(&tower, Verb::Start, Some("small"));
     tower.state.home.models = vec![name("small")];
     out += &told(&tower, Verb::Switch, Some("glm-flash"));
     assert_snapshot!(out);
@@ -237,4 +239,34 @@ fn a_model_that_outgrew_its_claim_counts_with_what_it_holds() {
     let mut tower = Machine::tower(1);
     tower.claims("small", Phase::Serving, &[(0, 5120)], Some(7000));
     assert_snapshot!(told(&tower, Verb::Start, Some("glm-flash")));
+}
+
+#[test]
+fn the_first_place_is_left_to_whom_has_no_other() {
+    let home = |models: &[&str]| {
+        let mut tower = Machine::bare(2);
+        tower.state.home.models = models.iter().map(|model| name(model)).collect();
+        tower
+    };
+    let gpu = |start: &plan::Start| (start.model.as_str().to_owned(), start.gpus[0].index);
+    // pair needs most of GPU 0.
+    let tower = home(&["small", "pair"]);
+    let restored = plan::restore(&tower.settings, &tower.facts, &tower.state, &[]).unwrap();
+    assert_eq!(gpu(&restored.starts[0]), ("small".to_owned(), 1));
+    let held_off = [name("small")];
+    let restored = plan::restore(&tower.settings, &tower.facts, &tower.state, &held_off).unwrap();
+    assert_eq!(gpu(&restored.starts[0]), ("pair".to_owned(), 0));
+    let Verdict::Go(plan) = Machine::bare(2).before(&["small", "pair"]).plan(Verb::Back, None) else {
+        panic!()
+    };
+    assert_eq!(
+        plan.starts.iter().map(gpu).collect::<Vec<_>>(),
+        [("small".to_owned(), 1), ("pair".to_owned(), 0)]
+    );
+    let Verdict::Go(plan) = home(&["pair"]).plan(Verb::Start, Some("small")) else { panic!() };
+    assert_eq!(gpu(&plan.starts[0]), ("small".to_owned(), 1));
+    // Where somebody else has what pair needs, small serves nevertheless.
+    let tower = home(&["pair", "small"]).foreign(0, "train.py", 8000);
+    let restored = plan::restore(&tower.settings, &tower.facts, &tower.state, &[]).unwrap();
+    assert_eq!(gpu(&restored.starts[0]), ("small".to_owned(), 0));
 }

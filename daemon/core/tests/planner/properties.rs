@@ -10,6 +10,7 @@ use berth_core::plan::{Plan, Verdict, restore};
 use berth_core::report::Verb;
 use berth_core::state::{Home, Phase};
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 
 use crate::story::{DRIVER, Machine, device, memory, name, settings};
 
@@ -181,8 +182,13 @@ fn safe(drawn: &Drawn, machine: &Machine, plan: &Plan) -> Result<(), TestCaseErr
     Ok(())
 }
 
+fn config() -> ProptestConfig {
+    let kept = FileFailurePersistence::Direct("proptest-regressions/planner.txt");
+    ProptestConfig { cases: 100, failure_persistence: Some(Box::new(kept)), ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn no_plan_takes_more_than_there_is(drawn in drawn()) {

@@ -1,0 +1,498 @@
+//! What the driver does with the machine, and what must hold whatever happens.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use berth_core::backend::{Failure, FailureClass};
+use berth_core::bytes::Bytes;
+use berth_core::config::Settings;
+use berth_core::facts::Facts;
+use berth_core::name::ModelName;
+use berth_core::plan::{self, Plan, Start, Verdict};
+use berth_core::release::Proofs;
+use berth_core::report::{Actor, Outcome, Request, SwapSummary, Verb, What};
+use berth_core::state::{Phase, State};
+use berth_core::swap::{self, Action, Event, Swap, Watch};
+
+use super::nature::{Nature, RESERVED, TOTAL};
+use crate::story::{DRIVER, device, settings};
+
+/// Two that fill both cards, one of more than half a card, two small ones and one without a card. In every order
+/// they fit as they fitted in any other.
+const MODELS: &[(&str, &str)] = &[
+    ("aeon", "cmd = \"serve\"\npolicy = \"split\"\n[memory]\ngpu = [\"14 GiB\", \"14 GiB\"]\n"),
+    ("genesis", "cmd = \"serve\"\npolicy = \"split\"\n[memory]\ngpu = [\"14 GiB\", \"14 GiB\"]\n"),
+    ("glm", "cmd = \"serve\"\n[memory]\ngpu = \"9 GiB\"\n"),
+    ("small", "cmd = \"serve\"\n[memory]\ngpu = \"5 GiB\"\n"),
+    ("tiny", "cmd = \"serve\"\n[memory]\ngpu = \"4 GiB\"\n"),
+    ("host", "cmd = \"serve\"\npolicy = \"cpu\"\n"),
+];
+const DEADLINES: &str = "[deadlines]\nstop = \"5s\"\nrelease = \"10s\"\nstart = \"20s\"\n";
+
+/// What will happen, and when.
+#[derive(Debug, Clone)]
+enum Due {
+    Observe,
+    Tick,
+    Unit(ModelName),
+    StartEnded(u64, ModelName, Result<(), String>),
+    StopAsked(u64, ModelName, u64),
+    StopEnded(u64, ModelName, Result<(), String>),
+    Probe(u64, ModelName, u32),
+    Diagnosed(u64, ModelName),
+}
+
+/// Berth in the simulated world.
+pub(crate) struct World {
+    pub(crate) nature: Nature,
+    pub(crate) settings: Settings,
+    pub(crate) state: State,
+    pub(crate) ledger_fails: bool,
+    /// Every swap that ended.
+    pub(crate) ended: Vec<SwapSummary>,
+    /// How many events the machine and the driver took.
+    pub(crate) events: u64,
+    pub(crate) facts: Facts,
+    /// Units that were really told to stop or start.
+    pub(crate) touched: Vec<ModelName>,
+    proofs: Proofs,
+    swap: Option<Swap>,
+    began: u64,
+    watch: Watch,
+    probes: u32,
+    queue: BTreeMap<(u64, u64), Due>,
+    sequence: u64,
+    retries: BTreeMap<ModelName, (u32, u64)>,
+    strays: BTreeMap<ModelName, u64>,
+    waiting: Option<Request>,
+}
+
+impl World {
+    pub(crate) fn new(gpus: usize) -> Self {
+        let nature = Nature::new(gpus);
+        let mut world = Self {
+            facts: nature.facts(),
+            nature,
+            settings: declared(),
+            state: State::default(),
+            ledger_fails: false,
+            ended: Vec::new(),
+            events: 0,
+            touched: Vec::new(),
+            proofs: Proofs::default(),
+            swap: None,
+            began: 0,
+            watch: Watch::Idle,
+            probes: 0,
+            queue: BTreeMap::new(),
+            sequence: 0,
+            retries: BTreeMap::new(),
+            strays: BTreeMap::new(),
+            waiting: None,
+        };
+        world.due(0, Due::Observe);
+        world.due(0, Due::Tick);
+        world
+    }
+
+    pub(crate) fn names(&self) -> Vec<ModelName> {
+        self.settings.models.keys().cloned().collect()
+    }
+
+    pub(crate) fn busy(&self) -> bool {
+        self.swap.is_some()
+    }
+
+    fn due(&mut self, after: u64, due: Due) {
+        self.sequence += 1;
+        self.queue.insert((self.nature.now.saturating_add(after), self.sequence), due);
+    }
+
+    /// An operator asks: the refusal's code, or the verdict's plan was begun (None) or there was nothing to do.
+    pub(crate) fn ask(&mut self, verb: Verb, model: Option<&str>) -> Option<String> {
+        let request = Request { verb, model: model.map(str::to_owned) };
+        self.facts = self.nature.facts();
+        self.observed();
+        self.decide(request)
+    }
+
+    fn decide(&mut self, request: Request) -> Option<String> {
+        let before = self.state.clone();
+        let refused = |world: &Self, code: &str| {
+            assert_eq!(world.state, before, "a refused request changed something");
+            Some(code.to_owned())
+        };
+        if let Some(swap) = &self.swap {
+            if swap.verb() == Verb::Restore && self.waiting.is_none() {
+                self.waiting = Some(request);
+                self.step(Event::GiveWay("an operator".to_owned()));
+                return Some("waiting".to_owned());
+            }
+            return refused(self, "busy");
+        }
+        match plan::plan(&self.settings, &self.facts, &self.state, &request, &BTreeMap::new()) {
+            Verdict::Go(plan) => {
+                let by = Actor { uid: 1000, user: "op".to_owned(), pid: 1 };
+                self.begin(plan, Some(by));
+                None
+            }
+            Verdict::Nothing(_) => None,
+            Verdict::Refused { refusal, .. } => refused(self, &refusal.code),
+        }
+    }
+
+    fn begin(&mut self, plan: Plan, by: Option<Actor>) {
+        self.state.last_swap_id += 1;
+        let id = self.state.last_swap_id;
+        self.began = self.nature.now;
+        let world = world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, self.nature.now);
+        self.swap = Some(Swap::new(plan, id, by, 0, &world));
+        self.step(Event::Begin);
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            let Some(swap) = &mut self.swap else { return };
+            self.events += 1;
+            let home = self.state.home.clone();
+            let mut world =
+                world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, self.nature.now);
+            let actions = swap.step(&mut world, event);
+            if self.state.home != home {
+                let done = actions.iter().any(|action| {
+                    matches!(action, Action::Say(What::SwapEnded { swap })
+                        if swap.outcome == Some(Outcome::Done) && swap.by.is_some())
+                });
+                assert!(done, "home changed without an operator's swap being done");
+            }
+            next = self.perform(actions);
+        }
+        if self.swap.is_none()
+            && let Some(request) = self.waiting.take()
+        {
+            self.decide(request);
+        }
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) -> Option<Event> {
+        let id = self.swap.as_ref().map_or(0, Swap::id);
+        let ending = actions.contains(&Action::End);
+        for action in actions {
+            match action {
+                Action::Record { first } => {
+                    if self.ledger_fails && first && !ending {
+                        return Some(Event::RecordFailed("no space left on device".to_owned()));
+                    }
+                }
+                Action::Stop(model) => self.stop(id, &model),
+                Action::Kill(model) => {
+                    self.nature.kill(&model);
+                    self.unit_changes(&model);
+                }
+                Action::Start(start) => self.start(id, &start),
+                Action::Probe(model) => {
+                    self.probes += 1;
+                    self.due(50, Due::Probe(id, model, self.probes));
+                }
+                Action::Diagnose(model) => {
+                    self.probes += 1;
+                    self.due(200, Due::Diagnosed(id, model));
+                }
+                Action::Watch(watch) => {
+                    self.watch = watch;
+                    self.due(0, Due::Observe);
+                }
+                Action::Say(What::SwapEnded { swap }) => self.swap_ended(swap),
+                Action::Say(_) => {}
+                Action::End => {
+                    self.probes += 1;
+                    self.swap = None;
+                }
+            }
+        }
+        None
+    }
+
+    fn start(&mut self, id: u64, start: &Start) {
+        self.probes += 1;
+        self.touched.push(start.model.clone());
+        for part in &start.gpus {
+            let index = part.index as usize;
+            // By the truth, but for foreign processes, which may take memory at any time: as they were seen last.
+            let seen: u64 = self.facts.gpus()[index]
+                .processes
+                .value()
+                .into_iter()
+                .flatten()
+                .filter(|process| process.pid == 9)
+                .map(|process| process.memory.value().unwrap().0 >> 20)
+                .sum();
+            let held = self.nature.of_models(index);
+            assert!(
+                held + seen + DRIVER + RESERVED + (part.bytes.0 >> 20) <= TOTAL,
+                "{} was started on GPU {index} over {held} MiB that models still hold",
+                start.model
+            );
+            let claimed = self.state.claimed(&device(index), &[]).0 + self.settings.headroom.0;
+            let outside = Bytes::mib(seen + DRIVER + RESERVED).0;
+            assert!(claimed + outside <= Bytes::mib(TOTAL).0, "GPU {index} is promised to too many");
+        }
+        let result = self.nature.start(start);
+        self.unit_changes(&start.model);
+        self.due(25, Due::StartEnded(id, start.model.clone(), result));
+    }
+
+    fn stop(&mut self, id: u64, model: &ModelName) {
+        let ran = !self.nature.is_down(model);
+        let result = self.nature.stop(model);
+        self.unit_changes(model);
+        match result {
+            Ok(()) => {
+                self.touched.extend(ran.then(|| model.clone()));
+                self.due(2, Due::StopAsked(id, model.clone(), self.nature.now + 25_000));
+            }
+            Err(why) => self.due(5, Due::StopEnded(id, model.clone(), Err(why))),
+        }
+    }
+
+    /// systemd's signals come a little later, and not in a fixed order with the ends of jobs.
+    fn unit_changes(&mut self, model: &ModelName) {
+        let late = self.sequence % 40;
+        self.due(late, Due::Unit(model.clone()));
+    }
+
+    fn swap_ended(&mut self, swap: SwapSummary) {
+        let starts = |model: &ModelName| {
+            let of = self.settings.models.get(model).map(|m| m.deadlines).unwrap();
+            let slowest = self.state.times.get(model).and_then(|t| t.load.iter().max().copied()).unwrap_or(0);
+            let loads = of.start.max(Duration::from_millis(2 * slowest));
+            Duration::from_secs(30 + 5) + 2 * loads
+        };
+        let down = Duration::from_secs(5 + 10 + 10);
+        let up: Duration = swap.starts.iter().chain(&swap.stops).map(starts).sum();
+        let took = Duration::from_millis(self.nature.now - self.began);
+        assert!(took <= 2 * down + up + Duration::from_secs(2), "a swap took {took:?}: {swap:?}");
+        match swap.outcome.unwrap() {
+            Outcome::Done => {
+                for model in &swap.starts {
+                    let dying = self.nature.ends_at(model) <= self.nature.now + 200;
+                    assert!(
+                        self.nature.ready(model) || dying || self.nature.is_down(model),
+                        "{model}: {swap:?}"
+                    );
+                }
+                for model in swap.stops.iter().filter(|model| !swap.starts.contains(model)) {
+                    assert!(self.nature.is_down(model), "{model} still runs: {swap:?}");
+                    assert!(!self.state.claims.contains_key(model), "{model} still has a claim: {swap:?}");
+                }
+            }
+            Outcome::Restored => {
+                for model in &self.state.home.models {
+                    assert!(self.state.is_serving(model), "{model} of home does not serve: {swap:?}");
+                }
+            }
+            Outcome::Degraded => {}
+        }
+        assert!(self.state.claims.values().all(|claim| claim.phase != Phase::Starting), "{swap:?}");
+        if swap.outcome != Some(Outcome::Done) {
+            let missing: Vec<ModelName> = self.state.home.models.clone();
+            for model in missing.iter().filter(|model| !swap.serving.contains(model)) {
+                self.put_off(model);
+            }
+        }
+        self.ended.push(swap);
+    }
+
+    fn put_off(&mut self, model: &ModelName) {
+        let now = self.nature.now;
+        let (failures, not_before) = self.retries.entry(model.clone()).or_insert((0, now));
+        if now.saturating_sub(*not_before) > 600_000 {
+            *failures = 0;
+        }
+        *not_before = now + (1000u64 << (*failures).min(16)).min(300_000);
+        *failures += 1;
+    }
+
+    fn observed(&mut self) {
+        self.facts.at = Duration::from_millis(self.nature.now);
+        if self.swap.is_some() {
+            self.step(Event::Facts);
+        } else {
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        self.events += 1;
+        self.state.note_units(&self.facts);
+        self.proofs.weigh(&mut self.state, &self.facts);
+        let units = &self.facts.units;
+        let fallen: Vec<ModelName> = self
+            .state
+            .claims
+            .iter()
+            .filter(|(model, claim)| {
+                let down = units
+                    .get(*model)
+                    .is_none_or(|unit| unit.active.is_down() || unit.invocation != claim.invocation);
+                claim.phase == Phase::Serving && down
+            })
+            .map(|(model, _)| model.clone())
+            .collect();
+        for model in fallen {
+            self.state.claims.get_mut(&model).unwrap().phase = Phase::Ending;
+            self.put_off(&model);
+        }
+        let now = self.nature.now;
+        let ending = self.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
+        let strays: Vec<ModelName> = ending
+            .filter(|(model, _)| self.facts.units.get(*model).is_some_and(|unit| !unit.active.is_down()))
+            .filter(|(model, _)| self.strays.get(*model).is_none_or(|at| now - at >= 10_000))
+            .map(|(model, _)| model.clone())
+            .collect();
+        for model in strays {
+            self.strays.insert(model.clone(), now);
+            self.stop(0, &model);
+        }
+        let held_off: Vec<ModelName> = self
+            .retries
+            .iter()
+            .filter(|(_, (_, not_before))| *not_before > now)
+            .map(|(model, _)| model.clone())
+            .collect();
+        if !self.ledger_fails
+            && self.waiting.is_none()
+            && let Some(plan) = plan::restore(&self.settings, &self.facts, &self.state, &held_off)
+        {
+            self.begin(plan, None);
+        }
+    }
+
+    /// Lets so many milliseconds pass.
+    pub(crate) fn wait(&mut self, ms: u64) {
+        let until = self.nature.now + ms;
+        while let Some(((at, _), due)) = self.queue.first_key_value().map(|(key, due)| (*key, due.clone())) {
+            if at > until {
+                break;
+            }
+            self.queue.pop_first();
+            self.nature.advance(at);
+            self.happens(due);
+        }
+        self.nature.advance(until);
+    }
+
+    /// Waits until `when` holds, at most so long: whether it came to hold.
+    pub(crate) fn wait_until(&mut self, ms: u64, when: impl Fn(&Self) -> bool) -> bool {
+        let until = self.nature.now + ms;
+        while !when(self) {
+            if self.nature.now >= until {
+                return false;
+            }
+            self.wait(100);
+        }
+        true
+    }
+
+    fn happens(&mut self, due: Due) {
+        match due {
+            Due::Observe => {
+                // An order that changes starts a round at once; then only the newest goes on.
+                self.queue.retain(|_, due| !matches!(due, Due::Observe));
+                let pause = match self.watch {
+                    Watch::Idle => 1000,
+                    Watch::Loading => 100,
+                    Watch::Release(_) => 20,
+                };
+                self.due(pause, Due::Observe);
+                self.facts = self.nature.facts();
+                self.observed();
+            }
+            Due::Tick => {
+                self.due(if self.swap.is_some() { 100 } else { 1000 }, Due::Tick);
+                self.step(Event::Tick);
+            }
+            Due::Unit(model) => {
+                if let Some(unit) = self.nature.unit(&model) {
+                    self.facts.units.insert(model, unit);
+                }
+                self.observed();
+            }
+            Due::StartEnded(id, model, result) => self.tell(id, Event::StartEnded(model, result)),
+            Due::StopEnded(id, model, result) => self.tell(id, Event::StopEnded(model, result)),
+            Due::StopAsked(id, model, deadline) => {
+                if self.nature.is_down(&model) {
+                    self.unit_changes(&model);
+                    self.tell(id, Event::StopEnded(model, Ok(())));
+                } else if self.nature.now >= deadline {
+                    self.tell(id, Event::StopEnded(model, Err("its job timed out".to_owned())));
+                } else {
+                    let left = self.nature.ends_at(&model).saturating_sub(self.nature.now);
+                    self.due(left.clamp(1, 20), Due::StopAsked(id, model, deadline));
+                }
+            }
+            Due::Probe(id, model, probe) if probe == self.probes => {
+                if self.nature.ready(&model) {
+                    self.tell(id, Event::Ready(model));
+                } else {
+                    self.tell(id, Event::NotReady(model.clone(), "it is loading".to_owned()));
+                    self.due(50, Due::Probe(id, model, probe));
+                }
+            }
+            Due::Probe(..) => {}
+            Due::Diagnosed(id, model) => {
+                let failure =
+                    Failure { class: FailureClass::Unclassified, line: "no".to_owned(), exit: None };
+                self.tell(id, Event::Diagnosed(model, failure));
+            }
+        }
+    }
+
+    fn tell(&mut self, id: u64, event: Event) {
+        if self.swap.as_ref().is_some_and(|swap| swap.id() == id) {
+            self.step(event);
+        }
+    }
+
+    /// Ends every fault and waits until all of home serves, and nothing else.
+    pub(crate) fn heal_and_settle(&mut self) {
+        self.nature.heal();
+        self.ledger_fails = false;
+        let settled = self.wait_until(2_000_000, |world| {
+            let home: BTreeSet<&ModelName> = world.state.home.models.iter().collect();
+            let serving: BTreeSet<&ModelName> = world.state.claims.keys().collect();
+            !world.busy() && home == serving && home.iter().all(|model| world.nature.ready(model))
+        });
+        assert!(
+            settled,
+            "home does not serve again: home {:?}, claims {:?}, last {:#?}",
+            self.state.home.models,
+            self.state.claims,
+            self.ended.last()
+        );
+    }
+}
+
+/// The models above, read once.
+fn declared() -> Settings {
+    static SETTINGS: OnceLock<Settings> = OnceLock::new();
+    let read = || {
+        let files: Vec<(&str, String)> =
+            MODELS.iter().map(|(model, text)| (*model, format!("{text}{DEADLINES}"))).collect();
+        let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+        settings(&files)
+    };
+    SETTINGS.get_or_init(read).clone()
+}
+
+fn world<'a>(
+    settings: &'a Settings,
+    facts: &'a Facts,
+    state: &'a mut State,
+    proofs: &'a mut Proofs,
+    now: u64,
+) -> swap::World<'a> {
+    swap::World { settings, facts, state, proofs, now: Duration::from_millis(now), now_ms: now }
+}

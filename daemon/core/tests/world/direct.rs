@@ -1,0 +1,286 @@
+//! Each path of the design's machine once.
+
+use berth_core::name::ModelName;
+use berth_core::report::{Outcome, Step, StepState, SwapSummary, Verb};
+use berth_core::state::Phase;
+
+use super::World;
+use super::nature::NEVER;
+use crate::story::name;
+
+const PATIENCE: u64 = 300_000;
+
+impl World {
+    /// Asks, waits until that swap has ended and gives it back.
+    fn carries_out(&mut self, verb: Verb, model: Option<&str>) -> SwapSummary {
+        let before = self.ended.len();
+        assert_eq!(self.ask(verb, model), None);
+        assert!(self.wait_until(PATIENCE, |world| world.ended.len() > before), "stuck");
+        self.ended[before].clone()
+    }
+
+    fn with(gpus: usize, models: &[&str]) -> Self {
+        let mut world = Self::new(gpus);
+        for model in models {
+            assert_eq!(world.carries_out(Verb::Start, Some(model)).outcome, Some(Outcome::Done));
+        }
+        world.touched.clear();
+        world
+    }
+
+    fn home(&self) -> Vec<&str> {
+        self.state.home.models.iter().map(ModelName::as_str).collect()
+    }
+
+    fn phase(&self, model: &str) -> Option<Phase> {
+        self.state.claims.get(&name(model)).map(|claim| claim.phase)
+    }
+}
+
+fn reason(swap: &SwapSummary) -> &str {
+    swap.reason.as_deref().unwrap_or_default()
+}
+
+#[test]
+fn a_switch_waits_for_each_gpu() {
+    let mut world = World::with(2, &["aeon"]);
+    world.nature.manner("aeon").linger = 1250;
+    world.nature.manner("aeon").ramp = true;
+    let swap = world.carries_out(Verb::Switch, Some("genesis"));
+    assert_eq!(swap.outcome, Some(Outcome::Done), "{swap:?}");
+    assert_eq!((world.home(), world.nature.failed_allocations), (vec!["genesis"], 0));
+    assert!(swap.early_start_would_fail);
+    assert!(swap.held_at_exit.unwrap().gib() > 20.0, "{:?}", swap.held_at_exit);
+    let released = swap.steps.iter().find(|step| step.step == Step::Released).unwrap();
+    assert!((2400..2700).contains(&released.elapsed_ms), "{released:?}");
+    assert_eq!(swap.undo.as_deref(), Some("berthctl back"));
+    assert_eq!(swap.gap_ms, Some(swap.elapsed_ms));
+    let skipped = swap.steps.iter().filter(|step| step.state == StepState::Skipped).count();
+    assert_eq!(skipped, 2, "prewarming and draining are said to be skipped");
+
+    let swap = world.carries_out(Verb::Back, None);
+    assert_eq!((swap.outcome, world.home()), (Some(Outcome::Done), vec!["aeon"]));
+    let swap = world.carries_out(Verb::Restart, Some("default"));
+    assert_eq!((swap.outcome, swap.stops.len(), world.home()), (Some(Outcome::Done), 1, vec!["aeon"]));
+    let swap = world.carries_out(Verb::StopAll, None);
+    assert_eq!((swap.outcome, world.home()), (Some(Outcome::Done), vec![]));
+    assert!(world.state.claims.is_empty());
+    world.wait(PATIENCE);
+    assert!(world.state.claims.is_empty(), "what was stopped stays stopped");
+    world.carries_out(Verb::Back, None);
+    assert_eq!(world.home(), ["aeon"]);
+}
+
+#[test]
+fn a_start_that_fails_is_rolled_back() {
+    for (fault, says) in [
+        ("never ready", "genesis did not start: it was not ready after 20.0 s: it is loading"),
+        ("dies at once", "genesis did not start: it failed without a known reason; its log says \"no\""),
+        ("dies later", "genesis did not start: it failed without a known reason; its log says \"no\""),
+        ("unstartable", "genesis did not start: it failed without a known reason; its log says \"no\""),
+        ("no memory", "genesis did not start: it failed without a known reason; its log says \"no\""),
+    ] {
+        let mut world = World::with(2, &["aeon"]);
+        let manner = world.nature.manner("genesis");
+        match fault {
+            "never ready" => manner.load = NEVER,
+            "dies at once" => manner.dies = 10,
+            "dies later" => manner.dies = 2000,
+            "unstartable" => manner.unstartable = true,
+            // Two cards are asked for, one is given to somebody else between admission and allocation.
+            _ => manner.linger = 700,
+        }
+        assert_eq!(world.ask(Verb::Switch, Some("genesis")), None);
+        if fault == "no memory" {
+            assert!(world.wait_until(PATIENCE, |world| world.phase("genesis").is_some()));
+            while world.touched.last() != Some(&name("genesis")) {
+                world.wait(1);
+            }
+            world.nature.foreign.insert(1, 3000);
+            world.wait(60);
+            assert_eq!(world.nature.failed_allocations, 1);
+            world.nature.foreign.clear();
+        }
+        assert!(world.wait_until(PATIENCE, |world| world.ended.len() > 1), "stuck");
+        let swap = &world.ended[1];
+        assert_eq!(swap.outcome, Some(Outcome::Restored), "{fault}: {swap:?}");
+        assert_eq!(reason(swap), says, "{fault}");
+        assert_eq!((world.home(), world.phase("aeon")), (vec!["aeon"], Some(Phase::Serving)), "{fault}");
+        assert_eq!(world.phase("genesis"), None, "{fault}");
+        assert!(world.nature.ready(&name("aeon")), "{fault}");
+    }
+}
+
+#[test]
+fn a_victim_that_ignores_sigterm_is_killed() {
+    let mut world = World::with(2, &["aeon"]);
+    world.nature.manner("aeon").term = NEVER;
+    let swap = world.carries_out(Verb::Switch, Some("genesis"));
+    assert_eq!(swap.outcome, Some(Outcome::Done), "{swap:?}");
+    let stopped = swap.steps.iter().find(|step| step.step == Step::Stopped).unwrap();
+    assert!((5000..6000).contains(&stopped.elapsed_ms), "{stopped:?}");
+}
+
+#[test]
+fn a_victim_that_survives_sigkill_is_not_started_over() {
+    let mut world = World::with(2, &["aeon"]);
+    (world.nature.manner("aeon").term, world.nature.manner("aeon").kill) = (NEVER, 40_000);
+    let swap = world.carries_out(Verb::Switch, Some("genesis"));
+    assert_eq!(swap.outcome, Some(Outcome::Degraded));
+    assert!(
+        reason(&swap).contains("aeon survives SIGKILL since 10 s: pid 1001 (server) holds 14.0 GiB on GPU 0")
+    );
+    assert_eq!((world.home(), world.phase("aeon")), (vec!["aeon"], Some(Phase::Ending)));
+    assert!(!world.touched.contains(&name("genesis")));
+    // It ends after all: the late proof is taken, and home is restored.
+    assert!(world.wait_until(PATIENCE, |world| world.nature.ready(&name("aeon")) && !world.busy()));
+    assert_eq!(world.phase("aeon"), Some(Phase::Serving));
+    assert_eq!(world.ended.last().unwrap().verb, Verb::Restore);
+}
+
+#[test]
+fn memory_that_does_not_come_back_is_evidence() {
+    let mut world = World::with(2, &["aeon"]);
+    world.nature.manner("aeon").linger = 15_000;
+    let swap = world.carries_out(Verb::Switch, Some("genesis"));
+    assert_eq!(swap.outcome, Some(Outcome::Degraded));
+    let text = "memory was not back after 10.0 s: GPU 0: 14.0 GiB of aeon's memory are still held though its \
+                processes are gone; GPU 1: 14.0 GiB of aeon's memory are still held";
+    assert!(reason(&swap).starts_with(text), "{}", reason(&swap));
+    assert_eq!(world.home(), ["aeon"]);
+    assert!(world.wait_until(PATIENCE, |world| world.nature.ready(&name("aeon")) && !world.busy()));
+    assert_eq!(world.nature.failed_allocations, 0);
+}
+
+#[test]
+fn a_child_that_escaped_is_named() {
+    let mut world = World::with(2, &["aeon"]);
+    world.nature.manner("aeon").escapee = 12_000;
+    let swap = world.carries_out(Verb::Switch, Some("genesis"));
+    assert_eq!(swap.outcome, Some(Outcome::Degraded));
+    assert!(
+        reason(&swap).contains("GPU 1: 14.0 GiB of aeon's memory are still held: pid 1001 (server) holds")
+    );
+    world.heal_and_settle();
+}
+
+#[test]
+fn a_foreign_process_that_takes_the_memory_in_between() {
+    let mut world = World::with(2, &["aeon"]);
+    world.nature.manner("aeon").linger = 2000;
+    assert_eq!(world.ask(Verb::Switch, Some("genesis")), None);
+    world.wait(1000);
+    world.nature.foreign.insert(1, 5000);
+    assert!(world.wait_until(PATIENCE, |world| world.ended.len() > 1));
+    // Neither of the two fits now.
+    let swap = world.ended[1].clone();
+    assert_eq!(swap.outcome, Some(Outcome::Degraded));
+    assert!(reason(&swap).starts_with("genesis was not started: "), "{}", reason(&swap));
+    assert!(reason(&swap).contains("; the way back failed too: aeon was not started: "), "{}", reason(&swap));
+    assert!(reason(&swap).contains("pid 9 (server) 4.9 GiB"), "{}", reason(&swap));
+    assert!(world.state.claims.is_empty() && world.nature.failed_allocations == 0);
+    world.wait(60_000);
+    assert_eq!(world.ended.len(), 2, "nothing is tried that can't be");
+    world.nature.foreign.insert(1, 900);
+    assert!(world.wait_until(PATIENCE, |world| world.nature.ready(&name("aeon")) && !world.busy()));
+}
+
+#[test]
+fn a_stop_that_is_denied_leaves_everything_as_it_was() {
+    let mut world = World::with(2, &["aeon"]);
+    world.nature.manner("aeon").unstoppable = true;
+    let swap = world.carries_out(Verb::Switch, Some("genesis"));
+    assert_eq!(swap.outcome, Some(Outcome::Restored));
+    assert_eq!(reason(&swap), "aeon could not be stopped: Access denied");
+    assert_eq!((world.touched.len(), world.phase("aeon")), (0, Some(Phase::Serving)));
+}
+
+#[test]
+fn what_failed_and_cannot_be_stopped_does_not_serve() {
+    let mut world = World::with(2, &["aeon"]);
+    let manner = world.nature.manner("genesis");
+    (manner.load, manner.unstoppable) = (NEVER, true);
+    let swap = world.carries_out(Verb::Switch, Some("genesis"));
+    assert_eq!(swap.outcome, Some(Outcome::Degraded));
+    assert!(swap.serving.is_empty(), "{swap:?}");
+    assert_eq!(world.phase("genesis"), Some(Phase::Ending));
+    // As soon as systemd lets it go, home is back.
+    world.nature.manner("genesis").unstoppable = false;
+    assert!(world.wait_until(PATIENCE, |world| world.nature.ready(&name("aeon")) && !world.busy()));
+    assert_eq!(world.home(), ["aeon"]);
+}
+
+#[test]
+fn a_ledger_that_fails_first_touches_nothing() {
+    let mut world = World::with(2, &["aeon"]);
+    world.ledger_fails = true;
+    let swap = world.carries_out(Verb::Switch, Some("genesis"));
+    assert_eq!(swap.outcome, Some(Outcome::Restored));
+    assert_eq!(reason(&swap), "the ledger can't be written: no space left on device");
+    assert_eq!((world.touched.len(), world.phase("aeon")), (0, Some(Phase::Serving)));
+    // And in the middle: what was stopped comes back.
+    world.ledger_fails = false;
+    world.nature.manner("aeon").linger = 500;
+    assert_eq!(world.ask(Verb::Switch, Some("genesis")), None);
+    world.wait(300);
+    world.ledger_fails = true;
+    assert!(world.wait_until(PATIENCE, |world| world.ended.len() > 2));
+    assert_eq!(world.ended[2].outcome, Some(Outcome::Restored), "{:?}", world.ended[2]);
+    assert!(world.nature.ready(&name("aeon")) && !world.touched.contains(&name("genesis")));
+}
+
+#[test]
+fn of_two_victims_the_one_that_came_back_serves_on() {
+    let mut world = World::with(2, &["glm", "small"]);
+    world.nature.manner("genesis").dies = 1000;
+    assert_eq!(world.ask(Verb::Switch, Some("genesis")), None);
+    assert!(world.wait_until(PATIENCE, |world| world.phase("genesis").is_some()));
+    // On the way back the first victim is restored; then somebody takes the second one's place.
+    assert!(world.wait_until(PATIENCE, |world| world.phase("glm").is_some()));
+    world.nature.foreign = [(0, 5000), (1, 13_000)].into();
+    assert!(world.wait_until(PATIENCE, |world| world.ended.len() > 2));
+    let swap = &world.ended[2];
+    assert_eq!(swap.outcome, Some(Outcome::Degraded), "{swap:?}");
+    assert_eq!(swap.serving, [name("glm")], "{swap:?}");
+    assert!(world.nature.ready(&name("glm")));
+    world.heal_and_settle();
+}
+
+#[test]
+fn a_model_that_crashes_comes_back_with_pauses() {
+    let mut world = World::with(1, &["small"]);
+    world.nature.manner("small").dies = 5000;
+    assert_eq!(world.carries_out(Verb::Restart, Some("small")).outcome, Some(Outcome::Done));
+    world.wait(120_000);
+    let restored = world.ended.iter().filter(|swap| swap.verb == Verb::Restore).count();
+    assert!((4..9).contains(&restored), "{restored} times in two minutes");
+    world.heal_and_settle();
+}
+
+#[test]
+fn an_operator_comes_before_what_berthd_does_by_itself() {
+    let mut world = World::with(2, &["aeon"]);
+    world.nature.manner("aeon").dies = 10;
+    world.nature.manner("aeon").load = 15_000;
+    assert_eq!(world.carries_out(Verb::Restart, Some("aeon")).outcome, Some(Outcome::Degraded));
+    world.nature.manner("aeon").dies = NEVER;
+    assert!(world.wait_until(PATIENCE, World::busy));
+    assert_eq!(world.ask(Verb::Switch, Some("glm")), Some("waiting".to_owned()));
+    assert_eq!(world.ask(Verb::Switch, Some("small")), Some("busy".to_owned()));
+    assert!(world.wait_until(PATIENCE, |world| world.nature.ready(&name("glm")) && !world.busy()));
+    assert_eq!(world.home(), ["glm"], "aeon has no place beside it");
+}
+
+#[test]
+fn unknown_is_waited_for() {
+    let mut world = World::with(2, &["aeon"]);
+    let until = world.nature.now + 6000;
+    world.nature.blind_until.insert(1, until);
+    assert_eq!(world.ask(Verb::Switch, Some("genesis")), Some("gpu_unknown".to_owned()));
+    world.nature.blind_until.clear();
+    assert_eq!(world.ask(Verb::Switch, Some("genesis")), None);
+    world.nature.blind_until.insert(1, until);
+    assert!(world.wait_until(PATIENCE, |world| world.ended.len() > 1));
+    assert_eq!(world.ended[1].outcome, Some(Outcome::Done));
+    assert!(world.ended[1].steps.iter().any(|step| step.step == Step::Released && step.elapsed_ms >= 5500));
+}

@@ -282,7 +282,7 @@ fn a_model_that_dies_while_it_serves() {
         _ = berth.run(None, &["systemctl", "kill", "--signal", signal, &unit("aeon")]).with_code(0);
         before
     };
-    berth.gpu(&["linger", "500ms"]);
+    berth.gpu(&["linger", "1s"]);
 
     let before = crash("SIGABRT");
     berth.wait_for("aeon's end is seen", BY_ITSELF, |berth| {

@@ -4,7 +4,7 @@ use super::{Context, Plan, Start, Unplaced, Verdict, refusal};
 use crate::config::Model;
 use crate::name::ModelName;
 use crate::report::{Refusal, Verb};
-use crate::state::Home;
+use crate::state::{Home, Phase};
 
 impl Context<'_> {
     pub(super) fn switch(&self, model: &Model) -> Verdict {
@@ -201,6 +201,14 @@ impl Context<'_> {
         Verdict::Go(Plan { verb, model: model.cloned(), stops, starts, home, previous })
     }
 
+    /// Why a model that is short of room has none only now: memory of models that ended is not back.
+    fn fits_later(&self, model: &Model, stops: &[ModelName]) -> Option<Refusal> {
+        let ending = self.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
+        let ending: Vec<ModelName> = ending.map(|(name, _)| name.clone()).collect();
+        let gone = [stops, &ending].concat();
+        (!ending.is_empty() && self.place(model, &gone).is_ok()).then(|| not_back(&model.name, &ending))
+    }
+
     pub(super) fn refuse(
         &self,
         verb: Verb,
@@ -213,9 +221,13 @@ impl Context<'_> {
             && refusal.code == "does_not_fit"
             && refusal.hints.is_empty()
         {
-            let file = model.source.display();
-            let hint = format!("less memory in {file}: a smaller context, or fewer layers on the GPU");
-            refusal.hints.push(hint);
+            if let Some(held) = self.fits_later(model, &stops) {
+                refusal = held;
+            } else {
+                let file = model.source.display();
+                let hint = format!("less memory in {file}: a smaller context, or fewer layers on the GPU");
+                refusal.hints.push(hint);
+            }
         }
         let nearest = unplaced.short.map(|(start, _)| Plan {
             verb,
@@ -227,6 +239,13 @@ impl Context<'_> {
         });
         Verdict::Refused { refusal, nearest }
     }
+}
+
+/// What is short is memory on its way back.
+fn not_back(name: &ModelName, ending: &[ModelName]) -> Refusal {
+    let whose = ending.iter().map(ModelName::as_str).collect::<Vec<_>>().join(" and ");
+    let text = format!("{name} fits as soon as the memory of {whose} is back, which is not proved yet");
+    refusal("memory_held", text, vec!["berthctl status --watch".to_owned()])
 }
 
 /// A start never evicts, nor does it take the place of what is to come back.

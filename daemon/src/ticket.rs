@@ -1,7 +1,8 @@
 //! The ticket socket: the only place where a model's server gets permission to start.
 //!
 //! systemd connects to it while it starts `berth-model@….service` (`LoadCredential=`), and what it reads here
-//! is what `berth-launch` finds. It says by its own address for which unit it asks. Anyone else gets nothing.
+//! is what `berth-launch` finds. It says by its own address for which unit it asks, and asks from within that unit's
+//! cgroup, where it is about to become one of its commands. Anyone else gets nothing.
 //! Who may start is decided elsewhere; this keeps the decision until it is fetched, once, or runs out.
 
 use std::collections::HashMap;
@@ -20,6 +21,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
+
+use crate::proc;
 
 /// How long systemd may take to read a ticket.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
@@ -75,7 +78,14 @@ struct Shared {
     taken: mpsc::UnboundedSender<Taken>,
     /// The only user that may ask: root, since PID 1 is.
     asker: u32,
+    whose: Box<Whose>,
 }
+
+/// The run of this model's unit that a process is in.
+type Whose = dyn Fn(u32, &ModelName) -> Option<Run> + Send + Sync;
+
+/// One run of a unit: the kernel's id of its cgroup, which is made anew for each.
+type Run = u64;
 
 struct Book {
     tickets: HashMap<ModelName, State>,
@@ -83,17 +93,30 @@ struct Book {
 }
 
 enum State {
-    Granted { ticket: String, expires: Instant },
-    Taken,
+    Granted {
+        ticket: String,
+        expires: Instant,
+    },
+    /// systemd 252 asks anew for each command of a start (`ExecStartPre=` in a drop-in is one), so the run that has
+    /// it may have it again.
+    Taken {
+        ticket: String,
+        expires: Instant,
+        by: Run,
+    },
 }
 
 impl Tickets {
     /// Listens on `path`, mode 0600. The receiver tells of each ticket as it is fetched.
     pub fn serve(path: &Path) -> Result<(Self, mpsc::UnboundedReceiver<Taken>), TicketError> {
-        Self::serve_to(path, 0)
+        Self::serve_to(path, 0, Box::new(run_of))
     }
 
-    fn serve_to(path: &Path, asker: u32) -> Result<(Self, mpsc::UnboundedReceiver<Taken>), TicketError> {
+    fn serve_to(
+        path: &Path,
+        asker: u32,
+        whose: Box<Whose>,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Taken>), TicketError> {
         let failed = |source| TicketError::Socket { path: path.to_owned(), source };
         if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
             // A dead berthd leaves its socket behind; a living one must not lose it.
@@ -106,7 +129,7 @@ impl Tickets {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         let (taken, taken_from) = mpsc::unbounded_channel();
         let book = Book { tickets: HashMap::new(), reason: Arc::new(default_reason) };
-        let shared = Arc::new(Shared { book: Mutex::new(book), taken, asker });
+        let shared = Arc::new(Shared { book: Mutex::new(book), taken, asker, whose });
         let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Ok((Self { shared, path: path.to_owned(), task }, taken_from))
     }
@@ -151,21 +174,28 @@ impl Shared {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers the unit of this model; the ticket is used up by it.
-    fn answer(&self, model: &ModelName, now: Instant) -> (String, bool) {
+    /// Answers this run of the model's unit, which uses the ticket up. Says whether it was given for the first time.
+    fn answer(&self, model: &ModelName, run: Run, now: Instant) -> (String, bool) {
         let mut book = self.book();
-        let why = match book.tickets.insert(model.clone(), State::Taken) {
-            Some(State::Granted { ticket, expires }) if now < expires => return (ticket, true),
+        let why = match book.tickets.remove(model) {
+            Some(State::Granted { ticket, expires }) if now < expires => {
+                let taken = State::Taken { ticket: ticket.clone(), expires, by: run };
+                book.tickets.insert(model.clone(), taken);
+                return (ticket, true);
+            }
+            Some(State::Taken { ticket, expires, by }) if now < expires && by == run => {
+                book.tickets.insert(model.clone(), State::Taken { ticket: ticket.clone(), expires, by });
+                return (ticket, false);
+            }
             Some(State::Granted { expires, .. }) => {
-                book.tickets.remove(model);
                 let late = now.saturating_duration_since(expires).as_secs_f64();
                 format!("the permission for this start ran out {late:.1} s ago; ")
             }
-            Some(State::Taken) => "its last permission to start is used up; ".to_owned(),
-            None => {
-                book.tickets.remove(model);
-                String::new()
+            Some(taken @ State::Taken { .. }) => {
+                book.tickets.insert(model.clone(), taken);
+                "its last permission to start is used up; ".to_owned()
             }
+            None => String::new(),
         };
         let reason = Arc::clone(&book.reason);
         drop(book);
@@ -201,11 +231,12 @@ async fn serve_one(mut stream: UnixStream, shared: Arc<Shared>) {
     let uid = peer.as_ref().map_or(-1, |peer| i64::from(peer.uid()));
     let pid = peer.as_ref().ok().and_then(UCred::pid).unwrap_or(-1);
     let model = asked_for(name).filter(|_| uid == i64::from(shared.asker));
-    let Some(model) = model else {
+    let run = model.as_ref().zip(u32::try_from(pid).ok()).and_then(|(model, pid)| (shared.whose)(pid, model));
+    let Some((model, run)) = model.zip(run) else {
         warn!(uid, pid, name = %name.escape_ascii(), "a ticket was asked for by someone who isn't systemd: nothing given");
         return;
     };
-    let (text, granted) = shared.answer(&model, Instant::now());
+    let (text, granted) = shared.answer(&model, run, Instant::now());
     let written = tokio::time::timeout(WRITE_DEADLINE, async {
         stream.write_all(text.as_bytes()).await?;
         stream.shutdown().await
@@ -223,6 +254,15 @@ async fn serve_one(mut stream: UnixStream, shared: Arc<Shared>) {
         }
         Ok(()) => warn!(%model, "a start without permission was refused"),
     }
+}
+
+/// The run of the model's unit that this process is in.
+fn run_of(pid: u32, model: &ModelName) -> Option<Run> {
+    let group = proc::control_group_of(pid).filter(|_| proc::model_of(pid).as_ref() == Some(model))?;
+    // Commands beside the main process can have a cgroup below the unit's own.
+    let unit = model.unit();
+    let end = group.find(&unit)? + unit.len();
+    proc::cgroup_id(&group[..end])
 }
 
 /// The model for whose unit systemd asks, from the address that it asks from.
@@ -260,6 +300,20 @@ mod tests {
 
     fn me() -> u32 {
         nix::unistd::geteuid().as_raw()
+    }
+
+    /// Serves this process, which is in whatever run `run` says; in none where that is 0.
+    fn serve(path: &Path, run: &Arc<AtomicU32>) -> (Tickets, mpsc::UnboundedReceiver<Taken>) {
+        let run = Arc::clone(run);
+        let whose = move |pid, _: &ModelName| {
+            assert_eq!(pid, std::process::id());
+            Some(Run::from(run.load(Relaxed))).filter(|run| *run > 0)
+        };
+        Tickets::serve_to(path, me(), Box::new(whose)).unwrap()
+    }
+
+    fn one() -> Arc<AtomicU32> {
+        Arc::new(AtomicU32::new(1))
     }
 
     /// Asks as systemd does, from an abstract address (none where it is empty), and reads to the end.
@@ -303,7 +357,8 @@ mod tests {
     async fn a_ticket_is_given_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ticket.sock");
-        let (tickets, mut taken) = Tickets::serve_to(&path, me()).unwrap();
+        let run = one();
+        let (tickets, mut taken) = serve(&path, &run);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let unit = model().unit();
         assert!(refused(ask_for(&path, &unit).await).contains("run `berthctl start qwen3-32b`"));
@@ -315,6 +370,9 @@ mod tests {
             matches!(ask_for(&path, &unit).await, Ticket::Launch(launch) if launch.argv == ["/bin/true"])
         );
         assert_eq!(taken.recv().await.unwrap(), Taken { model: model() });
+        // systemd asks again for the next command of the same start; another start is not this one.
+        assert!(matches!(ask_for(&path, &unit).await, Ticket::Launch(_)));
+        run.store(2, Relaxed);
         let reason = refused(ask_for(&path, &unit).await);
         assert_eq!(
             reason,
@@ -330,7 +388,7 @@ mod tests {
     async fn a_ticket_runs_out_and_can_be_taken_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ticket.sock");
-        let (tickets, mut taken) = Tickets::serve_to(&path, me()).unwrap();
+        let (tickets, mut taken) = serve(&path, &one());
         tickets.grant(&model(), &launch(), Instant::now()).unwrap();
         assert!(
             refused(ask_for(&path, &model().unit()).await)
@@ -349,7 +407,7 @@ mod tests {
     async fn nobody_but_systemd_is_answered() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ticket.sock");
-        let (tickets, mut taken) = Tickets::serve_to(&path, me()).unwrap();
+        let (tickets, mut taken) = serve(&path, &one());
         tickets.grant(&model(), &launch(), Instant::now() + SOON).unwrap();
         let unit = model().unit();
         for from in [
@@ -371,10 +429,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_outside_of_the_unit_is_not_answered() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ticket.sock");
+        let run = Arc::new(AtomicU32::new(0));
+        let (tickets, mut taken) = serve(&path, &run);
+        tickets.grant(&model(), &launch(), Instant::now() + SOON).unwrap();
+        assert_eq!(ask(&path, &systemds(&model().unit())).await, "");
+        assert!(taken.try_recv().is_err());
+        run.store(1, Relaxed);
+        assert!(
+            matches!(ask_for(&path, &model().unit()).await, Ticket::Launch(_)),
+            "the ticket is untouched"
+        );
+    }
+
+    #[tokio::test]
     async fn another_user_is_not_answered() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ticket.sock");
-        let (tickets, _taken) = Tickets::serve_to(&path, me() + 1).unwrap();
+        let (tickets, _taken) = Tickets::serve_to(&path, me() + 1, Box::new(|_, _| Some(1))).unwrap();
         tickets.grant(&model(), &launch(), Instant::now() + SOON).unwrap();
         assert_eq!(ask(&path, &systemds(&model().unit())).await, "");
         assert!(tickets.revoke(&model()), "the ticket was not touched");
@@ -385,8 +459,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ticket.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let (first, _taken) = Tickets::serve_to(&path, me()).unwrap();
-        assert!(matches!(Tickets::serve_to(&path, me()), Err(TicketError::Busy(_))));
+        let (first, _taken) = serve(&path, &one());
+        assert!(matches!(Tickets::serve(&path), Err(TicketError::Busy(_))));
         drop(first);
         assert!(!path.exists());
         let nowhere = Tickets::serve(Path::new("/nowhere/ticket.sock")).map(drop).unwrap_err();
@@ -396,11 +470,8 @@ mod tests {
     #[tokio::test]
     async fn what_systemd_cannot_carry_is_refused_beforehand() {
         let folder = tempfile::tempdir().unwrap();
-        let (tickets, _taken) = Tickets::serve_to(&folder.path().join("ticket.sock"), me()).unwrap();
+        let (tickets, _taken) = serve(&folder.path().join("ticket.sock"), &one());
         let soon = Instant::now() + SOON;
-        let long: ModelName = "a-".repeat(12).parse().unwrap();
-        let error = tickets.grant(&long, &launch(), soon).unwrap_err().to_string();
-        assert!(error.contains("has 80 characters") && error.contains("at most 77"), "{error}");
         let huge = Launch { argv: vec!["x".repeat(LONGEST_TICKET)], ..launch() };
         assert!(matches!(tickets.grant(&model(), &huge, soon), Err(TicketError::TooLarge { .. })));
     }

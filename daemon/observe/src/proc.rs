@@ -153,6 +153,11 @@ pub fn cgroup_ids(control_group: &str) -> BTreeSet<u64> {
     dirs.iter().filter_map(|dir| Some(dir.metadata().ok()?.ino())).collect()
 }
 
+/// The kernel's id of this cgroup alone; None when it is gone.
+pub fn cgroup_id(control_group: &str) -> Option<u64> {
+    Some(folder(cgroup2_mount()?, control_group).metadata().ok()?.ino())
+}
+
 /// Total and available memory of the host, in that order.
 pub fn host_memory() -> Known<(Bytes, Bytes)> {
     let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());

@@ -8,6 +8,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use berth_core::state::State;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 const HEADER: &str = "berth-ledger 1\n";
 /// Beyond this size the file is written anew with the last state alone.
@@ -19,6 +21,8 @@ pub struct Ledger {
     path: PathBuf,
     file: File,
     size: u64,
+    /// Held for as long as the ledger is open: two writers would not see each other's lines.
+    _lock: Flock<File>,
 }
 
 /// Why the ledger can't be used.
@@ -32,6 +36,12 @@ pub enum LedgerError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Another berthd has it open.
+    #[error("ledger {path} belongs to another berthd that runs; `systemctl status berthd` shows it")]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
     /// Written by a version of Berth that this one does not know.
     #[error(
         "ledger {path} begins with `{header}`; this version of berthd reads `berth-ledger 1`: install the newer version again"
@@ -42,9 +52,10 @@ pub enum LedgerError {
         /// Its first line.
         header: String,
     },
-    /// A line other than the last is damaged.
+    /// A line is damaged that no power cut can have torn.
     #[error(
-        "ledger {path}: line {line} is damaged ({why}); keep a copy, then move it away: berthd starts with nothing serving"
+        "ledger {path}: line {line} is damaged ({why}), so nothing is decided on it; models that run go on. \
+         Move it away and start berthd: it takes over what runs, and asks for the rest"
     )]
     Damaged {
         /// The file.
@@ -62,6 +73,11 @@ impl Ledger {
     pub fn open(dir: &Path) -> Result<(Self, State, Option<String>), LedgerError> {
         let path = dir.join("ledger");
         let io = |source| LedgerError::Io { path: path.clone(), source };
+        let lock = File::create(dir.join("ledger.lock")).map_err(io)?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => LedgerError::Busy { path: path.clone() },
+            errno => io(errno.into()),
+        })?;
         let mut bytes = Vec::new();
         match File::open(&path) {
             Ok(mut file) => {
@@ -77,7 +93,7 @@ impl Ledger {
         });
         // Written anew at each start: this drops a torn tail and compacts in one.
         let (file, size) = rewrite(&path, &state).map_err(io)?;
-        Ok((Self { path, file, size }, state, note))
+        Ok((Self { path, file, size, _lock: lock }, state, note))
     }
 
     /// Writes the state and syncs it. After an error nothing of it counts, and the next write starts a new file.
@@ -107,31 +123,36 @@ fn read(path: &Path, bytes: &[u8]) -> Result<(State, usize), LedgerError> {
         let header = String::from_utf8_lossy(&first[..first.len().min(40)]).escape_debug().to_string();
         return Err(LedgerError::Version { path: path.to_owned(), header });
     }
+    let damaged = |line, why| Err(LedgerError::Damaged { path: path.to_owned(), line, why });
     let mut state = State::default();
     let mut good = HEADER.len();
     let mut number = 1;
     while good < bytes.len() {
         number += 1;
         let rest = &bytes[good..];
-        let Some(end) = rest.iter().position(|b| *b == b'\n') else { break };
-        match parse(&rest[..end]) {
-            Ok(read) => state = read,
-            // Only what was written last can be torn.
-            Err(_) if good + end + 1 == bytes.len() => break,
-            Err(why) => return Err(LedgerError::Damaged { path: path.to_owned(), line: number, why }),
+        let end = rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
+        // Only what was appended last can be torn, and then its checksum is wrong.
+        let tearable = number > 2 && good + end + 1 >= bytes.len();
+        match checked(&rest[..end]).map(serde_json::from_str) {
+            Ok(Ok(read)) if end < rest.len() => state = read,
+            Ok(Ok(_)) | Err(_) if tearable => break,
+            Ok(Ok(_)) => return damaged(number, "it has no end".to_owned()),
+            Ok(Err(error)) => return damaged(number, format!("another version wrote it: {error}")),
+            Err(why) => return damaged(number, why),
         }
         good += end + 1;
     }
     Ok((state, good))
 }
 
-fn parse(line: &[u8]) -> Result<State, String> {
+/// The JSON of a line whose checksum is right.
+fn checked(line: &[u8]) -> Result<&str, String> {
     let text = std::str::from_utf8(line).map_err(|_| "it is not text".to_owned())?;
     let (sum, json) = text.split_once(' ').ok_or("it has no checksum")?;
     if u32::from_str_radix(sum, 16).ok() != Some(crc32fast::hash(json.as_bytes())) {
         return Err("its checksum is wrong".to_owned());
     }
-    serde_json::from_str(json).map_err(|error| error.to_string())
+    Ok(json)
 }
 
 fn line(state: &State) -> String {
@@ -172,6 +193,7 @@ mod tests {
         for id in 1..=3 {
             ledger.record(&state(id)).unwrap();
         }
+        drop(ledger);
         assert_eq!(Ledger::open(dir.path()).unwrap().1, state(3));
     }
 
@@ -179,10 +201,11 @@ mod tests {
     fn every_prefix_gives_a_state_that_was_written() {
         let bytes = format!("{HEADER}{}{}{}", line(&state(1)), line(&state(2)), line(&state(3)));
         let dir = tempfile::tempdir().unwrap();
-        for end in HEADER.len()..bytes.len() {
+        // The first line is synced before the file has its name, so no cut can tear it.
+        for end in HEADER.len() + line(&state(1)).len()..bytes.len() {
             std::fs::write(dir.path().join("ledger"), &bytes[..end]).unwrap();
             let (_, read, note) = Ledger::open(dir.path()).unwrap();
-            assert!(read.last_swap_id <= 3 && (read == State::default() || read == state(read.last_swap_id)));
+            assert!((1..=3).contains(&read.last_swap_id) && read == state(read.last_swap_id), "{end}");
             let whole = bytes[..end].ends_with('\n');
             assert_eq!(note.is_none(), whole, "{end}");
         }
@@ -190,23 +213,43 @@ mod tests {
 
     #[test]
     fn a_damaged_body_is_never_believed() {
-        let bytes = format!("{HEADER}{}{}", line(&state(1)), line(&state(2)));
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ledger");
-        let mut damaged = bytes.clone().into_bytes();
-        damaged[HEADER.len() + 20] ^= 1;
-        std::fs::write(&file, &damaged).unwrap();
-        let error = Ledger::open(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("line 2 is damaged"), "{error}");
-        std::fs::write(&file, "berth-ledger 9\n").unwrap();
-        assert!(matches!(Ledger::open(dir.path()), Err(LedgerError::Version { .. })));
+        let refused = |bytes: &[u8]| {
+            std::fs::write(&file, bytes).unwrap();
+            let error = Ledger::open(dir.path()).unwrap_err().to_string();
+            assert_eq!(std::fs::read(&file).unwrap(), bytes, "it was changed");
+            error
+        };
+        for lines in [vec![1], vec![1, 2]] {
+            let mut bytes = HEADER.to_owned().into_bytes();
+            lines.iter().for_each(|id| bytes.extend(line(&state(*id)).into_bytes()));
+            bytes[HEADER.len() + 20] ^= 1;
+            let error = refused(&bytes);
+            assert!(error.contains("line 2 is damaged"), "{error}");
+        }
+        // What another version wrote has a right checksum and is no torn write.
+        let json = r#"{"home":7}"#;
+        let other = format!("{HEADER}{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
+        let error = refused(other.as_bytes());
+        assert!(error.contains("another version"), "{error}");
+        assert!(refused(b"berth-ledger 9\n").contains("reads `berth-ledger 1`"));
+    }
+
+    #[test]
+    fn only_one_berthd_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Ledger::open(dir.path()).unwrap();
+        assert!(matches!(Ledger::open(dir.path()), Err(LedgerError::Busy { .. })));
+        drop(first);
+        Ledger::open(dir.path()).unwrap();
     }
 
     #[test]
     fn it_stays_small() {
         let dir = tempfile::tempdir().unwrap();
         let (mut ledger, _, _) = Ledger::open(dir.path()).unwrap();
-        for id in 0..20_000 {
+        for id in 0..1500 {
             ledger.size += 1000; // as if each state were larger than it is here
             ledger.record(&state(id)).unwrap();
         }

@@ -13,6 +13,7 @@ use crate::report::SwapSummary;
 
 /// Everything that outlives berthd.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
 pub struct State {
     /// What an operator last committed: restored after a failure and a reboot.
     pub home: Home,
@@ -51,8 +52,10 @@ pub struct Claim {
     /// The unit's InvocationID; empty until systemd has started it.
     pub invocation: String,
     /// What it was before the start: facts that still show it tell nothing of this run.
+    #[serde(default)]
     pub earlier: String,
     /// Where its server was told to listen; what is declared may change while it runs.
+    #[serde(default)]
     pub address: Option<SocketAddr>,
     /// Every process that was ever seen in the unit's cgroups, with its start time in clock ticks.
     pub seen: BTreeMap<u32, u64>,

@@ -331,13 +331,15 @@ fn a_victim_that_crashes() {
     berth.assert_home("genesis");
 
     berth.switch("aeon");
+    berth.gpu(&["linger", "1500ms"]);
     let script = "systemctl kill --signal SIGKILL berth-model@aeon.service; berthctl switch genesis";
     let output = berth.run(None, &["sh", "-c", script]);
     // Refused (its memory is not back yet) or done, but never a server on memory that is still held.
     match output.code {
         0 => berth.assert_home("genesis"),
         3 => {
-            assert!(output.to_string().contains("aeon"), "{output}");
+            let why = "genesis fits as soon as the memory of aeon is back";
+            assert!(output.to_string().contains(why), "{output}");
             berth.wait_serving("aeon", BY_ITSELF);
             berth.assert_home("aeon");
         }

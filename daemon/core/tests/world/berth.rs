@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) settings: Settings,
     pub(crate) state: State,
     pub(crate) ledger_fails: bool,
+    /// What systemd says of units does not arrive yet.
+    pub(crate) unheard: bool,
     /// Every swap that ended.
     pub(crate) ended: Vec<SwapSummary>,
     /// How many events the machine and the driver took.
@@ -77,6 +79,7 @@ impl World {
             settings: declared(),
             state: State::default(),
             ledger_fails: false,
+            unheard: false,
             ended: Vec::new(),
             events: 0,
             touched: Vec::new(),
@@ -407,13 +410,19 @@ impl World {
                     Watch::Release(_) => 20,
                 };
                 self.due(pause, Due::Observe);
-                self.facts = self.nature.facts();
+                let facts = self.nature.facts();
+                if self.unheard {
+                    self.facts.gpus = facts.gpus;
+                } else {
+                    self.facts = facts;
+                }
                 self.observed();
             }
             Due::Tick => {
                 self.due(if self.swap.is_some() { 100 } else { 1000 }, Due::Tick);
                 self.step(Event::Tick);
             }
+            Due::Unit(model) if self.unheard => self.due(10, Due::Unit(model)),
             Due::Unit(model) => {
                 if let Some(unit) = self.nature.unit(&model) {
                     self.facts.units.insert(model, unit);

@@ -247,6 +247,21 @@ fn of_two_victims_the_one_that_came_back_serves_on() {
 }
 
 #[test]
+fn a_server_that_answers_before_systemds_word_came_is_not_taken_for_one_that_is_down() {
+    let mut world = World::new(2);
+    world.unheard = true;
+    assert_eq!(world.ask(Verb::Start, Some("aeon")), None);
+    assert!(world.wait_until(PATIENCE, |world| world.nature.ready(&name("aeon"))));
+    world.wait(1000);
+    assert!(world.busy(), "committed on facts from before its start");
+    world.unheard = false;
+    assert!(world.wait_until(1000, |world| !world.busy()));
+    world.wait(5000);
+    assert_eq!(world.ended[0].outcome, Some(Outcome::Done));
+    assert_eq!((world.phase("aeon"), &world.touched[..]), (Some(Phase::Serving), &[name("aeon")][..]));
+}
+
+#[test]
 fn a_model_that_crashes_comes_back_with_pauses() {
     let mut world = World::with(1, &["small"]);
     world.nature.manner("small").dies = 5000;

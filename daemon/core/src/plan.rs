@@ -114,6 +114,13 @@ pub fn plan(
     preflight: &BTreeMap<ModelName, Preflight>,
 ) -> Verdict {
     let context = Context { settings, facts, state, preflight };
+    // A model that runs can be stopped, also when its declaration is gone.
+    if let (Verb::Stop, Some(Ok(name))) = (request.verb, request.model.as_deref().map(str::parse))
+        && !settings.models.contains_key(&name)
+        && state.claims.contains_key(&name)
+    {
+        return context.stop(&[name], Verb::Stop);
+    }
     let model = match &request.model {
         None => None,
         Some(asked) => match resolve(settings, state, asked) {
@@ -209,7 +216,7 @@ pub fn too_big(settings: &Settings, facts: &Facts, state: &State, model: &Model)
     let context = Context { settings, facts, state, preflight: &preflight };
     let all: Vec<ModelName> = state.claims.keys().cloned().collect();
     match context.place(model, &all) {
-        Err(Unplaced { short: Some((_, short)), .. }) => Some(short),
+        Err(Unplaced { short: Some((_, short)), certain: true, .. }) => Some(short),
         _ => None,
     }
 }
@@ -226,11 +233,14 @@ struct Unplaced {
     refusal: Box<Refusal>,
     /// The candidate that came nearest, and how much it is short of in all.
     short: Option<(Start, Bytes)>,
+    /// Whether it is so whatever there is on GPUs that are unknown now.
+    certain: bool,
 }
 
 impl From<Refusal> for Unplaced {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal: Box::new(refusal), short: None }
+        let certain = refusal.code == "port_taken";
+        Self { refusal: Box::new(refusal), short: None, certain }
     }
 }
 

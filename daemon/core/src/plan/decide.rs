@@ -40,7 +40,7 @@ impl Context<'_> {
         self.refuse(Verb::Switch, name, victims, unplaced)
     }
 
-    /// Models of home that don't run now and could come back, but not beside `start`: home as it is gets replaced, or
+    /// Models of home that don't run now and could not come back beside `start`: home as it is gets replaced, or
     /// they would be missed for ever.
     fn displaced(&self, victims: &[ModelName], start: &Start) -> Vec<ModelName> {
         let mut beside = vec![start.clone()];
@@ -50,22 +50,34 @@ impl Context<'_> {
             let gone: Vec<ModelName> = victims.iter().chain([&model.name]).cloned().collect();
             match self.place_beside(model, &gone, &beside) {
                 Ok(place) => beside.push(place),
-                Err(_) => displaced.push(model.name.clone()),
+                Err(why) if why.certain => displaced.push(model.name.clone()),
+                // What is merely unknown now may come back.
+                Err(_) => {}
             }
         }
         displaced
     }
 
-    /// Models of home other than `name` that don't run now and are to come back. Not such whose place is unknown now.
+    /// Models of home other than `name` that don't run now and are to come back.
     fn absent(&self, name: &ModelName) -> Vec<&Model> {
         let away = self.state.home.models.iter().filter(|m| *m != name && !self.state.is_resident(m));
-        let declared = away.filter_map(|m| self.settings.models.get(m)).filter(|model| !model.retired);
-        let all: Vec<ModelName> = self.state.claims.keys().cloned().collect();
-        let known = |model: &&Model| match self.place(model, &all) {
-            Ok(_) => true,
-            Err(why) => why.refusal.code == "does_not_fit",
-        };
-        declared.filter(known).collect()
+        away.filter_map(|m| self.settings.models.get(m)).filter(|model| !model.retired).collect()
+    }
+
+    /// Whether all of `absent` can still come back, as far as can be known now, once `start` has its place.
+    fn leaves_room(&self, start: &Start, absent: &[&Model]) -> bool {
+        // What they left behind doesn't stand in their own way.
+        let gone: Vec<ModelName> = absent.iter().map(|model| model.name.clone()).collect();
+        let beside = [start.clone()];
+        let mut sure = Vec::new();
+        for model in absent {
+            match self.place_beside(model, &gone, &beside) {
+                Ok(_) => sure.push(*model),
+                Err(why) if why.certain => return false,
+                Err(_) => {}
+            }
+        }
+        self.place_all(&sure, &gone, beside.to_vec()).is_some()
     }
 
     pub(super) fn start(&self, model: &Model) -> Verdict {
@@ -93,12 +105,10 @@ impl Context<'_> {
             Ok(places) => {
                 // Not the first place, if another one leaves room for those that are to come back.
                 let absent = self.absent(name);
-                let gone: Vec<ModelName> = absent.iter().map(|model| model.name.clone()).collect();
-                let leaves_room =
-                    |start: &Start| self.place_all(&absent, &gone, vec![start.clone()]).is_some();
-                match (places.into_iter().find(leaves_room), gone.first()) {
+                let found = places.into_iter().find(|start| self.leaves_room(start, &absent));
+                match (found, absent.first()) {
                     (None, Some(absent)) => {
-                        self.refuse(Verb::Start, name, Vec::new(), place_kept(name, absent).into())
+                        self.refuse(Verb::Start, name, Vec::new(), place_kept(name, &absent.name).into())
                     }
                     (start, _) => {
                         self.go(Verb::Start, Some(name), Vec::new(), start.into_iter().collect(), home)

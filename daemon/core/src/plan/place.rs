@@ -65,16 +65,17 @@ impl Context<'_> {
         let mut fitting = Vec::new();
         let mut nearest: Option<(Start, Bytes, Vec<String>)> = None;
         let mut unknown = None;
-        'candidates: for candidate in candidates(model, gpus)? {
+        for candidate in candidates(model, gpus)? {
             let mut short = Vec::new();
             let mut missing = Bytes::ZERO;
+            let mut unseen = None;
             for part in &candidate {
                 let gpu = &gpus[part.position];
                 let available = match self.available(gpu, victims) {
                     Ok(available) => available,
                     Err(why) => {
-                        unknown = Some(why);
-                        continue 'candidates;
+                        unseen = unseen.or(Some(why));
+                        continue;
                     }
                 };
                 let beside: Bytes = others
@@ -100,10 +101,15 @@ impl Context<'_> {
                     })
                     .collect(),
             };
-            if short.is_empty() {
-                fitting.push(start);
-            } else if nearest.as_ref().is_none_or(|(_, least, _)| missing < *least) {
-                nearest = Some((start, missing, short));
+            match (short.is_empty(), unseen) {
+                (true, None) => fitting.push(start),
+                (true, Some(why)) => unknown = unknown.or(Some(why)),
+                (false, unseen) => {
+                    short.extend(unseen.map(|why| why.text));
+                    if nearest.as_ref().is_none_or(|(_, least, _)| missing < *least) {
+                        nearest = Some((start, missing, short));
+                    }
+                }
             }
         }
         if !fitting.is_empty() {
@@ -111,10 +117,12 @@ impl Context<'_> {
         }
         match (nearest, unknown) {
             (Some((start, missing, mut short)), unknown) => {
+                let certain = unknown.is_none();
                 short.extend(unknown.map(|why| why.text));
                 Err(Unplaced {
                     refusal: Box::new(refusal("does_not_fit", short.join("; "), Vec::new())),
                     short: Some((start, missing)),
+                    certain,
                 })
             }
             (None, Some(why)) => Err(why.into()),

@@ -1,13 +1,17 @@
 //! The machine below misbehaves: NVML is missing or hangs, a GPU is lost, a process does not die, berthd does.
 //! Clear states, no panic, and it goes on by itself once the machine is well again.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use berth_core::facts::Known;
 use berth_core::report::{ModelState, Outcome, Status};
 use berth_tests::{Berth, declaration, fake};
+use nix::sys::signal::Signal;
+use sandbox::signal;
+use tempfile::NamedTempFile;
 
 const EACH: &str = "14300MiB";
 const SOON: Duration = Duration::from_secs(20);
@@ -66,14 +70,14 @@ fn no_gpus_to_be_seen() {
 
     // The library is missing; berthd is started anew, since one that runs has it open.
     let aside = format!("{library}.aside");
-    berth.run(None, &["mv", library, &aside]).with_code(0).code;
+    _ = berth.run(None, &["mv", library, &aside]).with_code(0);
     berth.restart_berthd();
     let why = blind(&berth.status()).unwrap();
     assert!(why.contains("can't be loaded") && why.contains("install the NVIDIA driver"), "{why}");
     assert_eq!(codes(&berth.status()), ["gpus_unknown"]);
     refused("gpu_unknown", "install the NVIDIA driver");
     let berthd = berth.property("berthd.service", "MainPID");
-    berth.run(None, &["mv", &aside, library]).with_code(0).code;
+    _ = berth.run(None, &["mv", &aside, library]).with_code(0);
     comes_back();
 
     // The driver was updated below a berthd that is started anew.
@@ -218,49 +222,65 @@ fn nvml_hangs() {
     assert_eq!(berth.stats().failed, 0);
 }
 
-/// An ext4 file system in the guest that can be frozen. It is thawed and taken away when this is dropped, also
-/// after a panic: a frozen one would keep its writers, and with them the sandbox, for ever.
+/// An ext4 file system in the guest that can be frozen. It is thawed when this is dropped, also after a panic, and
+/// after a while in any case: a frozen one would keep its writers, and with them the sandbox, for ever.
 struct Disk {
-    at: PathBuf,
+    /// Its folder, whatever becomes of the guest.
+    folder: File,
     device: String,
-    _image: tempfile::NamedTempFile,
+    thaws: Option<Child>,
+    _image: NamedTempFile,
 }
+
+/// A program that is told the folder by its standard input.
+const THERE: &str = "/proc/self/fd/0";
 
 impl Disk {
     /// One that is mounted on /mnt.
     fn on_mnt(berth: &Berth) -> Disk {
-        let image = tempfile::NamedTempFile::new().unwrap();
+        let image = NamedTempFile::new().unwrap();
         image.as_file().set_len(16 << 20).unwrap();
         let path = image.path().to_str().unwrap();
-        host("mkfs.ext4", &["-q", "-F", path]);
-        let device = host("losetup", &["--find", "--show", path]);
-        let disk =
-            Disk { at: berth.sandbox().root().join("mnt"), device: device.trim().to_owned(), _image: image };
-        let number = disk.device.trim_start_matches("/dev/loop");
-        _ = berth.run(None, &["mknod", &disk.device, "b", "7", number]).with_code(0);
-        _ = berth.run(None, &["mount", &disk.device, "/mnt"]).with_code(0);
-        disk
+        host("mkfs.ext4", &["-q", "-F", path], Stdio::null());
+        let device = host("losetup", &["--find", "--show", path], Stdio::null()).trim().to_owned();
+        let number = device.trim_start_matches("/dev/loop");
+        _ = berth.run(None, &["mknod", &device, "b", "7", number]).with_code(0);
+        _ = berth.run(None, &["mount", &device, "/mnt"]).with_code(0);
+        let folder = File::open(berth.sandbox().root().join("mnt")).unwrap();
+        Disk { folder, device, thaws: None, _image: image }
     }
 
-    fn freeze(&self) {
-        host("fsfreeze", &["-f", self.at.to_str().unwrap()]);
+    fn stdin(&self) -> Stdio {
+        self.folder.try_clone().unwrap().into()
+    }
+
+    fn freeze(&mut self) {
+        let later = format!("sleep 90; exec fsfreeze -u {THERE}");
+        let mut thaws = Command::new("sh");
+        thaws.args(["-c", &later]).stdin(self.stdin()).process_group(0);
+        self.thaws = Some(thaws.spawn().unwrap());
+        host("fsfreeze", &["-f", THERE], self.stdin());
     }
 
     fn thaw(&self) {
-        host("fsfreeze", &["-u", self.at.to_str().unwrap()]);
+        host("fsfreeze", &["-u", THERE], self.stdin());
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
         // What is done already fails, and that is well. The guest's mount goes with the guest.
-        _ = Command::new("fsfreeze").arg("-u").arg(&self.at).output();
+        _ = Command::new("fsfreeze").args(["-u", THERE]).stdin(self.stdin()).output();
         _ = Command::new("losetup").args(["--detach", &self.device]).output();
+        if let Some(thaws) = &mut self.thaws {
+            _ = signal(thaws, Signal::SIGKILL);
+            _ = thaws.wait();
+        }
     }
 }
 
-fn host(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
+fn host(program: &str, arguments: &[&str], stdin: Stdio) -> String {
+    let output = Command::new(program).args(arguments).stdin(stdin).output().unwrap();
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -272,14 +292,14 @@ fn a_victim_survives_sigkill() {
     let main = "node = \"tower\"\n[deadlines]\nstop = \"1s\"\nrelease = \"5s\"\nstart = \"10s\"\n";
     let berth = Berth::builder().main(main).fake("aeon", "9000MiB", &[]).fake("genesis", EACH, &[]).boot();
     berth.switch("aeon");
-    let disk = Disk::on_mnt(&berth);
+    let mut disk = Disk::on_mnt(&berth);
     disk.freeze();
     // One more process of aeon's server, with GPU memory of its own.
     let group = berth.property("berth-model@aeon.service", "ControlGroup");
     let join = "echo $$ >\"/sys/fs/cgroup$0/cgroup.procs\" && exec gpusim run --claim 0=500MiB -- \
                 dd if=/dev/zero of=/mnt/file bs=4096 count=1";
     let mut writer = berth.sandbox().command(None, &["sh", "-c", join, &group]).unwrap();
-    let mut writer = writer.stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut writer = writer.stderr(Stdio::null()).spawn().unwrap();
     let pid = berth.wait_for("a process in D state", SOON, |berth| {
         let all = berth.run(None, &["ps", "-eo", "pid=,stat=,comm="]).with_code(0).stdout;
         let stuck = all.lines().find(|line| line.ends_with(" dd") && line.contains(" D"))?;

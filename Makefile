@@ -14,7 +14,10 @@ polkit_to = $(DESTDIR)$(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/polkit-1/ru
 stage = target/stage
 triplet = $(shell uname -m)-linux-gnu
 
-.PHONY: build install install-files stage bench soak
+as_root = $(if $(filter-out 0,$(shell id -u)),sudo -E env PATH="$$PATH")
+run_as_root = $(if $(as_root),--config "target.'cfg(all())'.runner='sudo -E'")
+
+.PHONY: build install install-files stage bench soak demo test lint deps assets
 
 build:
 	$(CARGO) build $(cargo_profile) --workspace
@@ -51,6 +54,33 @@ stage:
 	$(MAKE) --no-print-directory -s install-files DESTDIR=$(stage) PREFIX=/usr PROFILE=$(PROFILE)
 	install -D -m 644 $(target)/libnvidia_ml.so $(stage)/usr/lib/$(triplet)/libnvidia-ml.so.1
 	install -D -m 755 -t $(stage)/usr/bin $(target)/gpusim $(target)/fakellm
+
+# Shows in a minute what goes wrong by hand and what Berth does instead. With a terminal it stays up to be played
+# with, until Ctrl-C. Where PyPI can't be reached (exit status 69) a server that pretends takes the real one's place.
+demo: deps stage
+	$(CARGO) build -q -p berth-tests --bin demo
+	@pretend=; tests/assets/fetch || { test $$? -eq 69 && pretend=--fakellm; } || exit 1; \
+	    $(as_root) target/debug/demo $$pretend
+
+# All that CI runs. The end-to-end tests boot sandboxes, so tests run as root: through sudo where you are not.
+test: deps lint stage
+	@tests/assets/fetch || test $$? -eq 69
+	@dir=$$(mktemp -d) && $(as_root) target/debug/sandbox up --tree none --dir $$dir >/dev/null && \
+	    $(as_root) target/debug/sandbox down --wipe --dir $$dir >/dev/null
+	$(CARGO) test --workspace --no-fail-fast $(run_as_root) -- --test-threads=3
+	@echo "test: passed: formatting, clippy, unit tests, end-to-end tests on a real systemd"
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
+
+# Installs what tests and demo need and this machine lacks, with apt.
+deps:
+	@tests/deps
+
+# The real llama-server and weights for it, through pip, into .cache/assets.
+assets:
+	@tests/assets/fetch
 
 # What a switch costs, beside what others do: ten minutes; docs/measurements.md has the last figures. Of what is
 # installed, so of a release build, in a tree of its own. BENCH="SWITCHES OTHERS WAIT_SECONDS" for a shorter run.

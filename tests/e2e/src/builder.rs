@@ -20,6 +20,7 @@ const MAIN: &str = "node = \"tower\"\n\n[deadlines]\nstop = \"3s\"\nrelease = \"
 /// Describes a sandbox with Berth.
 #[derive(Debug, Clone)]
 pub struct Builder {
+    dir: Option<PathBuf>,
     gpus: String,
     seed: u64,
     main: String,
@@ -40,6 +41,7 @@ enum Text {
 impl Builder {
     pub(crate) fn new() -> Builder {
         Builder {
+            dir: None,
             gpus: sandbox::DEFAULT_GPUS.to_owned(),
             seed: 0,
             main: MAIN.to_owned(),
@@ -48,6 +50,13 @@ impl Builder {
             berthd_may_fail: false,
             interrupt: Interrupt::default(),
         }
+    }
+
+    /// The sandbox's folder; without it a new one among the temporary files.
+    #[must_use]
+    pub fn dir(mut self, dir: impl Into<PathBuf>) -> Builder {
+        self.dir = Some(dir.into());
+        self
     }
 
     /// The simulated cards: `2x16311` (the default), `1x16GiB,1x24GiB`, `0`.
@@ -141,6 +150,9 @@ impl Builder {
             .tree(stage()?)
             .bind(config.path().join("berth"), "/etc/berth")
             .interrupt(self.interrupt);
+        if let Some(dir) = self.dir {
+            sandbox = sandbox.dir(dir);
+        }
         if self.assets {
             let assets = Assets::get().map_err(|missing| anyhow::anyhow!("{missing}"))?;
             sandbox = sandbox.bind_read_only(assets.folder(), GUEST_ASSETS);

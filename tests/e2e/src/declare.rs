@@ -21,11 +21,15 @@ pub fn fake(gpus: usize, each: &str, flags: &[&str]) -> String {
 /// The real llama-server with real weights, holding `each` simulated memory on each of `gpus` cards. Two
 /// threads and a small context: what it computes is no matter, that it is itself is.
 pub fn real(gpus: usize, each: &str) -> String {
-    let cmd = format!(
+    declaration(&real_command(each), gpus, each)
+}
+
+/// Its command line, on as many cards as it sees.
+pub fn real_command(each: &str) -> String {
+    format!(
         "LD_LIBRARY_PATH={GUEST_ASSETS}/llama.cpp /usr/bin/gpusim run --claim-each {each} -- \
          {GUEST_ASSETS}/llama.cpp/llama-server -m {GUEST_ASSETS}/gemma-3-270m.gguf -c 2048 -t 2"
-    );
-    declaration(&cmd, gpus, each)
+    )
 }
 
 /// gpusim writes `14300MiB`, Berth's files `14300 MiB`.

@@ -27,13 +27,12 @@ mod builder;
 mod declare;
 mod failure;
 mod http;
-mod told;
 pub mod soak;
 mod told;
 
 pub use assets::{Assets, NoAssets};
-pub use berth::{Berth, Change, CtlOutput, Run, Server, step_ms};
+pub use berth::{Berth, Change, CtlOutput, PROMPT, Run, Server, step_ms};
 pub use builder::{Builder, stage};
-pub use declare::{GUEST_ASSETS, declaration, fake, real};
+pub use declare::{GUEST_ASSETS, declaration, fake, real, real_command};
 pub use http::{Answer, ask, post};
 pub use told::Told;

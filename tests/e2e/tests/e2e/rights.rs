@@ -135,7 +135,8 @@ fn starts_by_hand_fail_with_the_reason() {
     let berth = Berth::builder().fake("aeon", EACH, &[]).fake("genesis", EACH, &[]).boot();
     berth.switch("aeon");
     let unit = "berth-model@genesis.service";
-    _ = berth.systemctl(&["enable", unit]);
+    let enable = berth.systemctl(&["enable", unit]);
+    assert!(enable.stderr.contains("not meant to be enabled"), "{enable}");
     assert_eq!(berth.systemctl(&["is-enabled", unit]).stdout.trim(), "static");
     let links = berth.run(None, &["find", "/etc/systemd", "-name", "berth-model@*"]).with_code(0);
     assert_eq!(links.stdout, "");

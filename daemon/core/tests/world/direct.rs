@@ -1,12 +1,13 @@
 //! Each path of the design's machine once.
 
+use berth_core::facts::Active;
 use berth_core::name::ModelName;
 use berth_core::report::{Outcome, Step, StepState, SwapSummary, Verb};
 use berth_core::state::Phase;
 
 use super::World;
 use super::nature::NEVER;
-use crate::story::name;
+use crate::story::{Machine, name, unit};
 
 const PATIENCE: u64 = 300_000;
 
@@ -298,4 +299,18 @@ fn unknown_is_waited_for() {
     assert!(world.wait_until(PATIENCE, |world| world.ended.len() > 1));
     assert_eq!(world.ended[1].outcome, Some(Outcome::Done));
     assert!(world.ended[1].steps.iter().any(|step| step.step == Step::Released && step.elapsed_ms >= 5500));
+}
+
+#[test]
+fn facts_from_before_a_start_say_nothing_of_it() {
+    let mut machine = Machine::bare(1);
+    machine.claims("small", Phase::Starting, &[(0, 5120)], None);
+    let claim = machine.state.claims.get_mut(&name("small")).unwrap();
+    (claim.invocation, claim.earlier) = (String::new(), "crashed".to_owned());
+    machine.facts.units.insert(name("small"), unit("crashed", Active::Failed, &[]));
+    assert!(!machine.state.note_units(&machine.facts));
+    assert_eq!(machine.state.claims[&name("small")].invocation, "");
+    machine.facts.units.insert(name("small"), unit("this", Active::Failed, &[]));
+    assert!(machine.state.note_units(&machine.facts), "it may have ended again already");
+    assert_eq!(machine.state.claims[&name("small")].invocation, "this");
 }

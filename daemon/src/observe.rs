@@ -2,29 +2,40 @@
 //! kernel. How closely is the driver's order; decides nothing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{DeviceId, Gpu, Known, Unit};
+use berth_core::facts::{Active, DeviceId, Gpu, Known, Unit};
 use berth_core::name::ModelName;
 use berth_core::release;
 use berth_core::state::ClaimedGpu;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::driver::Message;
 use crate::nvml::Nvml;
-use crate::systemd::{Change, Systemd, SystemdError, UnitReading};
+use crate::systemd::{Change, Systemd, UnitChange, UnitReading};
 
 /// Between two full readings when nothing goes on.
 const IDLE: Duration = Duration::from_secs(1);
 /// Between two full readings while something loads or stops.
 const LOADING: Duration = Duration::from_millis(100);
-/// Between two looks at the memory info while memory is awaited: first, and after a while. A look costs some tens
-/// of microseconds, so this is at most about two percent of a core.
-const FAST: Duration = Duration::from_millis(4);
-const FAST_LATER: Duration = Duration::from_millis(10);
+/// Between two looks at the memory info while memory is awaited: a part of the time waited so far, within these.
+/// So a long wait costs about one percent of a core, and no wait is prolonged by more than half a percent or 3 ms.
+const FAST: Duration = Duration::from_millis(3);
+const FAST_LATER: Duration = Duration::from_millis(15);
+const FAST_PART: u32 = 256;
+/// Full readings at once when memory came back or a unit changed: two prove a release, and one may have been
+/// begun too early to count.
+const CONFIRMING: u32 = 3;
+const CONFIRM: Duration = Duration::from_millis(1);
+/// Between two full readings after those, while more is awaited.
+const CONFIRMED: Duration = Duration::from_millis(40);
 /// Between two full readings while memory is awaited and not back: shows who holds it.
 const LISTS: Duration = Duration::from_millis(250);
+/// A change of a unit that is on its way up or down is read after this time, with those that follow it.
+const SETTLE: Duration = Duration::from_millis(20);
 /// Between two lists of all units; changes of known ones arrive by themselves.
 const ALL_UNITS: Duration = Duration::from_secs(10);
 
@@ -46,25 +57,27 @@ pub enum Order {
 
 /// Starts observing. Facts go to `driver`; the order is taken from `order` whenever it changes.
 pub fn spawn(nvml: Nvml, systemd: Systemd, order: watch::Receiver<Order>, driver: mpsc::Sender<Message>) {
-    tokio::spawn(gpus(nvml, order.clone(), driver.clone()));
-    tokio::spawn(units(systemd, order, driver));
+    let unit_changed = Arc::new(Notify::new());
+    tokio::spawn(gpus(nvml, order.clone(), Arc::clone(&unit_changed), driver.clone()));
+    tokio::spawn(units(systemd, order, unit_changed, driver));
 }
 
-async fn gpus(nvml: Nvml, mut order: watch::Receiver<Order>, driver: mpsc::Sender<Message>) {
+async fn gpus(
+    nvml: Nvml,
+    mut order: watch::Receiver<Order>,
+    unit_changed: Arc<Notify>,
+    driver: mpsc::Sender<Message>,
+) {
     let mut latest: Known<Vec<Gpu>> = Known::Unknown("not read yet".to_owned());
     let mut listed = Instant::now() - IDLE;
     let mut since = Instant::now();
+    // Of the parts that are awaited: which are back, and how many full readings said so.
+    let (mut seen, mut confirmed) = (Vec::new(), 0);
+    let mut rest = false;
     loop {
         let now = order.borrow_and_update().clone();
-        let pause = match &now {
-            Order::Idle => IDLE,
-            Order::Loading => LOADING,
-            // Nothing to be seen now, and asking faster does not bring it back.
-            Order::Release(_) if latest.value().is_none() => LOADING,
-            Order::Release(_) if since.elapsed() < Duration::from_secs(2) => FAST,
-            Order::Release(_) => FAST_LATER,
-        };
         let full = match (&now, &mut latest) {
+            _ if std::mem::take(&mut rest) => false,
             (Order::Release(parts), Known::Value(gpus)) if listed.elapsed() < LISTS => {
                 let mut ids: Vec<DeviceId> = parts.iter().map(|part| part.placed.id.clone()).collect();
                 ids.sort();
@@ -74,21 +87,41 @@ async fn gpus(nvml: Nvml, mut order: watch::Receiver<Order>, driver: mpsc::Sende
                         (gpu.read_at, gpu.memory) = (at, memory);
                     }
                 }
-                parts.iter().any(|part| back(part, gpus))
+                let back: Vec<bool> = parts.iter().map(|part| back(part, gpus)).collect();
+                if back != seen {
+                    (seen, confirmed) = (back, 0);
+                }
+                seen.contains(&true) && (confirmed < CONFIRMING || listed.elapsed() >= CONFIRMED)
             }
             _ => true,
         };
         if full {
             latest = nvml.read_all(FULL_READING).await;
             listed = Instant::now();
+            confirmed += 1;
             if driver.send(Message::Gpus(latest.clone())).await.is_err() {
                 return;
             }
         }
+        let pause = match &now {
+            Order::Idle => IDLE,
+            Order::Loading => LOADING,
+            // Nothing to be seen now, and asking faster does not bring it back.
+            Order::Release(_) if latest.value().is_none() => LOADING,
+            Order::Release(_) if seen.contains(&true) && confirmed < CONFIRMING => CONFIRM,
+            Order::Release(_) => (since.elapsed() / FAST_PART).clamp(FAST, FAST_LATER),
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            // A reading counts only from when the unit's processes are known to be gone.
+            () = unit_changed.notified(), if matches!(now, Order::Release(_)) => confirmed = 0,
             changed = order.changed() => match changed {
-                Ok(()) => since = Instant::now(),
+                Ok(()) => {
+                    since = Instant::now();
+                    (seen, confirmed) = (Vec::new(), 0);
+                    // What was awaited has just been read, and a start that follows shall not wait for more.
+                    rest = matches!(now, Order::Release(_)) && !matches!(*order.borrow(), Order::Release(_));
+                }
                 Err(_) => return,
             },
         }
@@ -103,7 +136,12 @@ fn back(part: &ClaimedGpu, gpus: &[Gpu]) -> bool {
     })
 }
 
-async fn units(systemd: Systemd, mut order: watch::Receiver<Order>, driver: mpsc::Sender<Message>) {
+async fn units(
+    systemd: Systemd,
+    mut order: watch::Receiver<Order>,
+    unit_changed: Arc<Notify>,
+    driver: mpsc::Sender<Message>,
+) {
     let mut changes = systemd.changes();
     let mut known: BTreeMap<ModelName, UnitReading> = BTreeMap::new();
     let mut all_at: Option<Instant> = None;
@@ -123,49 +161,72 @@ async fn units(systemd: Systemd, mut order: watch::Receiver<Order>, driver: mpsc
             return;
         }
         let pause = if *order.borrow_and_update() == Order::Idle { IDLE } else { LOADING };
-        let deadline = Instant::now() + pause;
+        let mut deadline = Instant::now() + pause;
+        // Units that changed, and when to read them.
+        let mut changed: BTreeMap<ModelName, Instant> = BTreeMap::new();
         loop {
+            let next = changed.values().min().copied().unwrap_or(deadline);
             tokio::select! {
-                () = tokio::time::sleep_until(deadline) => break,
-                changed = order.changed() => match changed {
-                    Ok(()) => break,
+                () = tokio::time::sleep_until(next) => {
+                    let now = Instant::now();
+                    let due: Vec<ModelName> =
+                        changed.iter().filter(|(_, due)| **due <= now).map(|(model, _)| model.clone()).collect();
+                    changed.retain(|_, due| *due > now);
+                    for model in due {
+                        let unit = match systemd.unit(&model).await {
+                            Ok(Some(reading)) => {
+                                let unit = refreshed(&reading);
+                                known.insert(model.clone(), reading);
+                                Some(unit)
+                            }
+                            Ok(None) => {
+                                known.remove(&model);
+                                None
+                            }
+                            Err(error) => {
+                                tracing::warn!(%model, %error, "the unit can't be read");
+                                continue;
+                            }
+                        };
+                        if driver.send(Message::Unit(model, unit)).await.is_err() {
+                            return;
+                        }
+                        unit_changed.notify_one();
+                    }
+                    if changed.is_empty() && now >= deadline {
+                        break;
+                    }
+                }
+                renewed = order.changed() => match renewed {
+                    Ok(()) if changed.is_empty() => break,
+                    // What changed is read first.
+                    Ok(()) => deadline = Instant::now(),
                     Err(_) => return,
                 },
                 change = changes.recv() => match change {
                     Ok(Change::Unit(change)) => {
-                        let model = change.model;
-                        match one(&systemd, &model).await {
-                            Ok(Some(reading)) => {
-                                let unit = refreshed(&reading);
-                                known.insert(model.clone(), reading);
-                                if driver.send(Message::Unit(model, Some(unit))).await.is_err() {
-                                    return;
-                                }
-                            }
-                            Ok(None) => {
-                                known.remove(&model);
-                                if driver.send(Message::Unit(model, None)).await.is_err() {
-                                    return;
-                                }
-                            }
-                            Err(error) => tracing::warn!(%model, %error, "the unit can't be read"),
-                        }
+                        let pause = if matters(&change, known.get(&change.model)) { Duration::ZERO } else { SETTLE };
+                        let due = Instant::now() + pause;
+                        changed.entry(change.model).and_modify(|known| *known = due.min(*known)).or_insert(due);
                     }
                     Ok(Change::Job { .. }) => {}
                     // Something may have been missed: look at everything.
-                    Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
+                    Ok(_) | Err(RecvError::Lagged(_)) => {
                         all_at = None;
                         break;
                     }
-                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                    Err(RecvError::Closed) => return,
                 },
             }
         }
     }
 }
 
-async fn one(systemd: &Systemd, model: &ModelName) -> Result<Option<UnitReading>, SystemdError> {
-    systemd.unit(model).await
+/// Whether somebody may be waiting for this change: the unit is up now, or down. Of one start systemd tells in half
+/// a dozen messages, and runs its jobs only when it has nothing to answer.
+fn matters(change: &UnitChange, known: Option<&UnitReading>) -> bool {
+    let was = known.map(|reading| reading.unit.active);
+    change.active.is_some_and(|now| now.is_down() || now == Active::Active) && change.active != was
 }
 
 /// The unit with the processes that are in its cgroup now.

@@ -25,8 +25,10 @@ use crate::ticket::Tickets;
 const TICKET_LIFE: Duration = Duration::from_secs(30);
 /// How long a job of systemd may take before it counts as failed; the machine's own deadlines are for the rest.
 const JOB: Duration = Duration::from_secs(25);
-/// Between two probes of a server that is not ready.
-const PROBE_PAUSE: Duration = Duration::from_millis(50);
+/// Between two probes of a server that is not ready: a part of the time that it has been loading, within these.
+const PROBE_PAUSE: Duration = Duration::from_millis(5);
+const PROBE_PAUSE_LATER: Duration = Duration::from_millis(50);
+const PROBE_PART: u32 = 16;
 /// How long one probe may take: generating a first token can take a while on a CPU.
 const PROBE_DEADLINE: Duration = Duration::from_secs(30);
 /// Of a probe that takes longer than this people are told what it waits for.
@@ -104,9 +106,17 @@ impl Hands {
         tokio::spawn(async move {
             let Ok(model) = hands.model(&name) else { return };
             let mut said = String::new();
+            let mut control_group = String::new();
+            let began = Instant::now();
             loop {
+                // It does not change while the unit runs, and systemd has a start to carry out.
+                if control_group.is_empty()
+                    && let Ok(Some(reading)) = hands.systemd.unit(&name).await
+                {
+                    control_group = reading.control_group;
+                }
                 let healthy = AtomicBool::new(false);
-                let asked = hands.probed(model, &healthy);
+                let asked = hands.probed(model, &control_group, &healthy);
                 tokio::pin!(asked);
                 let (ready, text) = tokio::select! {
                     probe = &mut asked => (probe == Probe::Ready, probe.to_string()),
@@ -128,22 +138,19 @@ impl Hands {
                     said.clone_from(&text);
                     hands.tell(id, Event::NotReady(name.clone(), text)).await;
                 }
-                tokio::time::sleep(PROBE_PAUSE).await;
+                let pause = (began.elapsed() / PROBE_PART).clamp(PROBE_PAUSE, PROBE_PAUSE_LATER);
+                tokio::time::sleep(pause).await;
             }
         })
     }
 
-    async fn probed(&self, model: &Model, healthy: &AtomicBool) -> Probe {
-        let control_group = match self.systemd.unit(&model.name).await {
-            Ok(Some(reading)) => reading.control_group,
-            _ => String::new(),
-        };
+    async fn probed(&self, model: &Model, control_group: &str, healthy: &AtomicBool) -> Probe {
         let readiness = backend::of(model.backend).readiness(model);
         let target = ProbeTarget {
             address: SocketAddr::new(model.host, model.port),
             health_path: readiness.health,
             generate: readiness.generate,
-            control_groups: vec![control_group],
+            control_groups: vec![control_group.to_owned()],
         };
         probe::probe_noting(&target, PROBE_DEADLINE, healthy).await
     }

@@ -108,6 +108,8 @@ impl<'a> Switcher<'a> {
         let stop = self.bus.stopped(&unit(old))?;
         let started = self.bus.started(&unit(new))?;
         let (died, freed) = released(self.berth, &mut self.releases)?;
+        // systemd takes its stamp just after it has sent SIGTERM, and a server may be quicker than that.
+        let stop = stop.min(died);
         let stamps = Stamps { request, stop, died, freed, started, began: 0, ready: 0, heard };
         self.done.push((new, stamps));
         Ok(())

@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     let settings = match settings(&args.config) {
         Ok(settings) => settings,
         Err(error) => {
-            tracing::error!("{error:#}");
+            last_words(&error);
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            last_words(&error);
             // Starting again does not mend a ledger.
             let lasting = error.downcast_ref().is_some_and(|error| {
                 matches!(error, LedgerError::Damaged { .. } | LedgerError::Version { .. })
@@ -82,6 +82,16 @@ fn log() {
     match std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok()) {
         Some(journal) => registry.with(journal.with_field_prefix(Some("BERTH".to_owned()))).init(),
         None => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).init(),
+    }
+}
+
+/// Says why berthd ends. On stderr, which systemd knows to be its: whose a record of a process is that has ended by
+/// the time it is read, the journal can't tell.
+fn last_words(error: &anyhow::Error) {
+    // The level, as sd-daemon(3) has it.
+    let level = if std::env::var_os("JOURNAL_STREAM").is_some() { "<3>" } else { "" };
+    for line in format!("{error:#}").lines() {
+        eprintln!("{level}{line}");
     }
 }
 

@@ -66,7 +66,8 @@ async fn a_server_that_generates_is_ready() {
         "/completion",
         post(|headers: axum::http::HeaderMap, body: String| async move {
             assert_eq!(headers["content-type"], "application/json");
-            assert_eq!(body, r#"{"prompt":"a","n_predict":1}"#);
+            let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(body, serde_json::json!({ "prompt": "a", "n_predict": 1 }));
             r#"{"content":"b"}"#
         }),
     );

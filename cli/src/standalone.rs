@@ -41,6 +41,7 @@ pub(crate) async fn status(why: &Complaint) -> Status {
         last_swap: None,
         problems: vec![Problem {
             code: why.code.clone(),
+            subject: String::new(),
             since_ms: at_ms,
             text: why.title.clone(),
             next: why.hints.join("; "),

@@ -1,7 +1,14 @@
 //! The driver: the one task that owns the state. Everybody else sends it messages.
 //!
-//! It holds facts against state (`settle`), lets core decide (`decide`), and lets `act` perform what the swap
-//! machine asks for (`perform`). It waits for nothing but messages and the ledger's fsync.
+//! It holds facts against state (`settle`), lets core decide (`decide`), tells people (`show`), and lets `act` perform
+//! what the swap machine asks for. It waits for nothing but messages and the ledger's fsync.
+
+mod decide;
+mod settle;
+mod show;
+
+pub use decide::refusal;
+use settle::adopt;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +19,13 @@ use berth_core::bytes::Bytes;
 use berth_core::config::Settings;
 use berth_core::facts::{Facts, Gpu, Known, Moment, Preflight, Unit};
 use berth_core::name::ModelName;
-use berth_core::plan::{self, Plan, Verdict};
+use berth_core::plan::Plan;
 use berth_core::release::Proofs;
 use berth_core::report::{
-    Accepted, Actor, ModelState, Outcome, PlanReport, Problem, Refusal, Request, SCHEMA, Status, StepState,
-    SwapSummary, Verb, Verdict as Said, What,
+    Accepted, Actor, Outcome, PlanReport, Request, Status, StepState, SwapSummary, What,
 };
-use berth_core::state::{Phase, State};
-use berth_core::status::{self, View};
+use berth_core::state::State;
+use berth_core::status;
 use berth_core::swap::{Action, Event, Swap, Watch, World};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -43,6 +49,8 @@ const RETRY_LAST: Duration = Duration::from_secs(300);
 const HEALTHY: Duration = Duration::from_secs(600);
 /// A job that stops a unit may take this much longer than the machine waits for it.
 const BEYOND: Duration = Duration::from_secs(20);
+/// Between two attempts to write to a ledger that could not be written to.
+const RECORD_AGAIN: Duration = Duration::from_secs(5);
 /// Between two attempts to stop a unit that should be down.
 const STRAY: Duration = Duration::from_secs(10);
 
@@ -110,8 +118,11 @@ pub struct Driver {
     order: watch::Sender<Order>,
     state: State,
     facts: Facts,
-    /// When something about units was observed last.
+    /// When the GPUs, and when something about units, was observed last.
+    gpus_at: Moment,
     units_at: Moment,
+    /// When the ledger was written to last, or was tried to.
+    recorded_at: Moment,
     host: Known<(Bytes, Bytes)>,
     proofs: Proofs,
     memory: status::Memory,
@@ -152,7 +163,9 @@ impl Driver {
             order,
             state,
             facts,
+            gpus_at: monotonic_now(),
             units_at: monotonic_now(),
+            recorded_at: monotonic_now(),
             host: host_memory(),
             proofs: Proofs::default(),
             memory: status::Memory::default(),
@@ -194,13 +207,16 @@ impl Driver {
     fn take(&mut self, message: Message) {
         match message {
             Message::Gpus(gpus) => {
+                self.gpus_at = monotonic_now();
                 self.facts.gpus = gpus;
                 self.observed();
+                self.restore();
             }
             Message::Units(units) => {
                 self.units_at = monotonic_now();
                 self.facts.units = units;
                 self.observed();
+                self.restore();
             }
             Message::Unit(model, unit) => {
                 self.units_at = monotonic_now();
@@ -209,6 +225,7 @@ impl Driver {
                     None => self.facts.units.remove(&model),
                 };
                 self.observed();
+                self.restore();
             }
             Message::Swap(id, event) => {
                 if self.swap.as_ref().is_some_and(|swap| swap.id() == id) {
@@ -236,130 +253,8 @@ impl Driver {
         }
     }
 
-    fn observed(&mut self) {
-        self.facts.at = monotonic_now();
-        if self.swap.is_some() {
-            self.step(Event::Facts);
-        } else {
-            self.settle();
-        }
-        self.notice();
-    }
-
-    /// Without a swap: holds state against facts, and brings home back.
-    fn settle(&mut self) {
-        let now = monotonic_now();
-        let mut news = self.state.note_units(&self.facts);
-        for model in self.proofs.weigh(&mut self.state, &self.facts) {
-            tracing::info!(%model, "its memory is proved free");
-            news = true;
-        }
-        let fallen: Vec<ModelName> = self
-            .state
-            .claims
-            .iter()
-            .filter(|(model, claim)| {
-                claim.phase == Phase::Serving
-                    && self
-                        .facts
-                        .units
-                        .get(*model)
-                        .is_none_or(|unit| unit.active.is_down() || unit.invocation != claim.invocation)
-            })
-            .map(|(model, _)| model.clone())
-            .collect();
-        for model in fallen {
-            if let Some(claim) = self.state.claims.get_mut(&model) {
-                claim.phase = Phase::Ending;
-                self.hands.diagnose(None, &model, claim.invocation.clone(), claim.earlier.clone());
-            }
-            self.memory.errors.insert(model.clone(), format!("{model} ended without being asked to"));
-            self.put_off(&model, now);
-            news = true;
-        }
-        if news {
-            self.record();
-        }
-        self.stop_strays(now);
-        let held_off: Vec<ModelName> = self
-            .retries
-            .iter()
-            .filter(|(_, retry)| retry.not_before > now)
-            .map(|(model, _)| model.clone())
-            .collect();
-        if self.memory.ledger_error.is_none()
-            && self.waiting.is_none()
-            && let Some(plan) = plan::restore(&self.settings, &self.facts, &self.state, &held_off)
-        {
-            self.begin(plan, None, 0);
-        }
-    }
-
-    /// Units whose claim is ending and that run nevertheless are told to stop again.
-    fn stop_strays(&mut self, now: Moment) {
-        for (model, claim) in self.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending) {
-            let runs = self.facts.units.get(model).is_some_and(|unit| !unit.active.is_down());
-            let tried = self.strays.get(model).is_some_and(|at| now.saturating_sub(*at) < STRAY);
-            if runs && !tried {
-                tracing::info!(%model, phase = ?claim.phase, "stopping it");
-                self.strays.insert(model.clone(), now);
-                self.hands.stop(0, model, BEYOND);
-            }
-        }
-    }
-
-    fn put_off(&mut self, model: &ModelName, now: Moment) {
-        let retry = self.retries.entry(model.clone()).or_insert(Retry { failures: 0, not_before: now });
-        if now.saturating_sub(retry.not_before) > HEALTHY {
-            retry.failures = 0;
-        }
-        let pause = RETRY_FIRST.saturating_mul(1 << retry.failures.min(16)).min(RETRY_LAST);
-        *retry = Retry { failures: retry.failures + 1, not_before: now + pause };
-    }
-
-    fn decide(&mut self, mut decide: Decide) {
-        if let Some(gpus) = decide.gpus.take() {
-            self.facts.gpus = gpus;
-        }
-        // What was observed since counts more: a model that has just come up would be taken for one that is down.
-        if let Some(units) = decide.units.take().filter(|_| self.units_at <= decide.began) {
-            self.facts.units = units;
-        }
-        self.observed();
-        // What an operator asks for comes before what berthd does by itself.
-        let own = self.swap.as_ref().is_some_and(|swap| swap.verb() == Verb::Restore);
-        if let (true, Some(by), None) = (own, &decide.by, &self.waiting) {
-            let to = format!("`{}` by {}", decide.request.verb.as_str(), by.user);
-            self.waiting = Some(decide);
-            return self.step(Event::GiveWay(to));
-        }
-        let Decide { request, by, preflight, began, reply, .. } = decide;
-        let verdict = if request.verb == Verb::Restore {
-            refused("bad_request", "`restore` is berthd's own".to_owned(), Vec::new())
-        } else if let (Some(swap), Some(_)) = (&self.swap, &by) {
-            busy(&swap.summary(monotonic_now()))
-        } else if let (Some(why), Some(_)) = (&self.memory.ledger_error, &by) {
-            refused("ledger", format!("what Berth does can't be recorded: {why}"), Vec::new())
-        } else {
-            plan::plan(&self.settings, &self.facts, &self.state, &request, &preflight)
-        };
-        let report = plan::report(&self.settings, &self.facts, &self.state, &request, &verdict);
-        let after = self.events.newest();
-        // Whether the asker still listens changes nothing.
-        _ = match (verdict, by) {
-            (Verdict::Go(plan), Some(by)) => {
-                let checked_ms = millis(monotonic_now().saturating_sub(began));
-                let id = self.begin(plan, Some(by), checked_ms);
-                reply.send(Answer::Accepted(Accepted { schema: SCHEMA, swap: Some(id), after, plan: report }))
-            }
-            (Verdict::Nothing(_), Some(_)) => {
-                reply.send(Answer::Accepted(Accepted { schema: SCHEMA, swap: None, after, plan: report }))
-            }
-            _ => reply.send(Answer::Plan(report)),
-        };
-    }
-
-    fn begin(&mut self, plan: Plan, by: Option<Actor>, checked_ms: u64) -> u64 {
+    /// Begins a swap with `first`: `Begin`, or `Resume` where an earlier berthd began it.
+    fn begin(&mut self, plan: Plan, by: Option<Actor>, checked_ms: u64, first: Event) -> u64 {
         for start in &plan.starts {
             self.hands.reference(&start.model);
         }
@@ -383,7 +278,7 @@ impl Driver {
             now_ms,
         };
         self.swap = Some(Swap::new(plan, id, by, checked_ms, &world));
-        self.step(Event::Begin);
+        self.step(first);
         id
     }
 
@@ -449,7 +344,9 @@ impl Driver {
                 Action::Say(What::SwapEnded { mut swap }) => {
                     if let Some(why) = &self.memory.ledger_error {
                         swap.outcome = Some(Outcome::Degraded);
-                        swap.reason = Some(format!("the outcome can't be recorded: {why}"));
+                        let also = format!("the outcome can't be recorded: {why}");
+                        swap.reason =
+                            Some(swap.reason.map_or(also.clone(), |reason| format!("{reason}; {also}")));
                     }
                     self.ended(&swap);
                     self.events.say(now_ms(), What::SwapEnded { swap });
@@ -516,134 +413,12 @@ impl Driver {
 
     /// Writes the state to the ledger. The error stays in `memory` for as long as it can't be written.
     fn record(&mut self) {
+        self.recorded_at = monotonic_now();
         let result = tokio::task::block_in_place(|| self.ledger.record(&self.state));
         self.memory.ledger_error = result.err().map(|error| error.to_string());
         if let Some(error) = &self.memory.ledger_error {
             tracing::error!("{error}");
         }
-    }
-
-    /// Notices changes that people are told of: states of models, problems.
-    fn notice(&mut self) {
-        let now_ms = now_ms();
-        let (states, problems) = self.with_view(|view| {
-            let states: Vec<(ModelName, ModelState)> = view
-                .settings
-                .models
-                .values()
-                .map(|model| (model.name.clone(), status::model_state(view, model)))
-                .collect();
-            (states, status::problems(view))
-        });
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held_in_words(&self.state);
-        for (model, state) in states {
-            let was = self.memory.since.get(&model).map(|(was, _)| *was);
-            if was == Some(state) {
-                continue;
-            }
-            self.memory.since.insert(model.clone(), (state, now_ms));
-            if was.is_some() && self.swap.is_none() {
-                let text = self.memory.errors.get(&model).cloned().unwrap_or_default();
-                self.events.say(now_ms, What::Model { model, state, text });
-            }
-        }
-        let gone: Vec<String> = self
-            .memory
-            .problems
-            .keys()
-            .filter(|code| !problems.iter().any(|p| p.code == **code))
-            .cloned()
-            .collect();
-        for code in gone {
-            self.memory.problems.remove(&code);
-            self.events.say(now_ms, What::ProblemEnded { text: format!("{code} is over"), code });
-        }
-        for problem in problems {
-            if !self.memory.problems.contains_key(&problem.code) {
-                self.memory.problems.insert(problem.code.clone(), now_ms);
-                tracing::warn!(code = problem.code, "{}", problem.text);
-                self.events
-                    .say(now_ms, What::ProblemBegan { problem: Problem { since_ms: now_ms, ..problem } });
-            }
-        }
-    }
-
-    fn with_view<T>(&self, look: impl FnOnce(&View) -> T) -> T {
-        let now = monotonic_now();
-        let swap = self.swap.as_ref().map(|swap| swap.summary(now));
-        look(&View {
-            settings: &self.settings,
-            facts: &self.facts,
-            state: &self.state,
-            proofs: &self.proofs,
-            memory: &self.memory,
-            swap: swap.as_ref(),
-            host: &self.host,
-            now,
-            now_ms: now_ms(),
-            uptime_ms: millis(now.saturating_sub(self.began)),
-        })
-    }
-}
-
-/// Settles what an earlier berthd left, by looking: units that run as they were recorded serve on; what does not
-/// has to prove its memory free.
-fn adopt(state: &mut State, facts: &Facts, boot: &str) {
-    let rebooted = state.boot != boot;
-    for (model, claim) in &mut state.claims {
-        if rebooted {
-            // Process ids of another boot mean nothing now.
-            claim.seen.clear();
-            claim.phase = Phase::Ending;
-            continue;
-        }
-        let runs = facts.units.get(model).is_some_and(|unit| {
-            !unit.active.is_down() && (unit.invocation == claim.invocation || claim.invocation.is_empty())
-        });
-        if claim.phase != Phase::Serving || !runs {
-            claim.phase = Phase::Ending;
-        }
-        tracing::info!(%model, phase = ?claim.phase, "taken over from the ledger");
-    }
-    state.swap = None;
-    boot.clone_into(&mut state.boot);
-}
-
-/// "; GPU 0 is held by aeon (14.0 GiB)", or nothing.
-fn held_in_words(state: &State) -> String {
-    let mut held: Vec<String> = state
-        .claims
-        .iter()
-        .flat_map(|(model, claim)| {
-            claim.gpus.iter().map(move |part| (part.placed.index, model, part.placed.bytes))
-        })
-        .map(|(index, model, bytes)| format!("GPU {index} is held by {model} ({bytes})"))
-        .collect();
-    held.sort();
-    held.iter().fold(String::new(), |all, one| all + "; " + one)
-}
-
-fn busy(swap: &SwapSummary) -> Verdict {
-    let who = swap.by.as_ref().map_or("berthd itself".to_owned(), |by| by.user.clone());
-    let what = swap.model.as_ref().map(|model| format!(" {model}")).unwrap_or_default();
-    let text = format!(
-        "one swap at a time: `{}{what}` by {who} is under way since {}.{} s",
-        swap.verb.as_str(),
-        swap.elapsed_ms / 1000,
-        swap.elapsed_ms % 1000 / 100
-    );
-    refused("busy", text, vec!["berthctl status --watch".to_owned()])
-}
-
-fn refused(code: &str, text: String, hints: Vec<String>) -> Verdict {
-    Verdict::Refused { refusal: Refusal { code: code.to_owned(), text, hints }, nearest: None }
-}
-
-/// Whether a plan was refused, and why.
-pub fn refusal(report: &PlanReport) -> Option<&Refusal> {
-    match &report.verdict {
-        Said::Refused(refusal) => Some(refusal),
-        _ => None,
     }
 }
 

@@ -168,7 +168,21 @@ async fn begin(
         Ok(request) => request,
         Err(problem) => return problem,
     };
-    let answer = api.decide(request.clone(), Some(actor.clone())).await;
+    // In a task of its own: the asker may vanish, what was asked for and who asked may not.
+    match tokio::spawn(asked(api, request, actor)).await {
+        Ok(response) => response,
+        Err(_) => no_answer(),
+    }
+}
+
+/// Has a change decided, and writes down who asked for it.
+async fn asked(api: Api, request: Request, actor: Actor) -> Response {
+    // Read at once: whoever asks may be gone when the answer is there.
+    let command = std::fs::read(format!("/proc/{}/cmdline", actor.pid)).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    let (command, verb) = (command.trim(), request.verb.as_str());
+    let model = request.model.clone().unwrap_or_default();
+    let answer = api.decide(request, Some(actor.clone())).await;
     let (outcome, response) = match answer {
         Some(Answer::Accepted(accepted)) => {
             let outcome = accepted.swap.map_or("nothing to do".to_owned(), |id| format!("swap {id}"));
@@ -180,24 +194,17 @@ async fn begin(
         }
         None => ("berthd did not answer".to_owned(), no_answer()),
     };
-    let command = std::fs::read(format!("/proc/{}/cmdline", actor.pid)).unwrap_or_default();
-    let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    let Actor { uid, user, pid } = actor;
     tracing::info!(
         audit = true,
-        uid = actor.uid,
-        user = actor.user,
-        pid = actor.pid,
-        command = command.trim(),
-        verb = request.verb.as_str(),
-        model = request.model.as_deref().unwrap_or_default(),
+        uid,
+        user,
+        pid,
+        command,
+        verb,
+        model,
         outcome,
-        "audit: {} (uid {}) by pid {} ({}) asked: {} {}: {outcome}",
-        actor.user,
-        actor.uid,
-        actor.pid,
-        command.trim(),
-        request.verb.as_str(),
-        request.model.as_deref().unwrap_or_default(),
+        "audit: {user} (uid {uid}) by pid {pid} ({command}) asked: {verb} {model}: {outcome}",
     );
     response
 }

@@ -101,7 +101,8 @@ pub(crate) fn tower() -> Status {
 }
 
 pub(crate) fn problem(code: &str, text: &str, next: &str) -> Problem {
-    Problem { code: code.into(), since_ms: NOW - 300_000, text: text.into(), next: next.into() }
+    let (code, text, next) = (code.into(), text.into(), next.into());
+    Problem { code, subject: String::new(), since_ms: NOW - 300_000, text, next }
 }
 
 pub(crate) fn step(step: Step, state: StepState, model: Option<&str>, ms: u64, detail: &str) -> StepReport {

@@ -159,7 +159,6 @@ impl Proofs {
         let mut proved = Vec::new();
         for model in ending {
             if !processes_gone(facts.units.get(&model)) {
-                self.gone.remove(&model);
                 self.forget(&model);
                 continue;
             }
@@ -209,6 +208,7 @@ impl Proofs {
 
     /// Forgets what was proved of this model: what it does from now on is to be proved afresh.
     pub fn forget(&mut self, model: &ModelName) {
+        self.gone.remove(model);
         self.parts.retain(|(whose, _), _| whose != model);
     }
 

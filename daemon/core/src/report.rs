@@ -160,12 +160,22 @@ pub enum ModelState {
 pub struct Problem {
     /// Stable, for programs: `degraded`, `gpu_unknown`, `memory_held` …
     pub code: String,
+    /// What it is about, where there can be several: a model, a GPU.
+    #[serde(default)]
+    pub subject: String,
     /// Since when.
     pub since_ms: u64,
     /// What is wrong, where and how much.
     pub text: String,
     /// What to do.
     pub next: String,
+}
+
+impl Problem {
+    /// What tells it from others: its code and its subject.
+    pub fn key(&self) -> String {
+        format!("{} {}", self.code, self.subject).trim_end().to_owned()
+    }
 }
 
 /// What an operator asks for. `POST /api/v1/plan` and `POST /api/v1/swaps` take it.
@@ -485,7 +495,7 @@ pub enum What {
     ProblemEnded {
         /// Its code.
         code: String,
-        /// What it had said.
+        /// What is over, in words.
         text: String,
     },
 }

@@ -1,13 +1,13 @@
 //! What Berth knows of itself: kept in the ledger, owned by the driver.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::backend::PlacedGpu;
 use crate::bytes::Bytes;
-use crate::facts::{DeviceId, Facts, Gpu};
+use crate::facts::{Active, DeviceId, Facts, Gpu, Known};
 use crate::name::ModelName;
 use crate::report::SwapSummary;
 
@@ -114,6 +114,9 @@ impl Times {
 }
 
 impl State {
+    /// How many processes of a model are remembered before those that are gone are forgotten.
+    const KEPT_PIDS: usize = 512;
+
     /// How many ended swaps are kept.
     pub const KEPT_SWAPS: usize = 20;
 
@@ -144,7 +147,7 @@ impl State {
     }
 
     /// Takes over what was seen in the units' cgroups: their processes, and the InvocationID of a unit that
-    /// was just started. True when something was new.
+    /// was just started. True when the latter was new: it is worth a write to the ledger.
     pub fn note_units(&mut self, facts: &Facts) -> bool {
         let mut news = false;
         for (model, claim) in &mut self.claims {
@@ -159,11 +162,48 @@ impl State {
             if unit.invocation != claim.invocation {
                 continue;
             }
-            for (pid, started) in unit.processes.value().into_iter().flatten() {
-                news |= claim.seen.insert(*pid, *started) != Some(*started);
+            let Known::Value(now) = &unit.processes else { continue };
+            claim.seen.extend(now.iter().map(|(pid, started)| (*pid, *started)));
+            // A server that makes processes all the time: those that are gone and hold nothing are forgotten.
+            if claim.seen.len() > Self::KEPT_PIDS {
+                let listed = facts.gpus().iter().flat_map(|gpu| gpu.processes.value().into_iter().flatten());
+                let listed: BTreeSet<u32> = listed.map(|process| process.pid).collect();
+                claim.seen.retain(|pid, _| now.contains_key(pid) || listed.contains(pid));
             }
         }
         news
+    }
+
+    /// The claim of a model that runs and has none, since the ledger was lost: made from what it holds now. None as
+    /// long as that is not known.
+    pub fn found(model: &ModelName, facts: &Facts) -> Option<Claim> {
+        let unit = facts.units.get(model).filter(|unit| unit.active == Active::Active)?;
+        let mut gpus = Vec::new();
+        for gpu in facts.gpus.value()? {
+            let (memory, processes) = (gpu.memory.value()?, gpu.processes.value()?);
+            let held: Option<Bytes> = processes
+                .iter()
+                .filter(|process| process.model.as_ref() == Some(model))
+                .map(|process| process.memory.value().copied())
+                .sum();
+            let listed: Option<Bytes> = processes.iter().map(|process| process.memory.value().copied()).sum();
+            let held = held?;
+            if held > Bytes::ZERO {
+                gpus.push(ClaimedGpu {
+                    placed: PlacedGpu { id: gpu.id.clone(), index: gpu.index, bytes: held },
+                    unlisted_before: listed.map(|listed| memory.used.less(listed)),
+                    free_before: memory.free.plus(held),
+                });
+            }
+        }
+        Some(Claim {
+            gpus,
+            phase: Phase::Serving,
+            invocation: unit.invocation.clone(),
+            earlier: String::new(),
+            address: None,
+            seen: BTreeMap::new(),
+        })
     }
 
     /// Memory of a GPU that is neither Berth's models' nor free, for the arithmetic of admission: `used` less

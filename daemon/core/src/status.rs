@@ -8,7 +8,7 @@ use crate::config::{Model, Settings};
 use crate::facts::{Facts, Gpu, Known, Moment};
 use crate::name::ModelName;
 use crate::plan;
-use crate::release::Proofs;
+use crate::release::{Proofs, Reading};
 use crate::report::{
     GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, SCHEMA, Status, SwapSummary,
 };
@@ -21,7 +21,7 @@ pub struct Memory {
     pub errors: BTreeMap<ModelName, String>,
     /// Since when each model is in its state, wall clock in milliseconds.
     pub since: BTreeMap<ModelName, (ModelState, u64)>,
-    /// Since when each problem stands, by its code and text.
+    /// Since when each problem stands, by its key.
     pub problems: BTreeMap<String, u64>,
     /// Why the ledger can't be written, while it can't.
     pub ledger_error: Option<String>,
@@ -207,10 +207,15 @@ fn holders(view: &View, gpu: &Gpu) -> Vec<Holder> {
 
 /// What is wrong, worst first.
 pub fn problems(view: &View) -> Vec<Problem> {
-    let mut found: Vec<(&str, String, String)> = Vec::new();
+    let mut found = Vec::new();
+    let mut add = |code: &str, subject: String, text: String, next: String| {
+        let mut problem = Problem { code: code.to_owned(), subject, since_ms: view.now_ms, text, next };
+        problem.since_ms = view.memory.problems.get(&problem.key()).copied().unwrap_or(view.now_ms);
+        found.push(problem);
+    };
     if let Some(why) = &view.memory.ledger_error {
-        let next = "make room on the disk of /var/lib/berth, then systemctl restart berthd".to_owned();
-        found.push(("ledger", format!("what Berth does can't be recorded: {why}; no swap is begun"), next));
+        let text = format!("what Berth does can't be recorded: {why}; no swap is begun");
+        add("ledger", String::new(), text, "make room on the disk of /var/lib/berth".to_owned());
     }
     for name in &view.state.home.models {
         let serves = view.state.claims.get(name).is_some_and(|claim| claim.phase == Phase::Serving);
@@ -220,46 +225,31 @@ pub fn problems(view: &View) -> Vec<Problem> {
         }
         let why = view.memory.errors.get(name).map(|why| format!(": {why}")).unwrap_or_default();
         let text = format!("{name} should serve and does not{why}");
-        found.push((
-            "degraded",
-            text,
-            format!("berthctl logs {name}; berthctl switch MODEL to serve another"),
-        ));
+        let next = format!("berthctl logs {name}; berthctl switch MODEL to serve another");
+        add("degraded", name.to_string(), text, next);
     }
-    if view.swap.is_none() {
-        for (name, claim) in view.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending) {
-            for unproved in view.proofs.unproved(name, claim) {
-                let next = match &unproved.reading {
-                    crate::release::Reading::Held { by, .. } if !by.is_empty() => {
-                        format!(
-                            "sudo kill -9 {}",
-                            by.iter().map(|p| p.pid.to_string()).collect::<Vec<_>>().join(" ")
-                        )
-                    }
-                    _ => "wait; berthd goes on observing".to_owned(),
-                };
-                found.push(("memory_held", unproved.sentence(), next));
-            }
-        }
-    }
-    match &view.facts.gpus {
-        Known::Unknown(why) => {
-            found.push(("gpus_unknown", format!("the GPUs can't be seen: {why}"), "nvidia-smi".to_owned()));
-        }
-        Known::Value(gpus) => {
-            for gpu in gpus {
-                if let Known::Unknown(why) = &gpu.memory {
-                    let text = format!("GPU {} is unknown, nothing is placed there: {why}", gpu.index);
-                    found.push(("gpu_unknown", text, format!("nvidia-smi -i {}", gpu.index)));
+    let ending = view.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
+    for (name, claim) in ending.filter(|_| view.swap.is_none()) {
+        for unproved in view.proofs.unproved(name, claim) {
+            let next = match &unproved.reading {
+                Reading::Held { by, .. } if !by.is_empty() => {
+                    let pids: Vec<String> = by.iter().map(|process| process.pid.to_string()).collect();
+                    format!("sudo kill -9 {}", pids.join(" "))
                 }
-            }
+                _ => "wait; berthd goes on observing".to_owned(),
+            };
+            add("memory_held", format!("{name} on GPU {}", unproved.index), unproved.sentence(), next);
+        }
+    }
+    if let Known::Unknown(why) = &view.facts.gpus {
+        let text = format!("the GPUs can't be seen: {why}");
+        add("gpus_unknown", String::new(), text, "nvidia-smi".to_owned());
+    }
+    for gpu in view.facts.gpus() {
+        if let Known::Unknown(why) = &gpu.memory {
+            let text = format!("GPU {} is unknown, nothing is placed there: {why}", gpu.index);
+            add("gpu_unknown", format!("GPU {}", gpu.index), text, format!("nvidia-smi -i {}", gpu.index));
         }
     }
     found
-        .into_iter()
-        .map(|(code, text, next)| {
-            let since_ms = view.memory.problems.get(code).copied().unwrap_or(view.now_ms);
-            Problem { code: code.to_owned(), since_ms, text, next }
-        })
-        .collect()
 }

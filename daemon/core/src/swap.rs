@@ -26,7 +26,7 @@ use crate::name::ModelName;
 use crate::plan::{self, Plan, Start};
 use crate::release::Proofs;
 use crate::report::{Actor, Step, StepForecast, StepReport, StepState, SwapSummary, Verb, What};
-use crate::state::State;
+use crate::state::{Home, State};
 use up::{Loading, Symptom};
 use words::{millis, placed_for_display, spare_sentence};
 
@@ -56,6 +56,8 @@ pub struct World<'a> {
 pub enum Event {
     /// Start with the first step.
     Begin,
+    /// Start with waiting for the first model to become ready: an earlier berthd started it.
+    Resume,
     /// There are new facts.
     Facts,
     /// StopUnit's job ended.
@@ -124,6 +126,10 @@ pub struct Swap {
     restores: Vec<Start>,
     /// Whether something failed already: a second failure ends the swap as degraded.
     going_back: bool,
+    /// Whether it goes on with a start that an earlier berthd made: how long that took is not known.
+    resumed: bool,
+    /// `home` and `previous` as they were before a stop, whose word counts from the beginning.
+    before: Option<(Home, Option<Home>)>,
     began: Moment,
     step_began: Moment,
     first_stop: Option<Moment>,
@@ -234,12 +240,19 @@ impl Swap {
             stage: Stage::Planned,
             restores,
             going_back: false,
+            resumed: false,
+            before: None,
             began: now,
             step_began: now,
             first_stop: None,
             forecast,
             summary,
         }
+    }
+
+    /// Whether it failed and is on its way back.
+    pub fn is_going_back(&self) -> bool {
+        self.going_back
     }
 
     /// What was asked.
@@ -271,6 +284,7 @@ impl Swap {
         match (self.stage.clone(), event) {
             (Stage::Over, _) => {}
             (Stage::Planned, Event::Begin) => self.begin(world, &mut actions),
+            (Stage::Planned, Event::Resume) => self.resume(world, &mut actions),
             (_, Event::RecordFailed(why)) => self.not_recorded(world, &why, &mut actions),
             (_, Event::GiveWay(_)) if self.going_back => {}
             (_, Event::GiveWay(to)) => self.fail(world, format!("it gave way to {to}"), None, &mut actions),
@@ -323,7 +337,20 @@ impl Swap {
         world.state.swap = Some(self.summary.id);
         actions.push(Action::Say(What::SwapBegan { swap: self.summary.clone() }));
         let stops = self.plan.stops.clone();
+        if matches!(self.plan.verb, Verb::Stop | Verb::StopAll) {
+            // Should berthd die now, or memory come back late: what an operator stops stays stopped.
+            self.before = Some((world.state.home.clone(), world.state.previous.clone()));
+            world.state.home = self.plan.home.clone();
+        }
         self.stop(world, Direction::Forward, stops, actions);
+    }
+
+    fn resume(&mut self, world: &mut World, actions: &mut Vec<Action>) {
+        self.resumed = true;
+        world.state.swap = Some(self.summary.id);
+        actions.push(Action::Say(What::SwapBegan { swap: self.summary.clone() }));
+        self.began_step(world, Step::Ready, Direction::Forward, self.plan.model.clone(), actions);
+        self.readying(world, Direction::Forward, 0, actions);
     }
 
     fn began_step(

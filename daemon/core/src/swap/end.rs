@@ -1,5 +1,6 @@
 //! How a swap ends: committed, or back to what served, or degraded.
 
+use super::up::died;
 use super::words::{millis, names, one};
 use super::{Action, Direction, Stage, Swap, Watch, World};
 use crate::backend::Failure;
@@ -11,6 +12,11 @@ impl Swap {
     pub(super) fn all_started(&mut self, world: &mut World, direction: Direction, actions: &mut Vec<Action>) {
         match direction {
             Direction::Forward => {
+                // While the last one loaded nobody waited for those before it.
+                if let Some(start) = self.plan.starts.iter().find(|start| died(world, &start.model)) {
+                    let reason = format!("{} ended while others were started", start.model);
+                    return self.fail(world, reason, None, actions);
+                }
                 for start in &self.plan.starts {
                     if let Some(claim) = world.state.claims.get_mut(&start.model) {
                         claim.phase = Phase::Serving;
@@ -60,7 +66,9 @@ impl Swap {
             .starts
             .iter()
             .map(|start| &start.model)
-            .filter(|model| world.state.claims.get(*model).is_some_and(|claim| claim.phase != Phase::Ending))
+            .filter(|model| {
+                world.state.claims.get(*model).is_some_and(|claim| claim.phase == Phase::Starting)
+            })
             .cloned()
             .collect();
         // A victim whose end or release is not proved can't be started over itself: berthd goes on observing.
@@ -104,6 +112,12 @@ impl Swap {
     }
 
     pub(super) fn end(&mut self, world: &mut World, outcome: Outcome, actions: &mut Vec<Action>) {
+        if let Some((mut home, previous)) = self.before.take().filter(|_| outcome != Outcome::Done) {
+            // What systemd would not stop serves on, and home with it; what is stopped stays stopped.
+            home.models.retain(|model| !self.plan.stops.contains(model) || world.state.is_serving(model));
+            home.default = home.default.filter(|model| home.models.contains(model));
+            (world.state.home, world.state.previous) = (home, previous);
+        }
         let summary = &mut self.summary;
         summary.outcome = Some(outcome);
         summary.elapsed_ms = millis(world.now.saturating_sub(self.began));

@@ -144,7 +144,9 @@ impl Swap {
         if loading.answers && world.state.claims.get(&model).is_some_and(|claim| !claim.invocation.is_empty())
         {
             let took = millis(world.now.saturating_sub(self.step_began));
-            Times::note(&mut world.state.times.entry(model.clone()).or_default().load, took);
+            if !self.resumed {
+                Times::note(&mut world.state.times.entry(model.clone()).or_default().load, took);
+            }
             self.ended_step(world, StepState::Done, String::new(), actions);
             return self.start(world, direction, index + 1, actions);
         }
@@ -216,7 +218,7 @@ fn claim(world: &World, start: &Start) -> Claim {
 }
 
 /// Whether the unit that was started is down again.
-fn died(world: &World, model: &ModelName) -> bool {
+pub(super) fn died(world: &World, model: &ModelName) -> bool {
     let Some(claim) = world.state.claims.get(model) else { return false };
     // Until this run was seen, facts are still those from before it.
     !claim.invocation.is_empty()

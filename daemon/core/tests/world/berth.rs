@@ -59,7 +59,7 @@ pub(crate) struct World {
     /// Units that were really told to stop or start.
     pub(crate) touched: Vec<ModelName>,
     proofs: Proofs,
-    swap: Option<Swap>,
+    pub swap: Option<Swap>,
     began: u64,
     watch: Watch,
     probes: u32,
@@ -160,15 +160,18 @@ impl World {
             let Some(swap) = &mut self.swap else { return };
             self.events += 1;
             let home = self.state.home.clone();
+            // What an operator stops stays stopped from the first moment, unless nothing could be stopped.
+            let stopping = matches!(swap.verb(), Verb::Stop | Verb::StopAll);
+            let beginning = event == Event::Begin;
             let mut world =
                 world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, self.nature.now);
             let actions = swap.step(&mut world, event);
             if self.state.home != home {
-                let done = actions.iter().any(|action| {
+                let ended = actions.iter().any(|action| {
                     matches!(action, Action::Say(What::SwapEnded { swap })
-                        if swap.outcome == Some(Outcome::Done) && swap.by.is_some())
+                        if swap.by.is_some() && (stopping || swap.outcome == Some(Outcome::Done)))
                 });
-                assert!(done, "home changed without an operator's swap being done");
+                assert!(ended || stopping && beginning, "home changed without an operator's swap being done");
             }
             next = self.perform(actions);
         }

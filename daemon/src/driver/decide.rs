@@ -1,0 +1,130 @@
+//! What an operator asks for is decided here, by core's planner.
+
+use berth_core::plan::{self, Verdict};
+use berth_core::report::{Accepted, PlanReport, Refusal, SCHEMA, SwapSummary, Verb, Verdict as Said};
+use berth_core::state::{Phase, State};
+use berth_core::swap::{Event, Swap};
+
+use super::{Answer, Decide, Driver, millis};
+use crate::proc::monotonic_now;
+
+impl Driver {
+    pub(super) fn decide(&mut self, mut decide: Decide) {
+        // What was observed since counts more: a model that has just come up would be taken for one that is down.
+        if let Some(gpus) = decide.gpus.take().filter(|_| self.gpus_at <= decide.began) {
+            self.facts.gpus = gpus;
+        }
+        if let Some(units) = decide.units.take().filter(|_| self.units_at <= decide.began) {
+            self.facts.units = units;
+        }
+        self.observed();
+        if self.memory.ledger_error.is_some() {
+            self.record();
+        }
+        let Some(by) = decide.by.clone() else {
+            let verdict = self.plan(&decide, &self.state);
+            let report = self.report(&decide, &verdict);
+            return answer(decide, Answer::Plan(report));
+        };
+        let verdict = match (&self.swap, &self.memory.ledger_error) {
+            (_, Some(why)) => {
+                refused("ledger", format!("what Berth does can't be recorded: {why}"), Vec::new())
+            }
+            (Some(own), None) if own.verb() == Verb::Restore && self.waiting.is_none() => {
+                match self.beside_own(&decide, own) {
+                    // What an operator asks for comes before what berthd does by itself.
+                    BesideOwn::GiveWay => {
+                        let to = format!("`{}` by {}", decide.request.verb.as_str(), by.user);
+                        self.waiting = Some(decide);
+                        return self.step(Event::GiveWay(to));
+                    }
+                    BesideOwn::Same => {
+                        let (swap, after) = (Some(own.id()), self.events.newest());
+                        let plan = self.report(&decide, &Verdict::Nothing("It is being started.".to_owned()));
+                        return answer(
+                            decide,
+                            Answer::Accepted(Accepted { schema: SCHEMA, swap, after, plan }),
+                        );
+                    }
+                    BesideOwn::Refused(verdict) => verdict,
+                }
+            }
+            (Some(swap), None) => busy(&swap.summary(monotonic_now())),
+            (None, None) => self.plan(&decide, &self.state),
+        };
+        let plan = self.report(&decide, &verdict);
+        let after = self.events.newest();
+        match verdict {
+            Verdict::Go(go) => {
+                let checked_ms = millis(monotonic_now().saturating_sub(decide.began));
+                let swap = Some(self.begin(go, Some(by), checked_ms, Event::Begin));
+                answer(decide, Answer::Accepted(Accepted { schema: SCHEMA, swap, after, plan }));
+            }
+            Verdict::Nothing(_) => {
+                answer(decide, Answer::Accepted(Accepted { schema: SCHEMA, swap: None, after, plan }));
+            }
+            Verdict::Refused { .. } => answer(decide, Answer::Plan(plan)),
+        }
+    }
+
+    fn plan(&self, decide: &Decide, state: &State) -> Verdict {
+        if decide.request.verb == Verb::Restore {
+            return refused("bad_request", "`restore` is berthd's own".to_owned(), Vec::new());
+        }
+        plan::plan(&self.settings, &self.facts, state, &decide.request, &decide.preflight)
+    }
+
+    fn report(&self, decide: &Decide, verdict: &Verdict) -> PlanReport {
+        plan::report(&self.settings, &self.facts, &self.state, &decide.request, verdict)
+    }
+
+    /// Whether berthd's own swap has to give way: not for a request that would be refused, nor for what it starts.
+    fn beside_own(&self, decide: &Decide, own: &Swap) -> BesideOwn {
+        let mut state = self.state.clone();
+        for claim in state.claims.values_mut().filter(|claim| claim.phase == Phase::Starting) {
+            claim.phase = Phase::Serving;
+        }
+        match self.plan(decide, &state) {
+            Verdict::Go(_) => BesideOwn::GiveWay,
+            Verdict::Nothing(_) if !own.is_going_back() => BesideOwn::Same,
+            Verdict::Nothing(_) => BesideOwn::GiveWay,
+            refused @ Verdict::Refused { .. } => BesideOwn::Refused(refused),
+        }
+    }
+}
+
+/// What a request means for the swap that berthd makes by itself.
+enum BesideOwn {
+    GiveWay,
+    Same,
+    Refused(Verdict),
+}
+
+fn answer(decide: Decide, answer: Answer) {
+    // Whether the asker still listens changes nothing.
+    _ = decide.reply.send(answer);
+}
+
+fn busy(swap: &SwapSummary) -> Verdict {
+    let who = swap.by.as_ref().map_or("berthd itself".to_owned(), |by| by.user.clone());
+    let what = swap.model.as_ref().map(|model| format!(" {model}")).unwrap_or_default();
+    let text = format!(
+        "one swap at a time: `{}{what}` by {who} is under way since {}.{} s",
+        swap.verb.as_str(),
+        swap.elapsed_ms / 1000,
+        swap.elapsed_ms % 1000 / 100
+    );
+    refused("busy", text, vec!["berthctl status --watch".to_owned()])
+}
+
+fn refused(code: &str, text: String, hints: Vec<String>) -> Verdict {
+    Verdict::Refused { refusal: Refusal { code: code.to_owned(), text, hints }, nearest: None }
+}
+
+/// Whether a plan was refused, and why.
+pub fn refusal(report: &PlanReport) -> Option<&Refusal> {
+    match &report.verdict {
+        Said::Refused(refusal) => Some(refusal),
+        _ => None,
+    }
+}

@@ -1,0 +1,83 @@
+//! What people are told: the picture of the node, and what changes in it.
+
+use std::sync::PoisonError;
+
+use berth_core::name::ModelName;
+use berth_core::report::{ModelState, Problem, What};
+use berth_core::state::State;
+use berth_core::status::{self, View};
+
+use super::{Driver, millis, now_ms};
+use crate::proc::monotonic_now;
+
+impl Driver {
+    /// Notices changes that people are told of: states of models, problems.
+    pub(super) fn notice(&mut self) {
+        let now_ms = now_ms();
+        let (states, problems) = self.with_view(|view| {
+            let states: Vec<(ModelName, ModelState)> = view
+                .settings
+                .models
+                .values()
+                .map(|model| (model.name.clone(), status::model_state(view, model)))
+                .collect();
+            (states, status::problems(view))
+        });
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held_in_words(&self.state);
+        for (model, state) in states {
+            let was = self.memory.since.get(&model).map(|(was, _)| *was);
+            if was == Some(state) {
+                continue;
+            }
+            self.memory.since.insert(model.clone(), (state, now_ms));
+            if was.is_some() && self.swap.is_none() {
+                let text = self.memory.errors.get(&model).cloned().unwrap_or_default();
+                self.events.say(now_ms, What::Model { model, state, text });
+            }
+        }
+        let stand: Vec<String> = problems.iter().map(Problem::key).collect();
+        let over: Vec<String> =
+            self.memory.problems.keys().filter(|key| !stand.contains(key)).cloned().collect();
+        for key in over {
+            self.memory.problems.remove(&key);
+            let code = key.split(' ').next().unwrap_or_default().to_owned();
+            self.events.say(now_ms, What::ProblemEnded { text: format!("{key}: over"), code });
+        }
+        for (key, problem) in stand.into_iter().zip(problems) {
+            if !self.memory.problems.contains_key(&key) {
+                self.memory.problems.insert(key, now_ms);
+                tracing::warn!(code = problem.code, "{}", problem.text);
+                self.events.say(now_ms, What::ProblemBegan { problem });
+            }
+        }
+    }
+
+    pub(super) fn with_view<T>(&self, look: impl FnOnce(&View) -> T) -> T {
+        let now = monotonic_now();
+        let swap = self.swap.as_ref().map(|swap| swap.summary(now));
+        look(&View {
+            settings: &self.settings,
+            facts: &self.facts,
+            state: &self.state,
+            proofs: &self.proofs,
+            memory: &self.memory,
+            swap: swap.as_ref(),
+            host: &self.host,
+            now,
+            now_ms: now_ms(),
+            uptime_ms: millis(now.saturating_sub(self.began)),
+        })
+    }
+}
+
+/// "; GPU 0 is held by aeon (14.0 GiB)", or nothing.
+fn held_in_words(state: &State) -> String {
+    let mut held: Vec<String> = state
+        .claims
+        .iter()
+        .flat_map(|(model, claim)| claim.gpus.iter().map(move |part| (model, &part.placed)))
+        .map(|(model, placed)| format!("GPU {} is held by {model} ({})", placed.index, placed.bytes))
+        .collect();
+    held.sort();
+    held.iter().fold(String::new(), |all, one| all + "; " + one)
+}

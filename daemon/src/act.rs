@@ -25,6 +25,8 @@ use crate::ticket::Tickets;
 const TICKET_LIFE: Duration = Duration::from_secs(30);
 /// How long a job of systemd may take before it counts as failed; the machine's own deadlines are for the rest.
 const JOB: Duration = Duration::from_secs(25);
+/// Between two attempts to stop a unit while the bus is away.
+const BUS_PAUSE: Duration = Duration::from_millis(300);
 /// Between two probes of a server that is not ready: a part of the time that it has been loading, within these.
 const PROBE_PAUSE: Duration = Duration::from_millis(5);
 const PROBE_PAUSE_LATER: Duration = Duration::from_millis(50);
@@ -47,9 +49,37 @@ pub struct Hands {
     pub settings: Arc<Settings>,
     /// Where events go.
     pub driver: mpsc::Sender<Message>,
+    /// Starts and stops, which reach systemd in the order in which they were asked for.
+    units: mpsc::UnboundedSender<UnitJob>,
+}
+
+enum UnitJob {
+    Start { id: u64, start: Start },
+    Stop { id: u64, model: ModelName, end: Instant },
 }
 
 impl Hands {
+    /// Hands that are ready to act.
+    pub fn new(
+        systemd: Systemd,
+        tickets: Tickets,
+        settings: Arc<Settings>,
+        driver: mpsc::Sender<Message>,
+    ) -> Self {
+        let (units, mut jobs) = mpsc::unbounded_channel();
+        let hands = Self { systemd, tickets: Arc::new(tickets), settings, driver, units };
+        let queueing = hands.clone();
+        tokio::spawn(async move {
+            while let Some(job) = jobs.recv().await {
+                match job {
+                    UnitJob::Start { id, start } => queueing.queue_start(id, start).await,
+                    UnitJob::Stop { id, model, end } => queueing.queue_stop(id, model, end).await,
+                }
+            }
+        });
+        hands
+    }
+
     /// Makes systemd keep what it knows of this unit until its outcome is in the ledger.
     pub fn reference(&self, model: &ModelName) {
         let (hands, model) = (self.clone(), model.clone());
@@ -62,13 +92,7 @@ impl Hands {
 
     /// StopUnit; the job's end is an event of swap `id`.
     pub fn stop(&self, id: u64, model: &ModelName, deadline: Duration) {
-        let (hands, model) = (self.clone(), model.clone());
-        tokio::spawn(async move {
-            hands.tickets.revoke(&model);
-            let job = hands.systemd.stop(&model, (Instant::now() + deadline).into()).await;
-            let result = ended(job).await;
-            hands.tell(id, Event::StopEnded(model, result)).await;
-        });
+        self.order(UnitJob::Stop { id, model: model.clone(), end: Instant::now() + deadline });
     }
 
     /// SIGKILL to everything in the unit.
@@ -83,21 +107,55 @@ impl Hands {
 
     /// Grants a ticket and starts the unit; the job's end is an event of swap `id`.
     pub fn start(&self, id: u64, start: &Start) {
-        let (hands, start) = (self.clone(), start.clone());
+        self.order(UnitJob::Start { id, start: start.clone() });
+    }
+
+    fn order(&self, job: UnitJob) {
+        // Its receiver lives as long as the process.
+        _ = self.units.send(job);
+    }
+
+    async fn queue_start(&self, id: u64, start: Start) {
+        let job = self.granted(&start).await;
+        let hands = self.clone();
         tokio::spawn(async move {
-            let result = hands.started(&start).await;
+            let result = match job {
+                Ok(job) => job.wait().await.map_err(|error| error.to_string()),
+                Err(why) => Err(why),
+            };
             hands.tickets.revoke(&start.model);
             hands.tell(id, Event::StartEnded(start.model, result)).await;
         });
     }
 
-    async fn started(&self, start: &Start) -> Result<(), String> {
+    async fn granted(&self, start: &Start) -> Result<Job, String> {
         let model = self.model(&start.model)?;
         let launch = backend::of(model.backend).launch(model, &start.gpus);
         let expires = std::time::Instant::now() + TICKET_LIFE;
         self.tickets.grant(&start.model, &launch, expires).map_err(|error| error.to_string())?;
         let job = self.systemd.start(&start.model, (Instant::now() + JOB).into()).await;
-        ended(job).await
+        job.map_err(|error| error.to_string())
+    }
+
+    async fn queue_stop(&self, id: u64, model: ModelName, end: Instant) {
+        self.tickets.revoke(&model);
+        let job = self.systemd.stop(&model, end.into()).await;
+        let hands = self.clone();
+        tokio::spawn(async move {
+            let result = match job {
+                Ok(job) => job.wait().await,
+                Err(error) => Err(error),
+            };
+            if let Err(SystemdError::Unreachable { .. }) = result
+                && Instant::now() < end
+            {
+                // The bus comes back, and a unit that was not told to stop runs on.
+                tokio::time::sleep(BUS_PAUSE).await;
+                return hands.order(UnitJob::Stop { id, model, end });
+            }
+            let result = result.map_err(|error| error.to_string());
+            hands.tell(id, Event::StopEnded(model, result)).await;
+        });
     }
 
     /// Asks the model again and again until it is ready. Ends when the handle is aborted.
@@ -122,10 +180,7 @@ impl Hands {
                     probe = &mut asked => (probe == Probe::Ready, probe.to_string()),
                     // A first token can take long, and a server may never answer.
                     () = tokio::time::sleep(SILENT) => {
-                        let text = match healthy.load(Ordering::Relaxed) {
-                            true => "it is up and has not answered a request for one token yet".to_owned(),
-                            false => "its health check has not been answered yet".to_owned(),
-                        };
+                        let text = if healthy.load(Ordering::Relaxed) { "it is up and has not answered a request for one token yet" } else { "its health check has not been answered yet" }.to_owned();
                         hands.tell(id, Event::NotReady(name.clone(), text)).await;
                         let probe = asked.await;
                         (probe == Probe::Ready, probe.to_string())
@@ -194,14 +249,6 @@ impl Hands {
     async fn tell(&self, id: u64, event: Event) {
         // The driver ends last; without it there is nobody to tell.
         _ = self.driver.send(Message::Swap(id, event)).await;
-    }
-}
-
-/// How a job ended, in words where it failed.
-async fn ended(job: Result<Job, SystemdError>) -> Result<(), String> {
-    match job {
-        Ok(job) => job.wait().await.map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -223,7 +223,9 @@ mod tests {
         };
         for lines in [vec![1], vec![1, 2]] {
             let mut bytes = HEADER.to_owned().into_bytes();
-            lines.iter().for_each(|id| bytes.extend(line(&state(*id)).into_bytes()));
+            for id in lines {
+                bytes.extend(line(&state(id)).into_bytes());
+            }
             bytes[HEADER.len() + 20] ^= 1;
             let error = refused(&bytes);
             assert!(error.contains("line 2 is damaged"), "{error}");

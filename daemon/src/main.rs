@@ -145,12 +145,7 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
     let (to_driver, messages) = mpsc::channel(256);
     let (order, orders) = watch::channel(Order::Idle);
     let events = Events::new(now_ms());
-    let hands = Hands {
-        systemd: systemd.clone(),
-        tickets: Arc::new(tickets),
-        settings: Arc::clone(&settings),
-        driver: to_driver.clone(),
-    };
+    let hands = Hands::new(systemd.clone(), tickets, Arc::clone(&settings), to_driver.clone());
     let listener = http::bind(&args.run.join("berth.sock")).context("the control socket can't be made")?;
     let driver = Driver::new(hands, ledger, events.clone(), order, state, facts, boot.trim());
     observe::spawn(nvml.clone(), systemd.clone(), orders, to_driver.clone());

@@ -46,7 +46,7 @@ impl Driver {
                             Answer::Accepted(Accepted { schema: SCHEMA, swap, after, plan }),
                         );
                     }
-                    BesideOwn::Refused(verdict) => verdict,
+                    BesideOwn::Refused(verdict) => *verdict,
                 }
             }
             (Some(swap), None) => busy(&swap.summary(monotonic_now())),
@@ -85,10 +85,9 @@ impl Driver {
             claim.phase = Phase::Serving;
         }
         match self.plan(decide, &state) {
-            Verdict::Go(_) => BesideOwn::GiveWay,
             Verdict::Nothing(_) if !own.is_going_back() => BesideOwn::Same,
-            Verdict::Nothing(_) => BesideOwn::GiveWay,
-            refused @ Verdict::Refused { .. } => BesideOwn::Refused(refused),
+            Verdict::Go(_) | Verdict::Nothing(_) => BesideOwn::GiveWay,
+            refused @ Verdict::Refused { .. } => BesideOwn::Refused(Box::new(refused)),
         }
     }
 }
@@ -97,7 +96,7 @@ impl Driver {
 enum BesideOwn {
     GiveWay,
     Same,
-    Refused(Verdict),
+    Refused(Box<Verdict>),
 }
 
 fn answer(decide: Decide, answer: Answer) {

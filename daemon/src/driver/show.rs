@@ -1,5 +1,6 @@
 //! What people are told: the picture of the node, and what changes in it.
 
+use std::collections::btree_map::Entry;
 use std::sync::PoisonError;
 
 use berth_core::name::ModelName;
@@ -44,8 +45,8 @@ impl Driver {
             self.events.say(now_ms, What::ProblemEnded { text: format!("{key}: over"), code });
         }
         for (key, problem) in stand.into_iter().zip(problems) {
-            if !self.memory.problems.contains_key(&key) {
-                self.memory.problems.insert(key, now_ms);
+            if let Entry::Vacant(news) = self.memory.problems.entry(key) {
+                news.insert(now_ms);
                 tracing::warn!(code = problem.code, "{}", problem.text);
                 self.events.say(now_ms, What::ProblemBegan { problem });
             }

@@ -9,7 +9,8 @@ use serde::de::DeserializeOwned;
 
 use crate::cards::Card;
 use crate::protocol::{
-    Answer, Code, DEFAULT_SOCKET, Driver, Failure, Kind, Knob, Listed, Memory, Request, SOCKET_VARIABLE, Stats,
+    Answer, Code, DEFAULT_SOCKET, Driver, Failure, Kind, Knob, Listed, Memory, Request, SOCKET_VARIABLE,
+    Stats,
 };
 
 /// What can go wrong between a client and the server.

@@ -1,5 +1,7 @@
 //! Who could be stopped for a model, and whom its port stands against.
 
+use std::net::SocketAddr;
+
 use super::{Context, Start, refusal};
 use crate::config::Model;
 use crate::name::ModelName;
@@ -40,8 +42,11 @@ impl Context<'_> {
 
     /// Whether two different models can't serve at once for their port's sake.
     pub(super) fn same_port(&self, model: &Model, other: &ModelName) -> bool {
-        *other != model.name
-            && self.settings.models.get(other).is_some_and(|m| m.port == model.port && m.host == model.host)
+        // Where it was started with another address than is declared now, that one is taken.
+        let started = self.state.claims.get(other).and_then(|claim| claim.address);
+        let declared =
+            || self.settings.models.get(other).map(|other| SocketAddr::new(other.host, other.port));
+        *other != model.name && started.or_else(declared) == Some(SocketAddr::new(model.host, model.port))
     }
 
     pub(super) fn port_taken(&self, model: &Model, holder: &ModelName) -> Refusal {

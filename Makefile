@@ -57,8 +57,9 @@ stage:
 
 # Shows in a minute what goes wrong by hand and what Berth does instead. With a terminal it stays up to be played
 # with, until Ctrl-C. Where PyPI can't be reached (exit status 69) a server that pretends takes the real one's place.
-demo: deps stage
-	$(CARGO) build -q -p berth-tests --bin demo
+demo: deps
+	@$(MAKE) --no-print-directory -s stage
+	@$(CARGO) build -q -p berth-tests --bin demo
 	@pretend=; tests/assets/fetch || { test $$? -eq 69 && pretend=--fakellm; } || exit 1; \
 	    $(as_root) target/debug/demo $$pretend
 

@@ -11,6 +11,7 @@ mod failures;
 mod input;
 mod machine;
 mod release;
+mod restart;
 mod rights;
 mod smoke;
 mod soak;

@@ -86,10 +86,7 @@ fn half_a_start_and_a_late_stop() {
 /// what is being started follows that start.
 #[test]
 fn an_operator_comes_first() {
-    let berth = Berth::builder()
-        .fake("aeon", EACH, &["--load-time", "6s"])
-        .fake("genesis", EACH, &[])
-        .boot();
+    let berth = Berth::builder().fake("aeon", EACH, &["--load-time", "6s"]).fake("genesis", EACH, &[]).boot();
     berth.switch("aeon");
     let fall = |berth: &Berth| {
         let before = berth.run_of("aeon");

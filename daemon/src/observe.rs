@@ -22,10 +22,10 @@ const IDLE: Duration = Duration::from_secs(1);
 /// Between two full readings while something loads or stops.
 const LOADING: Duration = Duration::from_millis(100);
 /// Between two looks at the memory info while memory is awaited: a part of the time waited so far, within these.
-/// So a long wait costs about one percent of a core, and no wait is prolonged by more than half a percent or 3 ms.
+/// So a long wait costs less than two percent of a core, and none is prolonged by more than one percent or 3 ms.
 const FAST: Duration = Duration::from_millis(3);
-const FAST_LATER: Duration = Duration::from_millis(15);
-const FAST_PART: u32 = 256;
+const FAST_LATER: Duration = Duration::from_millis(40);
+const FAST_PART: u32 = 128;
 /// Full readings at once when memory came back or a unit changed: two prove a release, and one may have been
 /// begun too early to count.
 const CONFIRMING: u32 = 3;

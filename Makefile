@@ -85,11 +85,13 @@ assets:
 
 # What a switch costs, beside what others do: ten minutes; docs/measurements.md has the last figures. Of what is
 # installed, so of a release build, in a tree of its own. BENCH="SWITCHES OTHERS WAIT_SECONDS" for a shorter run.
+# Before all else that runs on this machine (FIRST= for among it), so that it measures Berth and not a compiler.
+first = $(if $(filter undefined,$(origin FIRST)),chrt --rr 1,$(FIRST))
 bench: PROFILE = release
 bench:
 	$(MAKE) --no-print-directory stage PROFILE=$(PROFILE) stage=$(stage)-$(PROFILE)
 	$(CARGO) build $(cargo_profile) -p berth-tests --bin bench
-	BERTH_STAGE=$(stage)-$(PROFILE) $(target)/bench $(BENCH)
+	BERTH_STAGE=$(stage)-$(PROFILE) $(first) $(target)/bench $(BENCH)
 
 # 200 switches in a row, then nothing may have grown or stayed behind: ten minutes. SOAK="SWITCHES MAX_LINGER_MS".
 soak: PROFILE = release

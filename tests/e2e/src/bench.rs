@@ -64,13 +64,16 @@ pub fn run(bench: &Bench) -> Result<()> {
     let mut switcher = Switcher::new(&berth)?;
     let mut plain = Plain::new(&others)?;
     let mut lags: BTreeMap<Way, Vec<u64>> = BTreeMap::new();
+    let mut starts = Vec::new();
     let began = Instant::now();
     for done in 1..=bench.switches {
         switcher.switch()?;
         // Evenly over the run, so that whatever else this machine does falls on all ways alike.
         if done * bench.others / bench.switches > (done - 1) * bench.others / bench.switches {
             for way in [Way::Poll250, Way::Sleep2000] {
-                lags.entry(way).or_default().push(plain.switch(way)?);
+                let cost = plain.switch(way)?;
+                lags.entry(way).or_default().push(cost.lag);
+                starts.push(cost.start);
             }
         }
         if done % 20 == 0 {
@@ -115,7 +118,8 @@ pub fn run(bench: &Bench) -> Result<()> {
         ("noticed", Stamps::noticed),
     ];
     let parts = parts.map(|(name, part)| format!("{name}_p50_ms={}", millis(percentile(&by(part), 50))));
-    println!("bench: parts {}", parts.join(" "));
+    let start = millis(percentile(&starts, 50));
+    println!("bench: parts {} plain_start_p50_ms={start}", parts.join(" "));
     if !bench.wait.is_zero() {
         let waiting = waiting::measure(&berth, switcher, bench.wait)?;
         println!(

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use gpusim::Client;
+use gpusim::sys::now_ns;
 use gpusim::units::parse_size;
 
 use super::bus::Bus;
@@ -23,6 +24,15 @@ pub(super) enum Way {
     Poll250,
     /// Two seconds, and hope.
     Sleep2000,
+}
+
+/// What one such switch took, in nanoseconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cost {
+    /// From the instant at which memory was free to the replacement's start.
+    pub lag: u64,
+    /// From the call of StartUnit to that start: systemd's and the kernel's part of the lag, whoever calls.
+    pub start: u64,
 }
 
 /// A guest with two ordinary units.
@@ -53,9 +63,8 @@ impl<'a> Plain<'a> {
         Ok(plain)
     }
 
-    /// One switch. The time from the instant at which memory was free to the replacement's start, in
-    /// nanoseconds.
-    pub(super) fn switch(&mut self, way: Way) -> Result<u64> {
+    /// One switch.
+    pub(super) fn switch(&mut self, way: Way) -> Result<Cost> {
         let (old, new) = (self.serving, if self.serving == "aeon" { "genesis" } else { "aeon" });
         self.bus.stop(&unit(old))?;
         match way {
@@ -70,13 +79,16 @@ impl<'a> Plain<'a> {
             }
             Way::Sleep2000 => std::thread::sleep(Duration::from_secs(2)),
         }
+        let asked = now_ns();
         self.bus.start(&unit(new))?;
         self.serving = new;
         self.bus.wait_active(&unit(new))?;
         let started = self.bus.started(&unit(new))?;
         let (_, freed) = released(self.berth, &mut self.releases)?;
         self.wait_loaded()?;
-        started.checked_sub(freed).with_context(|| format!("{new} was started before the memory was free"))
+        let lag = started.checked_sub(freed);
+        let lag = lag.with_context(|| format!("{new} was started before the memory was free"))?;
+        Ok(Cost { lag, start: started.saturating_sub(asked) })
     }
 
     /// The same number that NVML gives, without NVML's own cost.

@@ -43,6 +43,9 @@ pub struct Bench {
     pub wait: Duration,
 }
 
+/// A part of a switch: its name and how it is taken from the stamps.
+type Part = (&'static str, fn(&Stamps) -> u64);
+
 /// Measures, and prints a line for each area.
 ///
 /// # Errors
@@ -108,7 +111,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         millis(percentile(&overhead, 50)),
         millis(percentile(&overhead, 99))
     );
-    let parts: [(&str, fn(&Stamps) -> u64); 7] = [
+    let parts: [Part; 7] = [
         ("asked", Stamps::asked),
         ("stopping", Stamps::stopping),
         ("releasing", Stamps::releasing),
@@ -121,10 +124,10 @@ pub fn run(bench: &Bench) -> Result<()> {
     let start = millis(percentile(&starts, 50));
     println!("bench: parts {} plain_start_p50_ms={start}", parts.join(" "));
     if !bench.wait.is_zero() {
-        let waiting = waiting::measure(&berth, switcher, bench.wait)?;
+        let waiting = waiting::measure(&berth, &switcher, bench.wait)?;
         println!(
             "bench: wait cpu_percent={:.2} idle_cpu_percent={:.2} seconds={:.1}",
-            waiting.waiting_percent, waiting.idle_percent, waiting.seconds
+            waiting.lingering_percent, waiting.idle_percent, waiting.seconds
         );
     }
     Ok(())

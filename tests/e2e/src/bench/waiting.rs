@@ -15,7 +15,7 @@ const MARGIN: Duration = Duration::from_millis(1500);
 
 pub(super) struct Waiting {
     /// Of one core, while memory lingers.
-    pub waiting_percent: f64,
+    pub lingering_percent: f64,
     /// Of one core, with a model that serves.
     pub idle_percent: f64,
     /// How long was looked at, each.
@@ -23,7 +23,7 @@ pub(super) struct Waiting {
 }
 
 /// Lets memory linger for so long and takes berthd's CPU time meanwhile.
-pub(super) fn measure(berth: &Berth, switcher: Switcher, linger: Duration) -> Result<Waiting> {
+pub(super) fn measure(berth: &Berth, switcher: &Switcher, linger: Duration) -> Result<Waiting> {
     let look = linger.saturating_sub(MARGIN * 2);
     ensure!(!look.is_zero(), "to measure the waiting, memory must linger longer than {linger:?}");
     let process = Process::of_berthd(berth)?;
@@ -33,16 +33,16 @@ pub(super) fn measure(berth: &Berth, switcher: Switcher, linger: Duration) -> Re
     berth.gpu(&["linger", &format!("{}ms", linger.as_millis())]);
     let following = switcher.client().switch(switcher.next())?;
     thread::sleep(MARGIN);
-    let waiting_percent = percent(&process, look)?;
+    let lingering_percent = percent(&process, look)?;
     let lingering = berth.stats().devices.iter().filter(|card| !card.lingering.is_empty()).count();
     ensure!(lingering == 2, "the wait was over before it was measured");
     following.ended()?;
-    Ok(Waiting { waiting_percent, idle_percent, seconds: look.as_secs_f64() })
+    Ok(Waiting { lingering_percent, idle_percent, seconds: look.as_secs_f64() })
 }
 
 fn percent(process: &Process, time: Duration) -> Result<f64> {
     let (start, before) = (Instant::now(), process.cpu_time()?);
     thread::sleep(time);
-    let (elapsed, taken) = (start.elapsed(), process.cpu_time()? - before);
+    let (elapsed, taken) = (start.elapsed(), process.cpu_time()?.saturating_sub(before));
     Ok(taken.as_secs_f64() / elapsed.as_secs_f64() * 100.0)
 }

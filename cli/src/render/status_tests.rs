@@ -120,7 +120,8 @@ fn without_a_daemon_the_gpus_are_still_shown() {
 fn whatever_the_names_and_sizes_it_fits_eighty_columns() {
     let mut wide = tower();
     wide.node = "n".repeat(70);
-    let long = format!("a{}", "-long-name".repeat(9));
+    // As long as a name may be.
+    let long = format!("aa{}", "_long_name_".repeat(5));
     let held: Vec<(String, u64)> = (0..12).map(|i| (format!("program-{i}-名前"), 12_345)).collect();
     let held: Vec<(&str, bool, u64)> = held.iter().map(|(name, mib)| (name.as_str(), false, *mib)).collect();
     let mut gpus: Vec<GpuStatus> = (0..8).map(|index| gpu(index, &held)).collect();

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use berth_core::report::{Event, SCHEMA, What};
 use tokio::sync::broadcast;
 
-/// How many events are kept for a listener that comes back.
-const KEPT: usize = 2000;
+/// How many events are kept for a listener that comes back: some fifty swaps, less than a mebibyte.
+const KEPT: usize = 500;
 /// How far a listener may lag before it has to come back.
 const LAG: usize = 512;
 

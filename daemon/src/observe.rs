@@ -26,7 +26,7 @@ const LOADING: Duration = Duration::from_millis(100);
 const FAST: Duration = Duration::from_millis(3);
 const FAST_LATER: Duration = Duration::from_millis(40);
 const FAST_PART: u32 = 128;
-/// Full readings at once when memory came back or a unit changed: two prove a release, and one may have been
+/// Readings with lists at once when memory came back or a unit changed: two prove a release, and one may have been
 /// begun too early to count.
 const CONFIRMING: u32 = 3;
 const CONFIRM: Duration = Duration::from_millis(1);
@@ -71,11 +71,12 @@ async fn gpus(
     let mut latest: Known<Vec<Gpu>> = Known::Unknown("not read yet".to_owned());
     let mut listed = Instant::now() - IDLE;
     let mut since = Instant::now();
-    // Of the parts that are awaited: which are back, and how many full readings said so.
+    // Of the parts that are awaited: which are back, and how many readings with lists said so.
     let (mut seen, mut confirmed) = (Vec::new(), 0);
     let mut rest = false;
     loop {
         let now = order.borrow_and_update().clone();
+        let mut lists = Vec::new();
         let full = match (&now, &mut latest) {
             _ if std::mem::take(&mut rest) => false,
             (Order::Release(parts), Known::Value(gpus)) if listed.elapsed() < LISTS => {
@@ -91,12 +92,24 @@ async fn gpus(
                 if back != seen {
                     (seen, confirmed) = (back, 0);
                 }
-                seen.contains(&true) && (confirmed < CONFIRMING || listed.elapsed() >= CONFIRMED)
+                if seen.contains(&true) && (confirmed < CONFIRMING || listed.elapsed() >= CONFIRMED) {
+                    lists = ids;
+                }
+                false
             }
             _ => true,
         };
         if full {
             latest = nvml.read_all(FULL_READING).await;
+        } else if let (false, Known::Value(gpus)) = (lists.is_empty(), &mut latest) {
+            // Their memory was read just now; with the lists it is all that a proof weighs.
+            for (id, (at, processes)) in nvml.read_processes(&lists, FULL_READING).await {
+                if let Some(gpu) = gpus.iter_mut().find(|gpu| gpu.id == id) {
+                    (gpu.listed_at, gpu.processes) = (at, processes);
+                }
+            }
+        }
+        if full || !lists.is_empty() {
             listed = Instant::now();
             confirmed += 1;
             if driver.send(Message::Gpus(latest.clone())).await.is_err() {

@@ -110,7 +110,7 @@ pub fn soak(berth: &Berth, plan: &Soak, mut progress: impl FnMut(u32)) -> Result
     process.still_runs(berth)?;
     let end = process.at_rest_within(REST, &warm)?;
     let fd_growth = end.descriptors - warm.descriptors;
-    let memory_growth_kib = end.private_kib - warm.private_kib;
+    let memory_growth_kib = end.anonymous_kib - warm.anonymous_kib;
     if fd_growth > 0 {
         violations
             .push(format!("berthd has {fd_growth} more open files: {}", process.descriptors_in_words()?));

@@ -30,9 +30,9 @@ pub struct Footprint {
     pub descriptors: i64,
     /// Threads.
     pub threads: i64,
-    /// Memory that is its own alone and was written to, in KiB: neither pages of its program, which the kernel
-    /// maps in and out as it likes, nor what it shares.
-    pub private_kib: i64,
+    /// Anonymous memory in KiB: heap, stacks and what it changed of its program; not pages of files, which the
+    /// kernel maps in and out as it likes.
+    pub anonymous_kib: i64,
 }
 
 impl Process {
@@ -86,11 +86,11 @@ impl Process {
             thread::sleep(PAUSE);
             looks.push(self.look()?);
         }
-        looks.sort_by_key(|look| look.private_kib);
+        looks.sort_by_key(|look| look.anonymous_kib);
         Ok(Footprint {
             descriptors: looks.iter().map(|look| look.descriptors).min().unwrap_or_default(),
             threads: looks.iter().map(|look| look.threads).min().unwrap_or_default(),
-            private_kib: looks[LOOKS / 2].private_kib,
+            anonymous_kib: looks[LOOKS / 2].anonymous_kib,
         })
     }
 
@@ -121,9 +121,9 @@ impl Process {
             line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<i64>().ok())
         };
         // What was swapped out is its own, too.
-        let private_kib = kib("Private_Dirty").context("a smaps_rollup without Private_Dirty")?
-            + kib("Swap").unwrap_or_default();
-        Ok(Footprint { descriptors: count("fd")?, threads: count("task")?, private_kib })
+        let anonymous_kib =
+            kib("Anonymous").context("a smaps_rollup without Anonymous")? + kib("Swap").unwrap_or_default();
+        Ok(Footprint { descriptors: count("fd")?, threads: count("task")?, anonymous_kib })
     }
 
     /// What its open files are, with how many there are of each.

@@ -35,8 +35,7 @@ impl Swap {
                         claim.phase = Phase::Serving;
                     }
                 }
-                let missing = world.state.home.models.iter().any(|model| !world.state.is_serving(model));
-                let outcome = if missing { Outcome::Degraded } else { Outcome::Restored };
+                let outcome = if home_is_missed(world) { Outcome::Degraded } else { Outcome::Restored };
                 self.end(world, outcome, actions);
             }
         }
@@ -111,12 +110,15 @@ impl Swap {
         }
     }
 
-    pub(super) fn end(&mut self, world: &mut World, outcome: Outcome, actions: &mut Vec<Action>) {
+    pub(super) fn end(&mut self, world: &mut World, mut outcome: Outcome, actions: &mut Vec<Action>) {
         if let Some((mut home, previous)) = self.before.take().filter(|_| outcome != Outcome::Done) {
             // What systemd would not stop serves on, and home with it; what is stopped stays stopped.
             home.models.retain(|model| !self.plan.stops.contains(model) || world.state.is_serving(model));
             home.default = home.default.filter(|model| home.models.contains(model));
             (world.state.home, world.state.previous) = (home, previous);
+            if outcome == Outcome::Restored && home_is_missed(world) {
+                outcome = Outcome::Degraded;
+            }
         }
         let summary = &mut self.summary;
         summary.outcome = Some(outcome);
@@ -156,4 +158,9 @@ impl Swap {
         actions.push(Action::End);
         self.stage = Stage::Over;
     }
+}
+
+/// Whether a model of home does not serve.
+fn home_is_missed(world: &World) -> bool {
+    world.state.home.models.iter().any(|model| !world.state.is_serving(model))
 }

@@ -106,6 +106,13 @@ pub struct Gpu {
     pub utilization_percent: Option<u32>,
 }
 
+impl Gpu {
+    /// What all listed processes hold together; None where the driver does not say of each.
+    pub fn listed(&self) -> Option<Bytes> {
+        self.processes.value()?.iter().map(|process| process.memory.value().copied()).sum()
+    }
+}
+
 /// Memory of one GPU. `total = reserved + used + free` (NVML's memory info, version 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuMemory {

@@ -47,8 +47,7 @@ pub fn judge(state: &State, model: &ModelName, part: &ClaimedGpu, gpu: Option<&G
         .filter(|process| state.owner(process) == Some(model))
         .cloned()
         .collect();
-    let listed = processes
-        .and_then(|processes| processes.iter().map(|p| p.memory.value().copied()).sum::<Option<Bytes>>());
+    let listed = gpu.listed();
     let over = match (listed, part.unlisted_before) {
         (Some(listed), Some(before)) => memory.used.less(listed).less(before),
         _ => part.free_before.less(memory.free),
@@ -71,10 +70,7 @@ pub fn worth_listing(part: &ClaimedGpu, gpu: &Gpu) -> Option<Bytes> {
     let memory = gpu.memory.value()?;
     let usable = memory.total.less(memory.reserved);
     let by_free = usable.less(part.free_before).plus(TOLERANCE);
-    let listed = gpu
-        .processes
-        .value()
-        .and_then(|processes| processes.iter().map(|p| p.memory.value().copied()).sum::<Option<Bytes>>());
+    let listed = gpu.listed();
     match (listed, part.unlisted_before) {
         (Some(listed), Some(before)) => Some(before.plus(listed).plus(TOLERANCE).max(by_free)),
         _ => Some(by_free),

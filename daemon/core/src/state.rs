@@ -186,12 +186,11 @@ impl State {
                 .filter(|process| process.model.as_ref() == Some(model))
                 .map(|process| process.memory.value().copied())
                 .sum();
-            let listed: Option<Bytes> = processes.iter().map(|process| process.memory.value().copied()).sum();
             let held = held?;
             if held > Bytes::ZERO {
                 gpus.push(ClaimedGpu {
                     placed: PlacedGpu { id: gpu.id.clone(), index: gpu.index, bytes: held },
-                    unlisted_before: listed.map(|listed| memory.used.less(listed)),
+                    unlisted_before: gpu.listed().map(|listed| memory.used.less(listed)),
                     free_before: memory.free.plus(held),
                 });
             }
@@ -235,10 +234,7 @@ impl State {
             .filter(|(_, part)| part.placed.id == gpu.id)
             .collect();
         let before = ending.iter().map(|(_, part)| part.unlisted_before).min().flatten();
-        let listed = gpu.processes.value().and_then(|listed| {
-            listed.iter().map(|process| process.memory.value().copied()).sum::<Option<Bytes>>()
-        });
-        let (Some(memory), Some(before), Some(listed)) = (gpu.memory.value(), before, listed) else {
+        let (Some(memory), Some(before), Some(listed)) = (gpu.memory.value(), before, gpu.listed()) else {
             return Bytes::ZERO;
         };
         let claimed_for_it =

@@ -8,7 +8,7 @@ use super::words::{millis, seconds};
 use super::{Action, Direction, Event, LAUNCH_DEADLINE, Stage, Swap, Watch, World, longest};
 use crate::backend::Failure;
 use crate::bytes::Bytes;
-use crate::facts::Moment;
+use crate::facts::{Gpu, Moment};
 use crate::name::ModelName;
 use crate::plan::{self, Start};
 use crate::report::{Step, StepState};
@@ -189,9 +189,7 @@ fn claim(world: &World, start: &Start) -> Claim {
         .map(|placed| {
             let gpu = world.facts.gpu(&placed.id);
             let memory = gpu.and_then(|gpu| gpu.memory.value());
-            let listed = gpu.and_then(|gpu| gpu.processes.value()).and_then(|processes| {
-                processes.iter().map(|process| process.memory.value().copied()).sum::<Option<Bytes>>()
-            });
+            let listed = gpu.and_then(Gpu::listed);
             let now = memory.zip(listed).map(|(memory, listed)| memory.used.less(listed));
             // Memory of another claim that is still on its way back is not part of what was there before.
             let others = world.state.claims.values().filter(|claim| claim.phase == Phase::Ending);

@@ -94,14 +94,6 @@ impl Nvml {
     }
 }
 
-/// Everything that is known of every GPU, read once. Blocks for `deadline` at most; not for async code.
-pub fn read_once(deadline: Duration) -> Known<Vec<Gpu>> {
-    match tokio::runtime::Builder::new_current_thread().enable_time().build() {
-        Ok(runtime) => runtime.block_on(Nvml::spawn().read_all(deadline)),
-        Err(error) => Known::Unknown(format!("NVML can't be asked: {error}")),
-    }
-}
-
 fn unknown<T>(devices: &[DeviceId], why: &str) -> PerDevice<T> {
     let now = crate::proc::monotonic_now();
     devices.iter().map(|id| (id.clone(), (now, Known::Unknown(why.to_owned())))).collect()

@@ -4,14 +4,13 @@
 //! where the environment said when the process began.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use berth_core::bytes::Bytes;
 use berth_core::facts::{DeviceId, Gpu, Known};
-use berth_observe::nvml::{self, Nvml};
+use berth_observe::nvml::Nvml;
 use berth_observe::proc::monotonic_now;
 
 /// Long enough for anything that does not hang.
@@ -220,11 +219,6 @@ in_a_machine!(everything_is_read, machine, {
         println!("read_memory {what}: p50 {:?} p99 {:?}", times[250], times[495]);
         assert!(times[250] < Duration::from_millis(5));
     }
-
-    // The same without a runtime, as a command line tool asks.
-    let once = tokio::task::spawn_blocking(|| nvml::read_once(LONG)).await.unwrap();
-    let ids = |gpus: &[Gpu]| gpus.iter().map(|gpu| gpu.id.clone()).collect::<BTreeSet<_>>();
-    assert_eq!(ids(once.value().unwrap()), ids(&found));
 });
 
 in_a_machine!(a_lost_gpu_keeps_its_entry_and_comes_back, machine, {

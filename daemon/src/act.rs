@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::driver::Message;
-use crate::journal;
+use crate::journal::{self, Tail};
 use crate::probe::{self, Probe, ProbeTarget};
 use crate::systemd::{Job, Systemd, SystemdError};
 use crate::ticket::Tickets;
@@ -233,13 +233,17 @@ impl Hands {
                 None
             }
         };
-        let run = unit.as_ref().map(|unit| unit.invocation.clone()).filter(|_| run.is_empty()).unwrap_or(run);
-        let lines = journal::tail(&run, LOG_LINES).await.unwrap_or_else(|error| {
+        let invocation =
+            unit.as_ref().map(|unit| unit.invocation.clone()).filter(|_| run.is_empty()).unwrap_or(run);
+        let started_at =
+            unit.as_ref().filter(|unit| unit.invocation == invocation).and_then(|u| u.started_at);
+        let run = journal::Run { model: name.clone(), invocation, started_at };
+        let tail = journal::tail(&run, LOG_LINES).await.unwrap_or_else(|error| {
             tracing::warn!(model = %name, %error, "its log can't be read");
-            Vec::new()
+            Tail::default()
         });
         let kind = self.settings.models.get(name).map_or(BackendKind::Command, |model| model.backend);
-        backend::of(kind).classify(&lines, unit.and_then(|unit| unit.exit))
+        backend::of(kind).classify(&tail.lines, unit.and_then(|unit| unit.exit))
     }
 
     fn model(&self, name: &ModelName) -> Result<&Model, String> {

@@ -8,7 +8,7 @@ use crate::config::{Model, Settings};
 use crate::facts::{Facts, Gpu, Known, Moment};
 use crate::name::ModelName;
 use crate::plan;
-use crate::release::{Proofs, Reading};
+use crate::release::{Proofs, Reading, Unproved};
 use crate::report::{
     GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, SCHEMA, Status, SwapSummary,
 };
@@ -258,7 +258,9 @@ pub fn problems(view: &View) -> Vec<Problem> {
     }
     let ending = view.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
     for (name, claim) in ending.filter(|_| view.swap.is_none()) {
-        for unproved in view.proofs.unproved(name, claim) {
+        // One more reading is no problem.
+        let held = |unproved: &Unproved| unproved.reading != Reading::Back;
+        for unproved in view.proofs.unproved(name, claim).into_iter().filter(held) {
             let next = match &unproved.reading {
                 Reading::Held { by, .. } if !by.is_empty() => {
                     let pids: Vec<String> = by.iter().map(|process| process.pid.to_string()).collect();

@@ -34,7 +34,9 @@ impl Driver {
         if news || (self.memory.ledger_error.is_some() && again) {
             self.record();
         }
-        self.stop_strays(now);
+        if self.ledger.damage().is_none() {
+            self.stop_strays(now);
+        }
     }
 
     /// Models in service whose unit went down by itself: what they hold has to be proved free.

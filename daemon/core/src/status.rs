@@ -185,7 +185,11 @@ fn holders(view: &View, gpu: &Gpu) -> Vec<Holder> {
     for process in gpu.processes.value().into_iter().flatten() {
         let owner = view.state.owner(process);
         let name = owner.map_or_else(|| process.program.clone(), ToString::to_string);
-        match holders.iter_mut().find(|holder| holder.name == name && holder.ours == owner.is_some()) {
+        let unit = if owner.is_none() { process.unit.clone() } else { None };
+        let same = |holder: &&mut Holder| {
+            holder.name == name && holder.ours == owner.is_some() && holder.unit == unit
+        };
+        match holders.iter_mut().find(same) {
             Some(holder) => {
                 holder.pids.push(process.pid);
                 holder.memory = match (&holder.memory, &process.memory) {
@@ -196,6 +200,7 @@ fn holders(view: &View, gpu: &Gpu) -> Vec<Holder> {
             None => holders.push(Holder {
                 name,
                 ours: owner.is_some(),
+                unit,
                 pids: vec![process.pid],
                 memory: process.memory.clone(),
             }),

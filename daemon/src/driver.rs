@@ -24,6 +24,7 @@ use berth_core::release::Proofs;
 use berth_core::report::{
     Accepted, Actor, Outcome, PlanReport, Request, Status, StepState, SwapSummary, What,
 };
+use berth_core::rivals::Service;
 use berth_core::state::State;
 use berth_core::status;
 use berth_core::swap::{Action, Event, Swap, Watch, World};
@@ -64,6 +65,8 @@ pub enum Message {
     Unit(ModelName, Option<Unit>),
     /// What came of an action of this swap.
     Swap(u64, Event),
+    /// The services that are enabled for boot.
+    Enabled(Vec<Service>),
     /// Why a model that was serving failed.
     Crashed(ModelName, Failure),
     /// An operator asks, with what was looked up for it.
@@ -231,6 +234,10 @@ impl Driver {
                 if self.swap.as_ref().is_some_and(|swap| swap.id() == id) {
                     self.step(event);
                 }
+            }
+            Message::Enabled(services) => {
+                self.memory.rivals.take(services);
+                self.notice();
             }
             Message::Crashed(model, failure) => {
                 let text = format!("{model} {}", failure.sentence());

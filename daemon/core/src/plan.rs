@@ -1,8 +1,10 @@
 //! What a request would do: settings + facts + state → a plan or a typed refusal. Nothing is touched here.
 //!
-//! `decide` knows the verbs, `victims` who may have to go, `place` where a model fits, `report` how it is shown.
+//! `decide` knows the verbs, `victims` who may have to go, `place` where a model fits, `missing` why one of home does
+//! not, `report` how it is shown.
 
 mod decide;
+mod missing;
 mod place;
 mod report;
 mod victims;
@@ -19,6 +21,7 @@ use crate::name::ModelName;
 use crate::report::{Refusal, Request, Verb};
 use crate::state::{Home, Phase, State};
 
+pub use missing::{Missing, missing};
 pub use report::{forecast, report};
 
 /// A change that can be carried out: complete, the swap machine chooses nothing.

@@ -12,6 +12,7 @@ use crate::release::{Proofs, Reading};
 use crate::report::{
     GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, SCHEMA, Status, SwapSummary,
 };
+use crate::rivals::Rivals;
 use crate::state::{Claim, Phase, State, Times};
 
 /// What the driver knows besides the ledger's state.
@@ -25,6 +26,8 @@ pub struct Memory {
     pub problems: BTreeMap<String, u64>,
     /// Why the ledger can't be written, while it can't.
     pub ledger_error: Option<String>,
+    /// Services outside Berth that take GPU memory.
+    pub rivals: Rivals,
 }
 
 /// Everything a picture is made of.
@@ -224,13 +227,21 @@ pub fn problems(view: &View) -> Vec<Problem> {
     }
     for name in &view.state.home.models {
         let serves = view.state.claims.get(name).is_some_and(|claim| claim.phase == Phase::Serving);
-        let retired = view.settings.models.get(name).is_some_and(|model| model.retired);
-        if serves || retired || view.swap.is_some() {
+        let model = view.settings.models.get(name);
+        if serves || model.is_some_and(|model| model.retired) || view.swap.is_some() {
             continue;
         }
-        let why = view.memory.errors.get(name).map(|why| format!(": {why}")).unwrap_or_default();
-        let text = format!("{name} should serve and does not{why}");
-        let next = format!("berthctl logs {name}; berthctl switch MODEL to serve another");
+        let absent = model.filter(|_| !view.state.claims.contains_key(name));
+        let missing = absent.and_then(|model| plan::missing(view.settings, view.facts, view.state, model));
+        let text = match (&missing, view.memory.errors.get(name)) {
+            (Some(missing), _) => format!("{name} should serve and finds no place: {}", missing.why),
+            (None, Some(why)) => format!("{name} should serve and does not: {why}"),
+            (None, None) => format!("{name} should serve and does not"),
+        };
+        let next = match missing {
+            Some(missing) if !missing.holders.is_empty() => view.memory.rivals.end(&missing.holders),
+            _ => format!("berthctl logs {name}; berthctl switch MODEL to serve another"),
+        };
         add("degraded", name.to_string(), text, next);
     }
     let ending = view.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
@@ -255,6 +266,10 @@ pub fn problems(view: &View) -> Vec<Problem> {
             let text = format!("GPU {} is unknown, nothing is placed there: {why}", gpu.index);
             add("gpu_unknown", format!("GPU {}", gpu.index), text, format!("nvidia-smi -i {}", gpu.index));
         }
+    }
+    // On a machine without GPUs there is nothing to be taken.
+    for rival in view.memory.rivals.found().filter(|_| !view.facts.gpus().is_empty()) {
+        add("rival", rival.unit, rival.text, rival.next);
     }
     found
 }

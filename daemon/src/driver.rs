@@ -24,6 +24,7 @@ use berth_core::release::Proofs;
 use berth_core::report::{
     Accepted, Actor, Outcome, PlanReport, Refusal, Repaired, Request, Status, SwapSummary, What,
 };
+use berth_core::rivals::Service;
 use berth_core::state::State;
 use berth_core::status;
 use berth_core::swap::{Action, Event, Swap, Watch, World};
@@ -58,6 +59,8 @@ pub enum Message {
     Unit(ModelName, Option<Unit>),
     /// What came of an action of this swap.
     Swap(u64, Event),
+    /// The services that are enabled for boot.
+    Enabled(Vec<Service>),
     /// How a model that served has ended.
     Ended(ModelName, End),
     /// What of a model's files is missing, and why.
@@ -225,6 +228,10 @@ impl Driver {
                 if self.swap.as_ref().is_some_and(|swap| swap.id() == id) {
                     self.step(event);
                 }
+            }
+            Message::Enabled(services) => {
+                self.memory.rivals.take(services);
+                self.notice();
             }
             Message::Ended(model, end) => {
                 self.diagnosed(&model, end);

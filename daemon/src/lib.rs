@@ -9,6 +9,7 @@ pub mod ledger;
 pub mod observe;
 pub mod preflight;
 pub mod probe;
+pub mod rivals;
 pub mod sockets;
 pub mod systemd;
 pub mod ticket;

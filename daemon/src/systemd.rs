@@ -1,10 +1,11 @@
 //! systemd over the system bus: model units started, stopped, read and watched.
 //!
 //! This owns the connection to the bus and keeps it: when the bus or systemd goes away it connects again and
-//! says so ([`Change::Lost`], [`Change::Back`]). It handles instances of `berth-model@.service` and decides
-//! nothing. berthd is no root here; a polkit rule lets it make exactly the calls that are made below.
+//! says so ([`Change::Lost`], [`Change::Back`]). It handles instances of `berth-model@.service`, lists which services
+//! are enabled for boot, and decides nothing. berthd is no root here; a polkit rule lets it make exactly the calls that are made below.
 
 mod bus;
+mod enabled;
 mod job;
 mod path;
 mod read;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use berth_core::facts::{Active, Unit};
 use berth_core::name::ModelName;
+use berth_core::rivals::Service;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
@@ -240,6 +242,11 @@ impl Systemd {
     pub async fn is_going_down(&self) -> Result<bool, SystemdError> {
         let state = read::system_state(&self.connection("read the state of the system")?).await?;
         Ok(state == "stopping")
+    }
+
+    /// All services that are enabled for boot, Berth's and others.
+    pub async fn enabled(&self) -> Result<Vec<Service>, SystemdError> {
+        enabled::all(&self.connection("list the services that are enabled for boot")?).await
     }
 
     /// Starts the model's unit. Returns once the job is queued; `deadline` is for the job's end.

@@ -40,6 +40,7 @@ pub(crate) fn gpu(index: u32, held: &[(&str, bool, u64)]) -> GpuStatus {
                 .map(|((name, ours, mib), pid)| Holder {
                     name: (*name).into(),
                     ours: *ours,
+                    unit: None,
                     pids: vec![pid],
                     memory: Known::Value(Bytes::mib(*mib)),
                 })

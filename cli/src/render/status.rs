@@ -136,6 +136,9 @@ fn holder(holder: &Holder) -> String {
         Some(pid) if name.is_empty() => format!("pid {pid}"),
         _ => name,
     };
+    // Of a login or a user's own systemd the program says more than the unit.
+    let service = holder.unit.as_deref().filter(|unit| unit.ends_with(".service") && !unit.contains('/'));
+    let name = service.map_or(name.clone(), |service| format!("{name} ({})", clean(service)));
     match &holder.memory {
         Known::Value(bytes) => format!("{name} {}", gib(*bytes)),
         Known::Unknown(_) => format!("{name} (unknown)"),

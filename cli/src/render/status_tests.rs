@@ -49,6 +49,25 @@ fn a_gpu_that_is_lost_is_unknown_and_never_nought() {
 }
 
 #[test]
+fn a_foreign_program_is_shown_with_its_service() {
+    let shown_of = |unit: Option<&str>| {
+        let mut one = gpu(0, &[("llama-server", false, 3174)]);
+        let Known::Value(holders) = &mut one.holders else { panic!("no holders") };
+        holders[0].unit = unit.map(str::to_owned);
+        let mut tower = tower();
+        tower.gpus = Known::Value(vec![one]);
+        // A name that is too long for its column goes on below.
+        shown(&tower).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let text = shown_of(Some("aeon.service"));
+    assert!(text.contains("llama-server (aeon.service) 3.1"), "{text}");
+    for plain in [None, Some("session-3.scope"), Some("user@1000.service/aeon.service")] {
+        let text = shown_of(plain);
+        assert!(text.contains("llama-server 3.1"), "{text}");
+    }
+}
+
+#[test]
 fn a_degraded_node_says_what_is_wrong_and_what_to_do() {
     let mut tower = tower();
     tower.default = None;

@@ -140,6 +140,18 @@ pub struct GpuProcess {
     pub memory: Known<Bytes>,
     /// The model in whose unit's cgroup it runs; None for a foreign process.
     pub model: Option<ModelName>,
+    /// The systemd unit of a foreign process, where there is one: `aeon.service`, `session-3.scope`; of a user's own
+    /// systemd with both units, `user@1000.service/aeon.service`.
+    #[serde(default)]
+    pub unit: Option<String>,
+}
+
+impl GpuProcess {
+    /// "pid 812 (llama-server) of aeon.service".
+    pub fn named(&self) -> String {
+        let unit = self.unit.as_ref().map(|unit| format!(" of {unit}")).unwrap_or_default();
+        format!("pid {} ({}){unit}", self.pid, self.program)
+    }
 }
 
 /// A model's unit as systemd tells it.

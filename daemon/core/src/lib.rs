@@ -15,6 +15,7 @@ pub mod name;
 pub mod plan;
 pub mod release;
 pub mod report;
+pub mod rivals;
 pub mod state;
 pub mod status;
 pub mod swap;

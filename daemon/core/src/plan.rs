@@ -1,9 +1,10 @@
 //! What a request would do: settings + facts + state → a plan or a typed refusal. Nothing is touched here.
 //!
 //! `decide` knows the verbs, `restore` what berthd brings back by itself, `victims` who may have to go, `place` where a
-//! model fits, `report` how it is shown.
+//! model fits, `missing` why one of home does not, `report` how it is shown.
 
 mod decide;
+mod missing;
 mod place;
 mod report;
 mod restore;
@@ -21,6 +22,7 @@ use crate::name::ModelName;
 use crate::report::{Refusal, Request, Verb};
 use crate::state::{Home, Phase, State};
 
+pub use missing::{Missing, missing};
 pub use report::{forecast, report};
 pub use restore::{HeldBack, Restoration, restore};
 

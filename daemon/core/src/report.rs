@@ -93,6 +93,9 @@ pub struct Holder {
     pub name: String,
     /// Whether it is one of Berth's models.
     pub ours: bool,
+    /// The systemd unit of a foreign program, where it has one.
+    #[serde(default)]
+    pub unit: Option<String>,
     /// The process ids.
     pub pids: Vec<u32>,
     /// What it holds.

@@ -13,6 +13,7 @@ use crate::report::{
     GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Refusal, SCHEMA, Status,
     SwapSummary,
 };
+use crate::rivals::Rivals;
 use crate::state::{Claim, Phase, State, Times};
 use crate::upkeep::Upkeep;
 
@@ -25,6 +26,8 @@ pub struct Memory {
     pub problems: BTreeMap<String, u64>,
     /// What a change is refused with while nothing can be recorded: the ledger can't be written, or not be believed.
     pub ledger_error: Option<Refusal>,
+    /// Services outside Berth that take GPU memory.
+    pub rivals: Rivals,
 }
 
 /// Everything a picture is made of.
@@ -196,7 +199,11 @@ fn holders(view: &View, gpu: &Gpu) -> Vec<Holder> {
     for process in gpu.processes.value().into_iter().flatten() {
         let owner = view.state.owner(process);
         let name = owner.map_or_else(|| process.program.clone(), ToString::to_string);
-        match holders.iter_mut().find(|holder| holder.name == name && holder.ours == owner.is_some()) {
+        let unit = if owner.is_none() { process.unit.clone() } else { None };
+        let same = |holder: &&mut Holder| {
+            holder.name == name && holder.ours == owner.is_some() && holder.unit == unit
+        };
+        match holders.iter_mut().find(same) {
             Some(holder) => {
                 holder.pids.push(process.pid);
                 holder.memory = match (&holder.memory, &process.memory) {
@@ -207,6 +214,7 @@ fn holders(view: &View, gpu: &Gpu) -> Vec<Holder> {
             None => holders.push(Holder {
                 name,
                 ours: owner.is_some(),
+                unit,
                 pids: vec![process.pid],
                 memory: process.memory.clone(),
             }),
@@ -229,8 +237,8 @@ pub fn problems(view: &View) -> Vec<Problem> {
     }
     for name in &view.state.home.models {
         let serves = view.state.claims.get(name).is_some_and(|claim| claim.phase == Phase::Serving);
-        let retired = view.settings.models.get(name).is_some_and(|model| model.retired);
-        if serves || retired || view.swap.is_some() {
+        let model = view.settings.models.get(name);
+        if serves || model.is_some_and(|model| model.retired) || view.swap.is_some() {
             continue;
         }
         if let Some(quarantine) = view.state.quarantine(name) {
@@ -247,13 +255,20 @@ pub fn problems(view: &View) -> Vec<Problem> {
             );
             continue;
         }
-        let why = view.upkeep.errors.get(name).map(|why| format!(": {why}")).unwrap_or_default();
         let wait = view.upkeep.waits.get(name);
-        let waits = wait.map(|wait| format!("; now {}", wait.why)).unwrap_or_default();
-        let text = format!("{name} should serve and does not{why}{waits}");
-        let next = wait
-            .and_then(|wait| wait.next.clone())
-            .unwrap_or_else(|| format!("berthctl logs {name}; berthctl switch MODEL to serve another"));
+        let absent = model.filter(|_| !view.state.claims.contains_key(name));
+        let missing = absent.and_then(|model| plan::missing(view.settings, view.facts, view.state, model));
+        let now = wait.map(|wait| &wait.why).or(missing.as_ref().map(|missing| &missing.why));
+        let why: Vec<&str> =
+            view.upkeep.errors.get(name).into_iter().chain(now).map(String::as_str).collect();
+        let why = if why.is_empty() { String::new() } else { format!(": {}", why.join("; ")) };
+        let text = format!("{name} should serve and does not{why}");
+        let next = match missing {
+            Some(missing) if !missing.holders.is_empty() => view.memory.rivals.end(&missing.holders),
+            _ => wait
+                .and_then(|wait| wait.next.clone())
+                .unwrap_or_else(|| format!("berthctl logs {name}; berthctl switch MODEL to serve another")),
+        };
         add("degraded", name.to_string(), text, next);
     }
     let ending = view.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
@@ -280,6 +295,10 @@ pub fn problems(view: &View) -> Vec<Problem> {
             let text = format!("GPU {} is unknown, nothing is placed there: {why}", gpu.index);
             add("gpu_unknown", format!("GPU {}", gpu.index), text, format!("nvidia-smi -i {}", gpu.index));
         }
+    }
+    // On a machine without GPUs there is nothing to be taken.
+    for rival in view.memory.rivals.found().filter(|_| !view.facts.gpus().is_empty()) {
+        add("rival", rival.unit, rival.text, rival.next);
     }
     found
 }

@@ -27,6 +27,8 @@ pub struct Described {
     pub program: String,
     /// The model in whose unit's cgroup it runs.
     pub model: Option<ModelName>,
+    /// The unit of a process that belongs to no model, as [`GpuProcess`](berth_core::facts::GpuProcess) has it.
+    pub unit: Option<String>,
 }
 
 /// The time on `CLOCK_MONOTONIC`, which systemd's monotonic stamps use too.
@@ -40,8 +42,10 @@ pub fn describe(pid: u32) -> Option<Described> {
     // The open /proc folder stays that of this very process, should its pid be used again meanwhile.
     let process = Process::new(i32::try_from(pid).ok()?).ok()?;
     let stat = process.stat().ok()?;
-    let model = control_group(&process).and_then(|path| model_in(&path, systemd_root()));
-    Some(Described { started: stat.starttime, program: stat.comm, model })
+    let group = control_group(&process).unwrap_or_default();
+    let model = model_in(&group, systemd_root());
+    let unit = if model.is_none() { unit_in(&group, systemd_root()) } else { None };
+    Some(Described { started: stat.starttime, program: stat.comm, model, unit })
 }
 
 /// The start time of a process in clock ticks since boot; None when it is gone.
@@ -95,11 +99,29 @@ fn systemd_root() -> &'static str {
 /// The model to whose unit a cgroup belongs. Only slices may stand above the unit: a user's own systemd and
 /// containers can name their units as they like, and theirs lie below a service or a scope.
 fn model_in(control_group: &str, systemd_root: &str) -> Option<ModelName> {
-    let below = control_group.strip_prefix(systemd_root)?.strip_prefix('/')?;
-    let unit = below.split('/').find(|part| {
+    ModelName::from_unit(below_slices(control_group, systemd_root).next()?)
+}
+
+/// The service or scope to which a cgroup belongs; below a user's own systemd with the unit there.
+fn unit_in(control_group: &str, systemd_root: &str) -> Option<String> {
+    // systemd puts `_` before a name that the kernel would take for a file of its own.
+    let unit = |part: &str| {
+        let name = part.strip_prefix('_').unwrap_or(part);
+        let ends = [".service", ".scope"].into_iter().any(|end| name.ends_with(end));
+        ends.then(|| name.to_owned())
+    };
+    let mut parts = below_slices(control_group, systemd_root);
+    let outer = unit(parts.next()?)?;
+    let inner = if outer.starts_with("user@") { parts.next().and_then(unit) } else { None };
+    Some(inner.map_or(outer.clone(), |inner| format!("{outer}/{inner}")))
+}
+
+/// The parts of a cgroup's path below systemd's own, its slices left out.
+fn below_slices<'a>(control_group: &'a str, systemd_root: &str) -> impl Iterator<Item = &'a str> {
+    let below = control_group.strip_prefix(systemd_root).and_then(|path| path.strip_prefix('/'));
+    below.unwrap_or_default().split('/').filter(|part| {
         !Path::new(part).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("slice"))
-    })?;
-    ModelName::from_unit(unit)
+    })
 }
 
 /// The processes in a cgroup and in those below it, each with its start time in clock ticks since boot.

@@ -166,7 +166,7 @@ impl Context<'_> {
         for process in gpu.processes.value().into_iter().flatten() {
             if self.state.owner(process).is_none() {
                 let held = process.memory.value().map_or("an unknown amount".to_owned(), Bytes::to_string);
-                holders.push(format!("pid {} ({}) {held}", process.pid, process.program));
+                holders.push(format!("{} {held}", process.named()));
             }
         }
         let held =

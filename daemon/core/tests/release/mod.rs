@@ -70,6 +70,7 @@ impl Story {
             program: "server".to_owned(),
             memory: Known::Value(Bytes::mib(*mib)),
             model: model.map(name),
+            unit: None,
         });
         gpu.processes = Known::Value(listed.collect());
         self

@@ -116,6 +116,7 @@ impl Machine {
                 program: program.to_owned(),
                 memory: Known::Value(Bytes::mib(mib)),
                 model: model.map(name),
+                unit: None,
             });
         }
     }

@@ -346,5 +346,6 @@ fn listed(pid: u32, mib: u64, model: Option<ModelName>) -> GpuProcess {
         program: "server".to_owned(),
         memory: Known::Value(Bytes::mib(mib)),
         model,
+        unit: None,
     }
 }

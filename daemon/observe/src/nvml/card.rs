@@ -157,8 +157,11 @@ impl<'n> Card<'n> {
                 program: known.program,
                 memory,
                 model: known.model,
+                unit: known.unit,
             },
-            None => GpuProcess { pid, started: None, program: String::new(), memory, model: None },
+            None => {
+                GpuProcess { pid, started: None, program: String::new(), memory, model: None, unit: None }
+            }
         };
         match held {
             Known::Value(held) => (at, Known::Value(held.into_iter().map(describe).collect())),

@@ -83,6 +83,30 @@ fn a_unit_counts_only_where_pid_1_keeps_it() {
 }
 
 #[test]
+fn a_foreign_process_is_known_by_its_unit() {
+    let of = |path| unit_in(path, "");
+    for (path, unit) in [
+        ("/system.slice/aeon.service", "aeon.service"),
+        ("/system.slice/aeon.service/workers/0", "aeon.service"),
+        (r"/system.slice/system-vllm.slice/vllm@genesis.service", "vllm@genesis.service"),
+        ("/system.slice/_cpu.service", "cpu.service"),
+        ("/user.slice/user-1000.slice/session-3.scope", "session-3.scope"),
+        ("/system.slice/docker-0123.scope/system.slice/aeon.service", "docker-0123.scope"),
+        (
+            "/user.slice/user-1000.slice/user@1000.service/app.slice/aeon.service",
+            "user@1000.service/aeon.service",
+        ),
+        ("/user.slice/user-1000.slice/user@1000.service/payload", "user@1000.service"),
+    ] {
+        assert_eq!(of(path).as_deref(), Some(unit), "{path}");
+    }
+    for none in ["", "/", "/docker/0123", "/user.slice", "/lxc.payload.one/system.slice/aeon.service"] {
+        assert_eq!(of(none), None, "{none}");
+    }
+    assert_eq!(unit_in("/lxc/one/system.slice/aeon.service", "/lxc/one").as_deref(), Some("aeon.service"));
+}
+
+#[test]
 fn describes_a_process_and_not_one_that_is_gone() {
     let child = Sleeper::new();
     let pid = child.0.id();

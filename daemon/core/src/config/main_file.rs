@@ -8,7 +8,7 @@ use toml::Spanned;
 
 use super::error::ConfigError;
 use super::reader::{Reader, Table};
-use super::{API_PORT, Deadlines, PROXY_PORT, PortRange, Settings, SourceFile};
+use super::{API_PORT, Deadlines, Health, PROXY_PORT, PortRange, Settings, SourceFile};
 use crate::bytes::Bytes;
 
 /// Kept free on each GPU for what no declaration holds: kernels and workspaces that CUDA loads at first use,
@@ -25,6 +25,15 @@ const DEADLINES: Deadlines = Deadlines {
     start: Duration::from_secs(15 * 60),
 };
 
+/// A hung model is found within a minute, for a connection every ten seconds. Long prompts on a CPU can keep a server
+/// that answers nothing meanwhile at work for minutes.
+const HEALTH: Health = Health {
+    every: Some(Duration::from_secs(10)),
+    failures: 3,
+    token: Some(Duration::from_mins(5)),
+    busy: Duration::from_mins(10),
+};
+
 /// Above the ports that people give to servers by hand.
 const PORTS: PortRange = PortRange { first: 8100, last: 8199 };
 
@@ -34,6 +43,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         node: host_name.to_owned(),
         headroom: HEADROOM,
         deadlines: DEADLINES,
+        health: HEALTH,
         models: BTreeMap::new(),
         ports: PORTS,
         source: file.map(|file| file.path.clone()),
@@ -57,6 +67,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
             gpu.finish();
         }
         settings.deadlines = deadlines(&mut root, settings.deadlines);
+        settings.health = health(&mut root, settings.health);
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
                 match range(text.get_ref()) {
@@ -95,6 +106,17 @@ pub(super) fn deadlines(root: &mut Table<'_, '_>, otherwise: Deadlines) -> Deadl
     let start = table.duration("start").unwrap_or(otherwise.start);
     table.finish();
     Deadlines { stop, release, start }
+}
+
+/// `[health]`, where it is given; else what holds already.
+pub(super) fn health(root: &mut Table<'_, '_>, otherwise: Health) -> Health {
+    let Some(mut table) = root.table("health") else { return otherwise };
+    let every = table.duration_or_off("every", otherwise.every);
+    let failures = table.count("failures").unwrap_or(otherwise.failures);
+    let token = table.duration_or_off("token", otherwise.token);
+    let busy = table.duration("busy").unwrap_or(otherwise.busy);
+    table.finish();
+    Health { every, failures, token, busy }
 }
 
 fn range(text: &str) -> Result<PortRange, String> {

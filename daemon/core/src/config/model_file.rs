@@ -11,7 +11,8 @@ use super::declared::{self, Command, Declared};
 use super::error::{ConfigError, Place};
 use super::reader::{Reader, Table};
 use super::{
-    BackendKind, DEFAULT_ALIAS, Deadlines, Demand, Derived, Model, Policy, Ready, SourceFile, main_file,
+    BackendKind, DEFAULT_ALIAS, Demand, Derived, Health, Model, Policy, Ready, Settings, SourceFile,
+    main_file,
 };
 use crate::backend;
 use crate::name::ModelName;
@@ -27,8 +28,8 @@ pub(super) struct Draft {
     pub(super) retired: bool,
 }
 
-/// Reads one model's file. `deadlines` are the node's.
-pub(super) fn read(file: &SourceFile, deadlines: Deadlines) -> (Draft, Vec<ConfigError>) {
+/// Reads one model's file. `node` is what holds where it says nothing.
+pub(super) fn read(file: &SourceFile, node: &Settings) -> (Draft, Vec<ConfigError>) {
     let nothing = Draft {
         model: None,
         name: None,
@@ -49,7 +50,7 @@ pub(super) fn read(file: &SourceFile, deadlines: Deadlines) -> (Draft, Vec<Confi
         return (nothing, reader.finish().0);
     }
     let mut root = Table::root(&reader, &table);
-    let declared = declared::read(&mut root, &reader, deadlines);
+    let declared = declared::read(&mut root, &reader, node);
     root.finish();
     let mut derive = Derive { reader: &reader, derived: Vec::new() };
     let (mut draft, model) = derive.draft(declared);
@@ -135,6 +136,7 @@ impl Derive<'_, '_> {
             memory: declared.memory.map_or(Demand::Undeclared, Spanned::into_inner),
             aliases: declared.aliases.into_iter().map(Spanned::into_inner).collect(),
             retired: declared.retired,
+            health: Health { token: declared.health.token.filter(|_| ready.generate), ..declared.health },
             ready,
             deadlines: declared.deadlines,
             declared: BTreeMap::new(),
@@ -437,7 +439,7 @@ impl Derive<'_, '_> {
                 format!("this is `{}`", given.text.escape_debug()),
             );
         }
-        let health = if let Some(health) = &declared.health {
+        let health = if let Some(health) = &declared.ready {
             let text = health.get_ref();
             if !text.starts_with('/') || !text.chars().all(|c| c.is_ascii_graphic() && c != '#') {
                 let message = "`ready.health` must be a path of a URL, for example \"/health\"";

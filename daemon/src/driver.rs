@@ -4,6 +4,7 @@
 //! what the swap machine asks for. It waits for nothing but messages and the ledger's fsync.
 
 mod decide;
+mod health;
 mod settle;
 mod show;
 
@@ -18,6 +19,7 @@ use berth_core::backend::Failure;
 use berth_core::bytes::Bytes;
 use berth_core::config::Settings;
 use berth_core::facts::{Facts, Gpu, Known, Moment, Preflight, Unit};
+use berth_core::health::Verdict;
 use berth_core::name::ModelName;
 use berth_core::plan::Plan;
 use berth_core::release::Proofs;
@@ -33,6 +35,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::act::{Hands, Probes};
 use crate::events::Events;
+use crate::health::Checking;
 use crate::ledger::Ledger;
 use crate::observe::Order;
 use crate::proc::{host_memory, monotonic_now};
@@ -66,6 +69,15 @@ pub enum Message {
     Swap(u64, Event),
     /// Why a model that was serving failed.
     Crashed(ModelName, Failure),
+    /// What the checks of one run (an InvocationID) of a model in service come to.
+    Health {
+        /// The model.
+        model: ModelName,
+        /// The run.
+        run: String,
+        /// The verdict.
+        verdict: Verdict,
+    },
     /// An operator asks, with what was looked up for it.
     Decide(Box<Decide>),
     /// The state of the node.
@@ -109,6 +121,14 @@ struct Retry {
     not_before: Moment,
 }
 
+/// A unit that should be down: since when, when it was last told so, and whether it was killed.
+#[derive(Debug, Clone, Copy)]
+struct Stray {
+    since: Moment,
+    tried: Moment,
+    killed: bool,
+}
+
 /// The driver's state. `run` is its life.
 pub struct Driver {
     settings: Arc<Settings>,
@@ -129,7 +149,8 @@ pub struct Driver {
     swap: Option<Swap>,
     probes: Probes,
     retries: BTreeMap<ModelName, Retry>,
-    strays: BTreeMap<ModelName, Moment>,
+    strays: BTreeMap<ModelName, Stray>,
+    checking: watch::Sender<Checking>,
     /// A request that waits for berthd's own swap to give way.
     waiting: Option<Decide>,
     /// Who holds which GPU, in words: told to those who start a unit by hand.
@@ -157,6 +178,7 @@ impl Driver {
         });
         Self {
             settings: Arc::clone(&hands.settings),
+            checking: crate::health::spawn(&hands),
             hands,
             ledger,
             events,
@@ -237,6 +259,7 @@ impl Driver {
                 tracing::warn!(%model, "{text}");
                 self.memory.errors.insert(model, text);
             }
+            Message::Health { model, run, verdict } => self.judged(model, &run, verdict),
             Message::Decide(decide) => self.decide(*decide),
             Message::Status(reply) => {
                 self.host = host_memory();

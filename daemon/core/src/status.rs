@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use crate::bytes::Bytes;
 use crate::config::{Model, Settings};
 use crate::facts::{Facts, Gpu, Known, Moment};
+use crate::health::Verdict;
 use crate::name::ModelName;
 use crate::plan;
 use crate::release::{Proofs, Reading};
@@ -23,6 +24,8 @@ pub struct Memory {
     pub since: BTreeMap<ModelName, (ModelState, u64)>,
     /// Since when each problem stands, by its key.
     pub problems: BTreeMap<String, u64>,
+    /// The models in service whose last checks were not passed.
+    pub unwell: BTreeMap<ModelName, Verdict>,
     /// Why the ledger can't be written, while it can't.
     pub ledger_error: Option<String>,
 }
@@ -129,8 +132,14 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
         } else {
             None
         },
-        last_error: view.memory.errors.get(name).cloned(),
+        last_error: unwell(view, name).or_else(|| view.memory.errors.get(name).cloned()),
     }
+}
+
+/// What is wrong with a model that serves, by its checks.
+fn unwell(view: &View, name: &ModelName) -> Option<String> {
+    let settings = view.settings.models.get(name)?.health;
+    view.memory.unwell.get(name)?.warning(name, &settings, view.now)
 }
 
 /// What a model's processes hold on all its GPUs; None where that is not known.
@@ -227,6 +236,11 @@ pub fn problems(view: &View) -> Vec<Problem> {
         let text = format!("{name} should serve and does not{why}");
         let next = format!("berthctl logs {name}; berthctl switch MODEL to serve another");
         add("degraded", name.to_string(), text, next);
+    }
+    for name in view.memory.unwell.keys() {
+        if let Some(text) = unwell(view, name) {
+            add("unhealthy", name.to_string(), text, format!("berthctl logs {name}"));
+        }
     }
     let ending = view.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
     for (name, claim) in ending.filter(|_| view.swap.is_none()) {

@@ -7,7 +7,7 @@ use berth_core::report::Verb;
 use berth_core::state::{Phase, State};
 use berth_core::swap::Event;
 
-use super::{BEYOND, Driver, HEALTHY, RECORD_AGAIN, RETRY_FIRST, RETRY_LAST, Retry, STRAY};
+use super::{BEYOND, Driver, HEALTHY, RECORD_AGAIN, RETRY_FIRST, RETRY_LAST, Retry, STRAY, Stray};
 use crate::proc::monotonic_now;
 
 impl Driver {
@@ -20,6 +20,7 @@ impl Driver {
         } else {
             self.settle(self.facts.at);
         }
+        self.watch_health();
         self.notice();
     }
 
@@ -83,15 +84,36 @@ impl Driver {
         news
     }
 
-    /// Units whose claim is ending and that run nevertheless are told to stop again.
-    fn stop_strays(&mut self, now: Moment) {
-        for (model, claim) in self.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending) {
-            let runs = self.facts.units.get(model).is_some_and(|unit| !unit.active.is_down());
-            let tried = self.strays.get(model).is_some_and(|at| now.saturating_sub(*at) < STRAY);
-            if runs && !tried {
-                tracing::info!(%model, phase = ?claim.phase, "stopping it");
-                self.strays.insert(model.clone(), now);
-                self.hands.stop(0, model, BEYOND);
+    /// Units whose claim is ending and that run nevertheless are told to stop again, and killed once the time that
+    /// they have for it is over.
+    pub(super) fn stop_strays(&mut self, now: Moment) {
+        let ending: Vec<&ModelName> = self
+            .state
+            .claims
+            .iter()
+            .filter(|(model, claim)| {
+                claim.phase == Phase::Ending
+                    && self.facts.units.get(*model).is_some_and(|unit| !unit.active.is_down())
+            })
+            .map(|(model, _)| model)
+            .collect();
+        self.strays.retain(|model, _| ending.contains(&model));
+        for model in ending {
+            let declared = self.settings.models.get(model).map_or(self.settings.deadlines, |m| m.deadlines);
+            let before = self.strays.get(model).copied();
+            let since = before.map_or(now, |stray| stray.since);
+            let over = now.saturating_sub(since) >= declared.stop;
+            let again = before
+                .is_none_or(|stray| now.saturating_sub(stray.tried) >= STRAY || (over && !stray.killed));
+            if !again {
+                continue;
+            }
+            tracing::info!(%model, "{}", if over { "killing it" } else { "stopping it" });
+            self.strays.insert(model.clone(), Stray { since, tried: now, killed: over });
+            if over {
+                self.hands.kill(model);
+            } else {
+                self.hands.stop(0, model, declared.stop + BEYOND);
             }
         }
     }

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod failures;
+mod health;
 mod input;
 mod machine;
 mod release;

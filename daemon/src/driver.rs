@@ -4,6 +4,7 @@
 //! perform what comes of it. It waits for nothing but messages and the ledger's fsync.
 
 mod decide;
+mod health;
 mod repair;
 mod show;
 mod upkeep;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use berth_core::bytes::Bytes;
 use berth_core::config::Settings;
 use berth_core::facts::{Facts, Gpu, Known, Moment, Preflight, Unit};
+use berth_core::health::Verdict;
 use berth_core::name::ModelName;
 use berth_core::plan::Plan;
 use berth_core::release::Proofs;
@@ -35,6 +37,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::act::{Hands, Probes};
 use crate::events::Events;
+use crate::health::Checking;
 use crate::ledger::{Ledger, LedgerError};
 use crate::observe::Order;
 use crate::proc::{host_memory, monotonic_now};
@@ -65,6 +68,15 @@ pub enum Message {
     Ended(ModelName, End),
     /// What of a model's files is missing, and why.
     Looked(ModelName, Option<(PathBuf, String)>),
+    /// What the checks of one run (an InvocationID) of a model in service come to.
+    Health {
+        /// The model.
+        model: ModelName,
+        /// The run.
+        run: String,
+        /// The verdict.
+        verdict: Verdict,
+    },
     /// An operator asks, with what was looked up for it.
     Decide(Box<Decide>),
     /// The state of the node.
@@ -123,6 +135,7 @@ pub struct Driver {
     swap: Option<Swap>,
     probes: Probes,
     upkeep: Upkeep,
+    checking: watch::Sender<Checking>,
     /// A request that waits for berthd's own swap to give way.
     waiting: Option<Decide>,
     /// Who holds which GPU, in words: told to those who start a unit by hand.
@@ -155,6 +168,7 @@ impl Driver {
         });
         Self {
             settings,
+            checking: crate::health::spawn(&hands),
             hands,
             ledger,
             events,
@@ -241,6 +255,7 @@ impl Driver {
                 self.upkeep.looked(&model, missing, monotonic_now());
                 self.restore();
             }
+            Message::Health { model, run, verdict } => self.judged(model, &run, verdict),
             Message::Decide(decide) => self.decide(*decide),
             Message::Repair(reply) => {
                 let done = self.repair();

@@ -242,10 +242,12 @@ fn matters(change: &UnitChange, known: Option<&UnitReading>) -> bool {
     change.active.is_some_and(|now| now.is_down() || now == Active::Active) && change.active != was
 }
 
-/// The unit with the processes that are in its cgroup now.
+/// The unit with the processes that are in its cgroup now, and what they have read by now.
 fn refreshed(reading: &UnitReading) -> Unit {
     let mut unit = reading.unit.clone();
-    unit.processes = crate::proc::cgroup_processes(&reading.control_group);
+    let used = crate::proc::cgroup_processes(&reading.control_group);
+    unit.processes = crate::proc::started_of(&used);
+    unit.brought = crate::proc::brought_by(&used, &reading.control_group);
     unit
 }
 

@@ -174,6 +174,42 @@ pub struct Unit {
     /// Processes in the unit's cgroup and below, with their start time in clock ticks since boot. Unknown when
     /// the cgroup can't be read; empty when it is gone.
     pub processes: Known<BTreeMap<u32, u64>>,
+    /// What these processes have brought into memory.
+    pub brought: Known<Brought>,
+}
+
+/// What processes have brought into the host's memory, by the kernel's three ways to count it. Only that it grows
+/// says something: a server that loads from a slow disk is still at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Brought {
+    /// What is resident now.
+    pub resident: Bytes,
+    /// Pages for which a process had to wait for a disk, since its start.
+    pub faulted: Bytes,
+    /// What their cgroup is charged, page cache included; zero where the memory controller is off.
+    pub charged: Bytes,
+}
+
+impl Brought {
+    /// Less than this is noise: buffers of connections, a log.
+    const GROWTH: Bytes = Bytes(256 << 10);
+
+    /// Whether `now` is visibly more than this, in any way; then this becomes it.
+    pub fn grows(&mut self, now: &Self) -> bool {
+        let mut grew = false;
+        let counts = [
+            (&mut self.resident, now.resident),
+            (&mut self.faulted, now.faulted),
+            (&mut self.charged, now.charged),
+        ];
+        for (most, now) in counts {
+            if now >= most.plus(Self::GROWTH) {
+                *most = now;
+                grew = true;
+            }
+        }
+        grew
+    }
 }
 
 /// systemd's `ActiveState`.

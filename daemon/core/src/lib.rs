@@ -11,6 +11,7 @@ pub mod backend;
 pub mod bytes;
 pub mod config;
 pub mod facts;
+pub mod health;
 pub mod name;
 pub mod plan;
 pub mod release;

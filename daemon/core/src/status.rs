@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use crate::bytes::Bytes;
 use crate::config::{Model, Settings};
 use crate::facts::{Facts, Gpu, Known, Moment};
+use crate::health::Verdict;
 use crate::name::ModelName;
 use crate::plan;
 use crate::release::{Proofs, Reading, Unproved};
@@ -24,6 +25,8 @@ pub struct Memory {
     pub since: BTreeMap<ModelName, (ModelState, u64)>,
     /// Since when each problem stands, by its key.
     pub problems: BTreeMap<String, u64>,
+    /// The models in service whose last checks were not passed.
+    pub unwell: BTreeMap<ModelName, Verdict>,
     /// What a change is refused with while nothing can be recorded: the ledger can't be written, or not be believed.
     pub ledger_error: Option<Refusal>,
     /// Services outside Berth that take GPU memory.
@@ -135,9 +138,15 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
         } else {
             None
         },
-        last_error: last_error(view, name),
+        last_error: unwell(view, name).or_else(|| last_error(view, name)),
         stands_in_for: claim.and_then(|_| view.state.stand_ins.get(name)).cloned(),
     }
+}
+
+/// What is wrong with a model that serves, by its checks.
+fn unwell(view: &View, name: &ModelName) -> Option<String> {
+    let settings = view.settings.models.get(name)?.health;
+    view.memory.unwell.get(name)?.warning(name, &settings, view.now)
 }
 
 fn last_error(view: &View, name: &ModelName) -> Option<String> {
@@ -270,6 +279,11 @@ pub fn problems(view: &View) -> Vec<Problem> {
                 .unwrap_or_else(|| format!("berthctl logs {name}; berthctl switch MODEL to serve another")),
         };
         add("degraded", name.to_string(), text, next);
+    }
+    for name in view.memory.unwell.keys() {
+        if let Some(text) = unwell(view, name) {
+            add("unhealthy", name.to_string(), text, format!("berthctl logs {name}"));
+        }
     }
     let ending = view.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
     for (name, claim) in ending.filter(|_| view.swap.is_none()) {

@@ -21,6 +21,7 @@ impl Driver {
         } else {
             self.record_again(now);
         }
+        self.watch_health();
         self.notice();
     }
 

@@ -92,6 +92,7 @@ async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitRe
         reader.get::<String>(UNIT, "ActiveState"),
         reader.get::<u32>(SERVICE, "MainPID"),
     )?;
+    let used = crate::proc::cgroup_processes(&control_group);
     let unit = Unit {
         active: parse_active(&active).ok_or_else(|| reader.unexpected("ActiveState"))?,
         sub,
@@ -100,7 +101,8 @@ async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitRe
         invocation: hex(&invocation),
         started_at: (started > 0).then(|| Moment::from_micros(started)),
         main_pid: (pid > 0).then_some(pid),
-        processes: crate::proc::cgroup_processes(&control_group),
+        processes: crate::proc::started_of(&used),
+        brought: crate::proc::brought_by(&used, &control_group),
     };
     Ok((UnitReading { unit, control_group }, active == still && pid == still_pid))
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use berth_core::backend::PlacedGpu;
 use berth_core::bytes::Bytes;
 use berth_core::config::{Settings, SourceFile, Sources, load};
-use berth_core::facts::{Active, DeviceId, Facts, Gpu, GpuMemory, GpuProcess, Known, Preflight, Unit};
+use berth_core::facts::{
+    Active, Brought, DeviceId, Facts, Gpu, GpuMemory, GpuProcess, Known, Preflight, Unit,
+};
 use berth_core::name::ModelName;
 use berth_core::plan::{self, Verdict};
 use berth_core::report::{Request, Verb};
@@ -202,5 +204,6 @@ pub(crate) fn unit(invocation: &str, active: Active, pids: &[u32]) -> Unit {
         started_at: None,
         main_pid: pids.first().copied(),
         processes: Known::Value(pids.iter().map(|pid| (*pid, u64::from(*pid))).collect()),
+        brought: Known::Value(Brought::default()),
     }
 }

@@ -113,6 +113,27 @@ fn a_start_that_fails_is_rolled_back() {
 }
 
 #[test]
+fn a_cold_load_from_a_slow_disk_is_no_hang() {
+    // Its memory on the GPUs is there at once, and the deadline of 20 s passes while it reads.
+    let mut world = World::new(2);
+    let manner = world.nature.manner("aeon");
+    (manner.load, manner.reads) = (35_000, 34_500);
+    let swap = world.carries_out(Verb::Start, Some("aeon"));
+    assert_eq!((swap.outcome, world.home()), (Some(Outcome::Done), vec!["aeon"]), "{swap:?}");
+
+    // What reads no more is not waited for, and nothing is waited for beyond twice the deadline.
+    for (reads, fails_after) in [(24_000, 25_500..28_000), (NEVER, 40_000..40_500)] {
+        let mut world = World::new(2);
+        let manner = world.nature.manner("aeon");
+        (manner.load, manner.reads) = (NEVER, reads);
+        let swap = world.carries_out(Verb::Start, Some("aeon"));
+        assert_eq!(swap.outcome, Some(Outcome::Restored), "{swap:?}");
+        let ready = swap.steps.iter().find(|step| step.step == Step::Ready).unwrap();
+        assert!(fails_after.contains(&ready.elapsed_ms), "{ready:?}");
+    }
+}
+
+#[test]
 fn a_victim_that_ignores_sigterm_is_killed() {
     let mut world = World::with(2, &["aeon"]);
     world.nature.manner("aeon").term = NEVER;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use berth_core::bytes::Bytes;
-use berth_core::facts::{Active, Facts, Gpu, GpuProcess, Known, Unit};
+use berth_core::facts::{Active, Brought, Facts, Gpu, GpuProcess, Known, Unit};
 use berth_core::name::ModelName;
 use berth_core::plan::Start;
 
@@ -34,6 +34,8 @@ pub(crate) struct Manner {
     pub(crate) linger: u64,
     /// Whether it comes back bit by bit.
     pub(crate) ramp: bool,
+    /// For how long it reads into the host's memory; not at all with 0.
+    pub(crate) reads: u64,
     /// For how long a child outside the cgroup goes on holding its memory.
     pub(crate) escapee: u64,
 }
@@ -49,6 +51,7 @@ impl Default for Manner {
             kill: 5,
             linger: 0,
             ramp: false,
+            reads: 0,
             escapee: 0,
         }
     }
@@ -296,7 +299,11 @@ impl Nature {
     pub(crate) fn unit(&self, model: &ModelName) -> Option<Unit> {
         self.runs.get(model).map(|run| {
             let pids = [run.pid];
-            unit(&run.invocation, run.active, if run.active.is_down() { &[] } else { &pids })
+            let mut unit = unit(&run.invocation, run.active, if run.active.is_down() { &[] } else { &pids });
+            let read = run.manner.reads.min(self.now - run.started);
+            // Of what is mapped the kernel takes back as much as comes in; only the faults tell of it.
+            unit.brought = Known::Value(Brought { faulted: Bytes(read << 10), ..Brought::default() });
+            unit
         })
     }
 

@@ -41,6 +41,7 @@ fn manner() -> impl Strategy<Value = Manner> {
         prop_oneof![4 => 100u64..6000, 1 => Just(NEVER)],
         prop_oneof![4 => Just(NEVER), 1 => 1u64..9000],
         prop::bool::weighted(0.1),
+        prop_oneof![2 => Just(0u64), 1 => 1u64..30_000, 1 => Just(NEVER)],
     );
     let stop = (
         prop::bool::weighted(0.1),
@@ -53,7 +54,7 @@ fn manner() -> impl Strategy<Value = Manner> {
         prop_oneof![6 => Just(0u64), 1 => 1u64..30_000],
     );
     (start, stop, release).prop_map(
-        |((load, dies, unstartable), (unstoppable, term, kill), (linger, ramp, escapee))| Manner {
+        |((load, dies, unstartable, reads), (unstoppable, term, kill), (linger, ramp, escapee))| Manner {
             load,
             dies,
             unstartable,
@@ -62,6 +63,7 @@ fn manner() -> impl Strategy<Value = Manner> {
             kill,
             linger,
             ramp,
+            reads,
             escapee,
         },
     )

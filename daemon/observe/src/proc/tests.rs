@@ -4,6 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
+fn processes_in(control_group: &str) -> Known<BTreeMap<u32, u64>> {
+    started_of(&cgroup_processes(control_group))
+}
+
 /// A child that sleeps, ended when dropped.
 struct Sleeper(Child);
 
@@ -132,7 +136,7 @@ fn lists_a_cgroup_and_those_below_until_they_are_gone() {
         );
     };
     let inner = group.below("inner");
-    assert_eq!(cgroup_processes(&group.path), Known::Value(BTreeMap::new()));
+    assert_eq!(processes_in(&group.path), Known::Value(BTreeMap::new()));
     let (outer_child, inner_child) = (Sleeper::new(), Sleeper::new());
     group.take(&outer_child);
     inner.take(&inner_child);
@@ -140,7 +144,7 @@ fn lists_a_cgroup_and_those_below_until_they_are_gone() {
         .into_iter()
         .map(|pid| (pid, started(pid).unwrap()))
         .collect();
-    assert_eq!(cgroup_processes(&group.path), Known::Value(expected));
+    assert_eq!(processes_in(&group.path), Known::Value(expected));
     assert_eq!(control_group_of(inner_child.0.id()).as_deref(), Some(inner.path.as_str()));
 
     let ids = cgroup_ids(&group.path);
@@ -150,12 +154,12 @@ fn lists_a_cgroup_and_those_below_until_they_are_gone() {
     drop(inner_child);
     drop(outer_child);
     let path = group.path.clone();
-    assert_eq!(cgroup_processes(&path), Known::Value(BTreeMap::new()));
+    assert_eq!(processes_in(&path), Known::Value(BTreeMap::new()));
     drop(inner);
     drop(group);
-    assert_eq!(cgroup_processes(&path), Known::Value(BTreeMap::new()), "gone is empty");
+    assert_eq!(processes_in(&path), Known::Value(BTreeMap::new()), "gone is empty");
     assert_eq!(cgroup_ids(&path), BTreeSet::new());
-    assert_eq!(cgroup_processes(""), Known::Value(BTreeMap::new()));
+    assert_eq!(processes_in(""), Known::Value(BTreeMap::new()));
 }
 
 #[test]
@@ -173,7 +177,7 @@ fn a_hundred_processes_are_read_in_no_time() {
     let mut best = Duration::MAX;
     for _ in 0..20 {
         let begin = Instant::now();
-        let found = cgroup_processes(&group.path);
+        let found = processes_in(&group.path);
         best = best.min(begin.elapsed());
         assert_eq!(found.value().unwrap().len(), 100);
     }
@@ -187,4 +191,27 @@ fn a_hundred_processes_are_read_in_no_time() {
 fn the_host_has_memory() {
     let Known::Value((total, available)) = host_memory() else { panic!("no host memory") };
     assert!(total > available && available > Bytes::ZERO, "{total} {available}");
+}
+
+#[test]
+fn what_a_process_uses_grows() {
+    let before = used(std::process::id()).unwrap();
+    let held = vec![1_u8; 64 << 20];
+    let end = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < end {
+        std::hint::black_box(&held);
+    }
+    let after = used(std::process::id()).unwrap();
+    assert_eq!(before.started, after.started);
+    assert!(after.cpu >= before.cpu + Duration::from_millis(50), "{before:?} {after:?}");
+    assert!(after.resident >= before.resident.plus(Bytes::mib(48)), "{before:?} {after:?}");
+
+    // The crate reads the same fields.
+    let stat = Process::myself().unwrap().stat().unwrap();
+    let now = used(std::process::id()).unwrap();
+    assert!(now.faulted.0 / procfs::page_size() >= stat.majflt, "{now:?} {stat:?}");
+    let own = control_group_of(std::process::id()).unwrap();
+    let brought = brought_by(&cgroup_processes(&own), &own);
+    assert!(brought.value().is_some_and(|brought| brought.resident > Bytes::mib(48)), "{brought:?}");
+    drop(held);
 }

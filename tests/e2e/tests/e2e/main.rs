@@ -9,6 +9,7 @@
 
 mod boot;
 mod failures;
+mod health;
 mod home;
 mod input;
 mod machine;

@@ -14,6 +14,7 @@ pub mod name;
 pub mod plan;
 pub mod release;
 pub mod report;
+pub mod soundness;
 pub mod state;
 pub mod status;
 pub mod swap;

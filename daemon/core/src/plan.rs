@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::PlacedGpu;
 use crate::bytes::Bytes;
 use crate::config::{Model, Settings};
-use crate::facts::{DeviceId, Facts, Preflight};
+use crate::facts::{DeviceId, Facts, Moment, Preflight, Suspicion};
 use crate::name::ModelName;
 use crate::report::{Refusal, Request, Verb};
 use crate::state::{Home, Phase, State};
@@ -284,6 +284,18 @@ fn refusal(code: &str, text: String, hints: Vec<String>) -> Refusal {
 fn gpu_unknown(index: u32, why: &str) -> Refusal {
     let text = format!("GPU {index} is unknown, so nothing is placed there: {why}");
     refusal("gpu_unknown", text, vec!["berthctl status".to_owned()])
+}
+
+fn gpu_suspect(index: u32, suspicion: &Suspicion, now: Moment) -> Refusal {
+    let why = suspicion.sentence(now);
+    let text = format!("GPU {index} is suspect, so nothing is placed there: {why}");
+    refusal("gpu_suspect", text, vec![format!("berthctl device clear {index}")])
+}
+
+/// Whether a device of this start can't be relied on now: it can't be seen, is unknown or suspect.
+pub fn is_unsound(facts: &Facts, start: &Start) -> bool {
+    let mut gpus = start.gpus.iter().map(|part| facts.gpu(&part.id));
+    gpus.any(|gpu| gpu.is_none_or(|gpu| gpu.memory.value().is_none() || gpu.suspect.is_some()))
 }
 
 /// The devices that a start will use.

@@ -1,6 +1,6 @@
 //! Where a model fits: the places to try, and what is short where (what always holds, rule 1).
 
-use super::{Context, Start, Unplaced, gpu_unknown, refusal};
+use super::{Context, Start, Unplaced, gpu_suspect, gpu_unknown, refusal};
 use crate::backend::{self, PlacedGpu};
 use crate::bytes::Bytes;
 use crate::config::{Demand, Model, Policy};
@@ -141,6 +141,9 @@ impl Context<'_> {
             Known::Value(memory) => memory,
             Known::Unknown(why) => return Err(gpu_unknown(gpu.index, why)),
         };
+        if let Some(suspicion) = &gpu.suspect {
+            return Err(gpu_suspect(gpu.index, suspicion, self.facts.at));
+        }
         let foreign =
             self.state.foreign(gpu).ok_or_else(|| gpu_unknown(gpu.index, "its memory is unknown"))?;
         let claimed = self.state.claimed(&gpu.id, victims).plus(self.state.outgrown(gpu, victims));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use berth_core::bytes::Bytes;
-use berth_core::facts::{Active, Facts, Gpu, GpuProcess, Known, Unit};
+use berth_core::facts::{Active, Facts, Gpu, GpuProcess, Known, Suspicion, Unit};
 use berth_core::name::ModelName;
 use berth_core::plan::Start;
 
@@ -99,6 +99,8 @@ pub(crate) struct Nature {
     pub(crate) foreign: BTreeMap<usize, u64>,
     /// Until when NVML says nothing of a card, and gives no lists.
     pub(crate) blind_until: BTreeMap<usize, u64>,
+    /// Until when a card is suspect.
+    pub(crate) suspect_until: BTreeMap<usize, u64>,
     /// Allocations that failed.
     pub(crate) failed_allocations: u32,
     held: Vec<Held>,
@@ -243,6 +245,7 @@ impl Nature {
         self.manners.clear();
         self.foreign.clear();
         self.blind_until.clear();
+        self.suspect_until.clear();
         for run in self.runs.values_mut().filter(|run| !run.active.is_down()) {
             run.manner = Manner { load: run.manner.load.min(3000), ..Manner::default() };
             let due = if run.asked.is_some() { now } else { NEVER };
@@ -291,6 +294,12 @@ impl Nature {
                     Known::Value(memory(TOTAL, RESERVED, self.used(index)))
                 },
                 processes: if blind { Known::Unknown(why()) } else { Known::Value(listed) },
+                lost: false,
+                suspect: self.suspect_until.get(&index).filter(|until| self.now < **until).map(|until| Suspicion {
+                    why: "the driver reported Xid 79".to_owned(),
+                    since: at,
+                    until: Some(Duration::from_millis(*until)),
+                }),
                 temperature_c: None,
                 power_w: None,
                 utilization_percent: None,

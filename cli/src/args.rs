@@ -26,6 +26,7 @@ Change:
   stop MODEL      free its memory; it stays stopped (--all: every model)
   restart MODEL   the same again
   back            whatever served before
+  device clear N  use a GPU that is suspect again at once
 Before you do:
   plan VERB …     say what a change would do, touch nothing
   check           validate and explain the configuration; needs no berthd
@@ -43,7 +44,8 @@ Examples:
 
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
-  status, plan, check   one document
+  status, plan, check, device
+                        one document
   events, logs          one document a line
   switch, start, stop, restart, back
                         one event a line while it is followed; the last line has
@@ -133,6 +135,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         verb: PlanVerb,
     },
+    /// Take a GPU as it is
+    #[command(after_help = "Example:\n  berthctl device clear 1")]
+    Device {
+        #[command(subcommand)]
+        verb: DeviceVerb,
+    },
     /// Show what a model's server said
     #[command(after_help = "Example:\n  berthctl logs qwen32b -n 30")]
     Logs {
@@ -204,6 +212,27 @@ pub(crate) enum PlanVerb {
     Restart(ModelArg),
     /// Going back to whatever served before
     Back,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceVerb {
+    /// Use a suspect GPU again at once, and wait no longer for memory there that nobody can be named for
+    ///
+    /// A GPU that was lost, reported a critical Xid, was silent or contradicted itself is suspect: nothing is placed
+    /// there until it was read soundly for a while. This ends that at once; what is wrong with it anew makes it
+    /// suspect again.
+    ///
+    /// Where a model ended and memory of it did not come back, that is given up too, if all its processes are gone
+    /// and none is listed on this GPU: it counts as foreign use from then on. The answer says how much it was and
+    /// whose. Memory of a process that still runs or is listed is never given up.
+    #[command(after_help = "Examples:\n  berthctl device clear 1\n  \
+        berthctl device clear GPU-8fe1c2d4-3a31-4c1e-9f0b-2f6d1f7f4a55\n\n\
+        Exits 0 also where there was nothing to clear, 3 where there is no such GPU.")]
+    Clear {
+        /// Its index, as `berthctl status` shows it, or its UUID
+        #[arg(value_name = "GPU")]
+        gpu: String,
+    },
 }
 
 impl PlanVerb {

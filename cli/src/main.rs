@@ -19,7 +19,7 @@ mod verbs;
 use berth_core::report::{Request, Verb};
 use clap::Parser as _;
 
-use crate::args::{Cli, Command, request};
+use crate::args::{Cli, Command, DeviceVerb, request};
 use crate::client::Client;
 use crate::complaint::Complaint;
 use crate::exit::Exit;
@@ -46,6 +46,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
     Ok(match cli.verb.unwrap_or(Command::Status { watch: false }) {
         Command::Status { watch } => until_interrupted(watch, berth.status(watch)).await,
         Command::Plan { verb } => berth.plan(&verb.request()).await,
+        Command::Device { verb: DeviceVerb::Clear { gpu } } => berth.clear(gpu).await,
         Command::Logs { model, follow, lines } => {
             until_interrupted(follow, berth.logs(&model.name, lines, follow)).await
         }

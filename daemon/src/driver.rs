@@ -4,6 +4,7 @@
 //! what the swap machine asks for. It waits for nothing but messages and the ledger's fsync.
 
 mod decide;
+mod device;
 mod settle;
 mod show;
 
@@ -22,8 +23,9 @@ use berth_core::name::ModelName;
 use berth_core::plan::Plan;
 use berth_core::release::Proofs;
 use berth_core::report::{
-    Accepted, Actor, Outcome, PlanReport, Request, Status, StepState, SwapSummary, What,
+    Accepted, Actor, Cleared, Outcome, PlanReport, Refusal, Request, Status, StepState, SwapSummary, What,
 };
+use berth_core::soundness::Soundness;
 use berth_core::state::State;
 use berth_core::status;
 use berth_core::swap::{Action, Event, Swap, Watch, World};
@@ -34,6 +36,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::act::{Hands, Probes};
 use crate::events::Events;
 use crate::ledger::Ledger;
+use crate::nvml::Xid;
 use crate::observe::Order;
 use crate::proc::{host_memory, monotonic_now};
 
@@ -68,6 +71,10 @@ pub enum Message {
     Crashed(ModelName, Failure),
     /// An operator asks, with what was looked up for it.
     Decide(Box<Decide>),
+    /// The driver of the GPUs reported an Xid.
+    Xid(Xid),
+    /// An operator takes this GPU as it is.
+    Clear(String, oneshot::Sender<Result<Cleared, Box<Refusal>>>),
     /// The state of the node.
     Status(oneshot::Sender<Status>),
     /// One swap.
@@ -125,6 +132,7 @@ pub struct Driver {
     recorded_at: Moment,
     host: Known<(Bytes, Bytes)>,
     proofs: Proofs,
+    soundness: Soundness,
     memory: status::Memory,
     swap: Option<Swap>,
     probes: Probes,
@@ -168,6 +176,7 @@ impl Driver {
             recorded_at: monotonic_now(),
             host: host_memory(),
             proofs: Proofs::default(),
+            soundness: Soundness::default(),
             memory: status::Memory::default(),
             swap: None,
             probes: Probes::default(),
@@ -238,6 +247,12 @@ impl Driver {
                 self.memory.errors.insert(model, text);
             }
             Message::Decide(decide) => self.decide(*decide),
+            Message::Xid(xid) => self.xid(&xid),
+            Message::Clear(device, reply) => {
+                // Whether the asker still listens changes nothing.
+                _ = reply.send(self.clear(&device));
+                self.restore();
+            }
             Message::Status(reply) => {
                 self.host = host_memory();
                 // The asker may be gone.

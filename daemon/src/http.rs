@@ -2,6 +2,8 @@
 //!
 //! Who may connect is the socket's mode: root and the group `berth`. Who asked for a change goes into the journal.
 
+mod devices;
+
 use std::convert::Infallible;
 use std::fs;
 use std::io;
@@ -84,6 +86,7 @@ pub async fn serve(listener: UnixListener, api: Api) -> io::Result<()> {
         .route("/api/v1/plan", post(dry_run))
         .route("/api/v1/swaps", post(begin))
         .route("/api/v1/swaps/{id}", get(swap))
+        .route("/api/v1/devices/clear", post(devices::clear))
         .route("/api/v1/events", get(events))
         .route("/api/v1/models/{name}/logs", get(logs))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not_found", "no such resource", &[]) })
@@ -177,12 +180,8 @@ async fn begin(
 
 /// Has a change decided, and writes down who asked for it.
 async fn asked(api: Api, request: Request, actor: Actor) -> Response {
-    // Read at once: whoever asks may be gone when the answer is there.
-    let command = std::fs::read(format!("/proc/{}/cmdline", actor.pid)).unwrap_or_default();
-    let command = String::from_utf8_lossy(&command).replace('\0', " ");
-    let (command, verb) = (command.trim(), request.verb.as_str());
-    let model = request.model.clone().unwrap_or_default();
-    let answer = api.decide(request, Some(actor.clone())).await;
+    let audit = Audit::new(actor.clone(), request.verb.as_str(), request.model.clone().unwrap_or_default());
+    let answer = api.decide(request, Some(actor)).await;
     let (outcome, response) = match answer {
         Some(Answer::Accepted(accepted)) => {
             let outcome = accepted.swap.map_or("nothing to do".to_owned(), |id| format!("swap {id}"));
@@ -194,19 +193,40 @@ async fn asked(api: Api, request: Request, actor: Actor) -> Response {
         }
         None => ("berthd did not answer".to_owned(), no_answer()),
     };
-    let Actor { uid, user, pid } = actor;
-    tracing::info!(
-        audit = true,
-        uid,
-        user,
-        pid,
-        command,
-        verb,
-        model,
-        outcome,
-        "audit: {user} (uid {uid}) by pid {pid} ({command}) asked: {verb} {model}: {outcome}",
-    );
+    audit.write(&outcome);
     response
+}
+
+/// Who asks for which change.
+struct Audit {
+    actor: Actor,
+    command: String,
+    verb: &'static str,
+    model: String,
+}
+
+impl Audit {
+    /// Looked up at once: whoever asks may be gone when the answer is there.
+    fn new(actor: Actor, verb: &'static str, model: String) -> Self {
+        let command = std::fs::read(format!("/proc/{}/cmdline", actor.pid)).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ").trim().to_owned();
+        Self { actor, command, verb, model }
+    }
+
+    fn write(self, outcome: &str) {
+        let Self { actor: Actor { uid, user, pid }, command, verb, model } = self;
+        tracing::info!(
+            audit = true,
+            uid,
+            user,
+            pid,
+            command,
+            verb,
+            model,
+            outcome,
+            "audit: {user} (uid {uid}) by pid {pid} ({command}) asked: {verb} {model}: {outcome}",
+        );
+    }
 }
 
 #[derive(Deserialize)]
@@ -341,12 +361,23 @@ fn refused(report: PlanReport) -> Response {
     as_problem(status, &body)
 }
 
+/// What can be asked for, with the name in it.
+trait Asked {
+    fn name(&self) -> Option<&String>;
+}
+
+impl Asked for Request {
+    fn name(&self) -> Option<&String> {
+        self.model.as_ref()
+    }
+}
+
 /// A request, or the answer to what is none.
 #[allow(clippy::result_large_err)]
-fn understood(request: Result<Json<Request>, JsonRejection>) -> Result<Request, Response> {
+fn understood<T: Asked>(request: Result<Json<T>, JsonRejection>) -> Result<T, Response> {
     match request {
-        Ok(Json(request)) if request.model.as_ref().is_some_and(|name| name.len() > LONGEST_NAME) => {
-            let text = format!("no model's name has more than {LONGEST_NAME} bytes");
+        Ok(Json(request)) if request.name().is_some_and(|name| name.len() > LONGEST_NAME) => {
+            let text = format!("no name has more than {LONGEST_NAME} bytes");
             Err(malformed(StatusCode::BAD_REQUEST, &text))
         }
         Ok(Json(request)) => Ok(request),

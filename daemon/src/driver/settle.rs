@@ -14,6 +14,7 @@ impl Driver {
     /// Takes new facts in; home is brought back by `restore`.
     pub(super) fn observed(&mut self) {
         self.facts.at = monotonic_now();
+        self.soundness.judge(&mut self.facts.gpus, self.facts.at, self.settings.sound);
         self.mark_fallen(self.facts.at);
         if self.swap.is_some() {
             self.step(Event::Facts);

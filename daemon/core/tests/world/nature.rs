@@ -295,10 +295,12 @@ impl Nature {
                 },
                 processes: if blind { Known::Unknown(why()) } else { Known::Value(listed) },
                 lost: false,
-                suspect: self.suspect_until.get(&index).filter(|until| self.now < **until).map(|until| Suspicion {
-                    why: "the driver reported Xid 79".to_owned(),
-                    since: at,
-                    until: Some(Duration::from_millis(*until)),
+                suspect: self.suspect_until.get(&index).filter(|until| self.now < **until).map(|until| {
+                    Suspicion {
+                        why: "the driver reported Xid 79".to_owned(),
+                        since: at,
+                        until: Some(Duration::from_millis(*until)),
+                    }
                 }),
                 temperature_c: None,
                 power_w: None,

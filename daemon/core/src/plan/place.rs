@@ -118,9 +118,12 @@ impl Context<'_> {
         match (nearest, unknown) {
             (Some((start, missing, mut short)), unknown) => {
                 let certain = unknown.is_none();
+                // On a suspect device it may fit as soon as an operator says so.
+                let suspect = unknown.as_ref().filter(|why| why.code == "gpu_suspect");
+                let hints = suspect.map(|why| why.hints.clone()).unwrap_or_default();
                 short.extend(unknown.map(|why| why.text));
                 Err(Unplaced {
-                    refusal: Box::new(refusal("does_not_fit", short.join("; "), Vec::new())),
+                    refusal: Box::new(refusal("does_not_fit", short.join("; "), hints)),
                     short: Some((start, missing)),
                     certain,
                 })

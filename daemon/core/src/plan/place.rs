@@ -121,7 +121,8 @@ impl Context<'_> {
                 // On a suspect device it may fit as soon as an operator says so.
                 let suspect = unknown.as_ref().filter(|why| why.code == "gpu_suspect");
                 let hints = suspect.map(|why| why.hints.clone()).unwrap_or_default();
-                short.extend(unknown.map(|why| why.text));
+                let unseen = unknown.map(|why| why.text).filter(|text| !short.contains(text));
+                short.extend(unseen);
                 Err(Unplaced {
                     refusal: Box::new(refusal("does_not_fit", short.join("; "), hints)),
                     short: Some((start, missing)),

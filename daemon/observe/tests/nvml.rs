@@ -483,4 +483,8 @@ in_a_machine!(a_gpu_that_is_added_is_seen_while_xids_are_watched, machine, {
     let lost: Vec<bool> = gpus(&nvml).await.iter().map(|gpu| gpu.lost).collect();
     assert_eq!(lost, [true, false]);
     assert_eq!(reported(&machine, &mut xids, 1, 79).await.number, 79);
+    // One that was lost when its session began is watched as soon as it is back.
+    machine.ctl("restore 0");
+    until(&nvml, LONG, "well", all_well).await;
+    assert_eq!(reported(&machine, &mut xids, 0, 79).await.number, 79);
 });

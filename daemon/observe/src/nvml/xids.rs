@@ -121,8 +121,7 @@ pub(super) fn watch(gate: &Arc<Gate>, xids: &UnboundedSender<Xid>) {
 /// is known whose they are when the GPU itself can't be asked any more.
 struct Watched<'n> {
     index: u32,
-    device: DeviceId,
-    set: Option<EventSet<'n>>,
+    set: Option<(DeviceId, EventSet<'n>)>,
     retry_at: Instant,
 }
 
@@ -130,21 +129,17 @@ fn session(
     nvml: &Nvml,
     gate: &Gate,
     xids: &UnboundedSender<Xid>,
-    said: &mut BTreeSet<DeviceId>,
+    said: &mut BTreeSet<u32>,
 ) -> Result<(), NvmlError> {
-    let mut all = Vec::new();
-    for index in 0..nvml.device_count()? {
-        // One that is lost has no name by which it could be told; the session that finds it again watches it.
-        if let Ok(uuid) = nvml.device_by_index(index).and_then(|device| device.uuid()) {
-            all.push(Watched { index, device: DeviceId(uuid), set: None, retry_at: Instant::now() });
-        }
-    }
-    let each = ROUND / u32::try_from(all.len().max(1)).unwrap_or(u32::MAX);
+    let count = nvml.device_count()?;
+    let all = (0..count).map(|index| Watched { index, set: None, retry_at: Instant::now() });
+    let mut all: Vec<Watched> = all.collect();
+    let each = ROUND / count.max(1);
     let each_ms = u32::try_from(each.as_millis()).unwrap_or(u32::MAX);
     while gate.is_open() && !xids.is_closed() {
         for gpu in &mut all {
             gpu.register(nvml, said);
-            let Some(set) = &gpu.set else {
+            let Some((device, set)) = &gpu.set else {
                 gate.rest(each);
                 continue;
             };
@@ -156,7 +151,7 @@ fn session(
                         None => continue,
                     };
                     // That nobody listens is seen above.
-                    _ = xids.send(Xid { device: gpu.device.clone(), number });
+                    _ = xids.send(Xid { device: device.clone(), number });
                 }
                 Err(NvmlError::Timeout) => {}
                 Err(error) => {
@@ -177,18 +172,20 @@ fn session(
 
 impl<'n> Watched<'n> {
     /// Makes its set, where there is none and the time has come. Without one its Xids are not known, which is no error.
-    fn register(&mut self, nvml: &'n Nvml, said: &mut BTreeSet<DeviceId>) {
+    fn register(&mut self, nvml: &'n Nvml, said: &mut BTreeSet<u32>) {
         if self.set.is_some() || Instant::now() < self.retry_at {
             return;
         }
         self.retry_at = Instant::now() + RETRY;
-        let set = nvml.device_by_uuid(self.device.0.as_str()).and_then(|device| {
+        let set = nvml.device_by_index(self.index).and_then(|device| {
+            let id = DeviceId(device.uuid()?);
             let set = nvml.create_event_set()?;
-            device.register_events(EventTypes::CRITICAL_XID_ERROR, set).map_err(|failed| failed.error)
+            let set = device.register_events(EventTypes::CRITICAL_XID_ERROR, set);
+            Ok((id, set.map_err(|failed| failed.error)?))
         });
         match set {
             Ok(set) => self.set = Some(set),
-            Err(error) if said.insert(self.device.clone()) => {
+            Err(error) if said.insert(self.index) => {
                 tracing::info!(gpu = self.index, %error, "its Xids can't be watched; see `dmesg` for them");
             }
             Err(_) => {}

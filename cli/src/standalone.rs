@@ -76,6 +76,7 @@ fn gpu(gpu: Gpu) -> GpuStatus {
         name: gpu.name,
         age_ms: 0,
         memory,
+        suspect: None,
         holders,
         temperature_c: gpu.temperature_c,
         power_w: gpu.power_w,

@@ -4,6 +4,7 @@
 //! perform what comes of it. It waits for nothing but messages and the ledger's fsync.
 
 mod decide;
+mod device;
 mod health;
 mod repair;
 mod show;
@@ -24,9 +25,10 @@ use berth_core::name::ModelName;
 use berth_core::plan::Plan;
 use berth_core::release::Proofs;
 use berth_core::report::{
-    Accepted, Actor, Outcome, PlanReport, Refusal, Repaired, Request, Status, SwapSummary, What,
+    Accepted, Actor, Cleared, Outcome, PlanReport, Refusal, Repaired, Request, Status, SwapSummary, What,
 };
 use berth_core::rivals::Service;
+use berth_core::soundness::Soundness;
 use berth_core::state::State;
 use berth_core::status;
 use berth_core::swap::{Action, Event, Swap, Watch, World};
@@ -39,6 +41,7 @@ use crate::act::{Hands, Probes};
 use crate::events::Events;
 use crate::health::Checking;
 use crate::ledger::{Ledger, LedgerError};
+use crate::nvml::Xid;
 use crate::observe::Order;
 use crate::proc::{host_memory, monotonic_now};
 
@@ -79,6 +82,10 @@ pub enum Message {
     },
     /// An operator asks, with what was looked up for it.
     Decide(Box<Decide>),
+    /// The driver of the GPUs reported an Xid.
+    Xid(Xid),
+    /// An operator takes this GPU as it is.
+    Clear(String, oneshot::Sender<Result<Cleared, Box<Refusal>>>),
     /// The state of the node.
     Status(oneshot::Sender<Status>),
     /// An operator wants a damaged ledger mended.
@@ -131,6 +138,7 @@ pub struct Driver {
     recorded_at: Moment,
     host: Known<(Bytes, Bytes)>,
     proofs: Proofs,
+    soundness: Soundness,
     memory: status::Memory,
     swap: Option<Swap>,
     probes: Probes,
@@ -180,6 +188,7 @@ impl Driver {
             recorded_at: monotonic_now(),
             host: host_memory(),
             proofs: Proofs::default(),
+            soundness: Soundness::default(),
             memory: status::Memory { ledger_error, ..status::Memory::default() },
             swap: None,
             probes: Probes::default(),
@@ -261,6 +270,12 @@ impl Driver {
                 let done = self.repair();
                 // Whether the asker still listens changes nothing.
                 _ = reply.send(done);
+            }
+            Message::Xid(xid) => self.xid(&xid),
+            Message::Clear(device, reply) => {
+                // Whether the asker still listens changes nothing.
+                _ = reply.send(self.clear(&device));
+                self.restore();
             }
             Message::Status(reply) => {
                 self.host = host_memory();

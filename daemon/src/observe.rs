@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::driver::Message;
-use crate::nvml::Nvml;
+use crate::nvml::{Nvml, Xid};
 use crate::systemd::{Change, Systemd, UnitChange, UnitReading};
 
 /// Between two full readings when nothing goes on.
@@ -58,8 +58,17 @@ pub enum Order {
 /// Starts observing. Facts go to `driver`; the order is taken from `order` whenever it changes.
 pub fn spawn(nvml: Nvml, systemd: Systemd, order: watch::Receiver<Order>, driver: mpsc::Sender<Message>) {
     let unit_changed = Arc::new(Notify::new());
+    tokio::spawn(xids(nvml.xids(), driver.clone()));
     tokio::spawn(gpus(nvml, order.clone(), Arc::clone(&unit_changed), driver.clone()));
     tokio::spawn(units(systemd, order, unit_changed, driver));
+}
+
+async fn xids(mut xids: mpsc::UnboundedReceiver<Xid>, driver: mpsc::Sender<Message>) {
+    while let Some(xid) = xids.recv().await {
+        if driver.send(Message::Xid(xid)).await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn gpus(

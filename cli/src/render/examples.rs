@@ -34,6 +34,7 @@ pub(crate) fn gpu(index: u32, held: &[(&str, bool, u64)]) -> GpuStatus {
             kept: Bytes::mib(held.iter().filter(|h| h.1).map(|h| h.2).sum::<u64>()),
             headroom: Bytes::mib(256),
         }),
+        suspect: None,
         holders: Known::Value(
             held.iter()
                 .zip(1001..)

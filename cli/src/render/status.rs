@@ -99,7 +99,10 @@ fn gpu_row(gpu: &GpuStatus, balance: &GpuBalance) -> Vec<(Tone, String)> {
     let celsius = gpu.temperature_c.map_or_else(String::new, |c| format!("{c} C"));
     let watts = gpu.power_w.map_or_else(String::new, |w| format!("{w} W"));
     vec![
-        (Tone::Plain, format!("GPU {}", gpu.index)),
+        match gpu.suspect {
+            Some(_) => (Tone::Warn, format!("GPU {} suspect", gpu.index)),
+            None => (Tone::Plain, format!("GPU {}", gpu.index)),
+        },
         (tone, bar(balance.used, balance.total, BAR)),
         (tone, of(balance.used, balance.total)),
         (Tone::Plain, celsius),

@@ -68,6 +68,21 @@ fn a_foreign_program_is_shown_with_its_service() {
 }
 
 #[test]
+fn a_suspect_gpu_is_marked() {
+    let mut tower = tower();
+    let mut gpus = tower.gpus.value().unwrap().clone();
+    let why = "the driver reported Xid 79; see `dmesg`; it is used again in 7 s if all goes well";
+    gpus[1].suspect = Some(why.into());
+    tower.gpus = Known::Value(gpus);
+    tower.problems = vec![problem(
+        "gpu_suspect",
+        &format!("GPU 1 is suspect, nothing is placed there: {why}"),
+        "wait, or use it at once: berthctl device clear 1",
+    )];
+    insta::assert_snapshot!(shown(&tower));
+}
+
+#[test]
 fn a_degraded_node_says_what_is_wrong_and_what_to_do() {
     let mut tower = tower();
     tower.default = None;
@@ -145,6 +160,7 @@ fn whatever_the_names_and_sizes_it_fits_eighty_columns() {
     let held: Vec<(&str, bool, u64)> = held.iter().map(|(name, mib)| (name.as_str(), false, *mib)).collect();
     let mut gpus: Vec<GpuStatus> = (0..8).map(|index| gpu(index, &held)).collect();
     gpus[0].temperature_c = None;
+    gpus[1].suspect = Some("why".into());
     gpus[7].power_w = Some(1200);
     wide.gpus = Known::Value(gpus);
     wide.models = vec![ModelStatus {

@@ -81,6 +81,8 @@ pub struct Settings {
     pub node: String,
     /// GPU memory per device that is never given to a model.
     pub headroom: Bytes,
+    /// For how long a GPU that misbehaved must be read soundly before it is used again.
+    pub sound: Duration,
     /// How long each step of a swap may take, where a model does not say otherwise.
     pub deadlines: Deadlines,
     /// How models that fail are brought back.

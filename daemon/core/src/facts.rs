@@ -98,6 +98,12 @@ pub struct Gpu {
     pub memory: Known<GpuMemory>,
     /// The processes that hold memory on it, compute and graphics, each pid once.
     pub processes: Known<Vec<GpuProcess>>,
+    /// The driver has lost it: it fell off the bus, needs a reset, or is listed no more.
+    #[serde(default)]
+    pub lost: bool,
+    /// It misbehaved lately, and nothing is placed there. Not read, but judged from what was (`soundness`).
+    #[serde(default)]
+    pub suspect: Option<Suspicion>,
     /// Degrees Celsius.
     pub temperature_c: Option<u32>,
     /// Watts drawn.
@@ -110,6 +116,31 @@ impl Gpu {
     /// What all listed processes hold together; None where the driver does not say of each.
     pub fn listed(&self) -> Option<Bytes> {
         self.processes.value()?.iter().map(|process| process.memory.value().copied()).sum()
+    }
+}
+
+/// Why a GPU is not relied on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspicion {
+    /// What it did, as one plain clause.
+    pub why: String,
+    /// Since when.
+    pub since: Moment,
+    /// When it is relied on again if all goes well; None as long as it is not read soundly.
+    pub until: Option<Moment>,
+}
+
+impl Suspicion {
+    /// Why, and when it is used again, seen from `now`.
+    pub fn sentence(&self, now: Moment) -> String {
+        let why = &self.why;
+        match self.until {
+            Some(until) => {
+                let left = until.saturating_sub(now).as_secs_f64().ceil();
+                format!("{why}; it is used again in {left:.0} s if all goes well")
+            }
+            None => format!("{why}; it is used again once it has been read soundly for a while"),
+        }
     }
 }
 

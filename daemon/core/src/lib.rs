@@ -17,6 +17,7 @@ pub mod plan;
 pub mod release;
 pub mod report;
 pub mod rivals;
+pub mod soundness;
 pub mod state;
 pub mod status;
 pub mod swap;

@@ -193,6 +193,7 @@ fn gpu_status(view: &View, gpu: &Gpu) -> GpuStatus {
         name: gpu.name.clone(),
         age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
         memory,
+        suspect: gpu.suspect.as_ref().map(|suspicion| suspicion.sentence(view.now)),
         holders: match &gpu.processes {
             Known::Value(_) => Known::Value(holders(view, gpu)),
             Known::Unknown(why) => Known::Unknown(why.clone()),
@@ -295,6 +296,12 @@ pub fn problems(view: &View) -> Vec<Problem> {
                     let pids: Vec<String> = by.iter().map(|process| process.pid.to_string()).collect();
                     format!("sudo kill -9 {}", pids.join(" "))
                 }
+                Reading::Held { .. } => {
+                    let index = unproved.index;
+                    format!(
+                        "wait; berthd goes on observing. If it is lost for good: berthctl device clear {index}"
+                    )
+                }
                 _ => "wait; berthd goes on observing".to_owned(),
             };
             add("memory_held", format!("{name} on GPU {}", unproved.index), unproved.sentence(), next);
@@ -308,6 +315,11 @@ pub fn problems(view: &View) -> Vec<Problem> {
         if let Known::Unknown(why) = &gpu.memory {
             let text = format!("GPU {} is unknown, nothing is placed there: {why}", gpu.index);
             add("gpu_unknown", format!("GPU {}", gpu.index), text, format!("nvidia-smi -i {}", gpu.index));
+        } else if let Some(suspicion) = &gpu.suspect {
+            let why = suspicion.sentence(view.now);
+            let text = format!("GPU {} is suspect, nothing is placed there: {why}", gpu.index);
+            let next = format!("wait, or use it at once: berthctl device clear {}", gpu.index);
+            add("gpu_suspect", format!("GPU {}", gpu.index), text, next);
         }
     }
     // On a machine without GPUs there is nothing to be taken.

@@ -13,6 +13,7 @@ impl Driver {
     pub(super) fn observed(&mut self) {
         let now = monotonic_now();
         self.facts.at = now;
+        self.soundness.judge(&mut self.facts.gpus, now, self.settings.sound);
         let swapping = self.swap.is_some();
         let deeds = self.with_world(|upkeep, world| upkeep.observe(world, swapping));
         self.fulfil(deeds);

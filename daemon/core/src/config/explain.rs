@@ -82,6 +82,7 @@ pub fn explain(settings: &Settings) -> Explanation {
     let mut values = Values { declared: &settings.declared, list: Vec::new() };
     values.add("node", settings.node.clone(), "the host's name");
     values.add("gpu.headroom", format!("{} on each GPU", settings.headroom), "default");
+    values.add("gpu.sound", shown(settings.sound), "default");
     for (key, time) in deadlines(&settings.deadlines) {
         values.add(key, shown(time), "default");
     }

@@ -16,6 +16,10 @@ use crate::bytes::Bytes;
 /// small beside a 16 GiB card (1.6%), and several times the block to which an allocator rounds.
 const HEADROOM: Bytes = Bytes::mib(256);
 
+/// A judgement: ten of the readings that are made when nothing goes on. A card that falls off the bus for good does so
+/// within seconds of its Xid, and one that was reset answers like any other.
+const SOUND: Duration = Duration::from_secs(10);
+
 /// Generous on purpose, since a deadline that passes fails the swap: a server finishes what it answers before it
 /// ends, a driver gives memory back seconds after a process's end, and large weights from a slow disk together
 /// with vLLM's graphs take minutes.
@@ -56,6 +60,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
     let mut settings = Settings {
         node: host_name.to_owned(),
         headroom: HEADROOM,
+        sound: SOUND,
         deadlines: DEADLINES,
         restart: RESTART,
         boot: BOOT,
@@ -80,6 +85,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
             if let Some(headroom) = gpu.parsed::<Bytes>("headroom", "a size, for example \"256 MiB\"") {
                 settings.headroom = headroom.into_inner();
             }
+            settings.sound = gpu.duration("sound").unwrap_or(settings.sound);
             gpu.finish();
         }
         settings.deadlines = deadlines(&mut root, settings.deadlines);

@@ -96,6 +96,8 @@ fn process(pid: u32, unit: Option<&str>, mib: u64) -> GpuProcess {
 
 fn gpu(processes: Vec<GpuProcess>) -> Gpu {
     Gpu {
+        lost: false,
+        suspect: None,
         index: 0,
         id: DeviceId("GPU-0".to_owned()),
         name: "RTX".to_owned(),

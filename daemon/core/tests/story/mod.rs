@@ -77,6 +77,8 @@ impl Machine {
             listed_at: Duration::from_secs(100),
             memory: Known::Value(memory(16_311, 388, DRIVER)),
             processes: Known::Value(Vec::new()),
+            lost: false,
+            suspect: None,
             temperature_c: None,
             power_w: None,
             utilization_percent: None,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use berth_core::bytes::Bytes;
-use berth_core::facts::{Active, Brought, Facts, Gpu, GpuProcess, Known, Unit};
+use berth_core::facts::{Active, Brought, Facts, Gpu, GpuProcess, Known, Suspicion, Unit};
 use berth_core::name::ModelName;
 use berth_core::plan::Start;
 
@@ -103,6 +103,8 @@ pub(crate) struct Nature {
     pub(crate) foreign: BTreeMap<usize, u64>,
     /// Until when NVML says nothing of a card, and gives no lists.
     pub(crate) blind_until: BTreeMap<usize, u64>,
+    /// Until when a card is suspect.
+    pub(crate) suspect_until: BTreeMap<usize, u64>,
     /// Allocations that failed.
     pub(crate) failed_allocations: u32,
     /// Until when the files of a model are on a disk that is not mounted.
@@ -284,6 +286,7 @@ impl Nature {
         self.foreign.clear();
         self.blind_until.clear();
         self.unmounted_until.clear();
+        self.suspect_until.clear();
         for run in self.runs.values_mut().filter(|run| !run.active.is_down()) {
             run.manner = Manner { load: run.manner.load.min(3000), ..Manner::default() };
             let due = if run.asked.is_some() { now } else { NEVER };
@@ -336,6 +339,14 @@ impl Nature {
                     Known::Value(memory(TOTAL, RESERVED, self.used(index)))
                 },
                 processes: if blind { Known::Unknown(why()) } else { Known::Value(listed) },
+                lost: false,
+                suspect: self.suspect_until.get(&index).filter(|until| self.now < **until).map(|until| {
+                    Suspicion {
+                        why: "the driver reported Xid 79".to_owned(),
+                        since: at,
+                        until: Some(Duration::from_millis(*until)),
+                    }
+                }),
                 temperature_c: None,
                 power_w: None,
                 utilization_percent: None,

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod boot;
+mod devices;
 mod failures;
 mod health;
 mod home;

@@ -244,6 +244,12 @@ impl Systemd {
         read::one(&self.connection(&format!("read {}", model.unit()))?, model).await
     }
 
+    /// Whether the machine is going down: systemd stops everything then.
+    pub async fn is_going_down(&self) -> Result<bool, SystemdError> {
+        let state = read::system_state(&self.connection("read the state of the system")?).await?;
+        Ok(state == "stopping")
+    }
+
     /// Starts the model's unit. Returns once the job is queued; `deadline` is for the job's end.
     ///
     /// A stop that is still running is not overruled: that start is refused.

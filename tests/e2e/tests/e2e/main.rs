@@ -10,6 +10,7 @@
 mod adoption;
 mod byhand;
 mod failures;
+mod home;
 mod input;
 mod machine;
 mod release;

@@ -48,7 +48,7 @@ use crate::proc::{host_memory, monotonic_now};
 /// Between two looks at deadlines while a swap is under way, and otherwise.
 const TICK: Duration = Duration::from_millis(100);
 const IDLE_TICK: Duration = Duration::from_secs(1);
-/// Between two signs of life to systemd.
+/// Between two signs of life to systemd, unless its watchdog is set so short that it needs more.
 const WATCHDOG: Duration = Duration::from_secs(5);
 /// A job that stops a unit may take this much longer than the machine waits for it.
 const BEYOND: Duration = Duration::from_secs(20);
@@ -206,9 +206,10 @@ impl Driver {
             self.hands.reference(model);
         }
         let mut alive_at = Instant::now();
+        let alive_every = sd_notify::watchdog_enabled().map_or(WATCHDOG, |within| WATCHDOG.min(within / 3));
         loop {
             let pause = if self.swap.is_some() { TICK } else { IDLE_TICK };
-            let next = Instant::now() + pause;
+            let next = Instant::now() + pause.min(alive_every);
             tokio::select! {
                 message = messages.recv() => match message {
                     None | Some(Message::Quit) => return,
@@ -216,7 +217,7 @@ impl Driver {
                 },
                 () = sleep_until(next) => self.step(Event::Tick),
             }
-            if alive_at.elapsed() >= WATCHDOG {
+            if alive_at.elapsed() >= alive_every {
                 alive_at = Instant::now();
                 // Without a service manager there is nobody to tell.
                 _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);

@@ -11,6 +11,7 @@ mod path;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 
+use self::job::Wanted;
 pub use self::job::{Job, JobResult};
 
 /// How long systemd may take to answer one call. It is slow only while it loads all units anew.
@@ -181,6 +183,12 @@ pub struct Systemd {
     _keeper: Arc<Keeper>,
 }
 
+impl fmt::Debug for Systemd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Systemd")
+    }
+}
+
 /// The task that keeps the connection.
 struct Keeper(JoinHandle<()>);
 
@@ -253,13 +261,13 @@ impl Systemd {
     ///
     /// A stop that is still running is not overruled: that start is refused.
     pub async fn start(&self, model: &ModelName, deadline: Instant) -> Result<Job, SystemdError> {
-        self.queue(model, "start", "Start", "fail", deadline).await
+        self.queue(model, Wanted::Up, "start", "Start", "fail", deadline).await
     }
 
     /// Stops the model's unit. Returns once the job is queued; `deadline` is for the job's end. A start that is
     /// still running is called off.
     pub async fn stop(&self, model: &ModelName, deadline: Instant) -> Result<Job, SystemdError> {
-        self.queue(model, "stop", "Stop", "replace", deadline).await
+        self.queue(model, Wanted::Down, "stop", "Stop", "replace", deadline).await
     }
 
     /// Sends a signal to all processes of the model's unit.
@@ -306,6 +314,7 @@ impl Systemd {
     async fn queue(
         &self,
         model: &ModelName,
+        wanted: Wanted,
         verb: &str,
         member: &str,
         mode: &str,
@@ -316,11 +325,12 @@ impl Systemd {
         let connection = self.connection(&doing)?;
         // Before the call: the job can end before its name is known here.
         let (ends, waiter) = mpsc::unbounded_channel();
-        self.inner.waiters().push(Waiter { unit: unit.clone(), ends });
+        self.inner.waiters().push(Waiter { unit, ends });
         let began = Instant::now();
         let job: OwnedObjectPath =
             bus::call(&connection, &doing, bus::SYSTEMD, &path::of(model), UNIT, member, &(mode,)).await?;
-        Ok(Job { doing, unit, object: job.as_str().to_owned(), began, deadline, waiter })
+        let (systemd, model, object) = (self.clone(), model.clone(), job.as_str().to_owned());
+        Ok(Job { systemd, model, doing, wanted, object, began, deadline, waiter })
     }
 
     async fn on_unit<B>(

@@ -57,6 +57,21 @@ pub(super) async fn one(
     }
 }
 
+/// The unit's state once it has no job; None while it has one.
+pub(super) async fn settled(
+    connection: &Connection,
+    model: &ModelName,
+) -> Result<Option<Active>, SystemdError> {
+    let reader = Reader { connection, path: path::of(model), doing: format!("read {}", model.unit()) };
+    // First: what the state is after the job's end came of the job.
+    let (job, _) = reader.get::<(u32, OwnedObjectPath)>(UNIT, "Job").await?;
+    if job != 0 {
+        return Ok(None);
+    }
+    let active = reader.get::<String>(UNIT, "ActiveState").await?;
+    parse_active(&active).map(Some).ok_or_else(|| reader.unexpected("ActiveState"))
+}
+
 /// systemd's word for the state of the whole system.
 pub(super) async fn system_state(connection: &Connection) -> Result<String, SystemdError> {
     let doing = "read the state of the system".to_owned();

@@ -192,13 +192,11 @@ impl<'r, 'a> Table<'r, 'a> {
             return None;
         };
         let number = i64::from_str_radix(number.as_str(), number.radix()).ok();
-        match number.and_then(|number| T::try_from(number).ok()).filter(|number| range.contains(number)) {
-            Some(number) => Some(Spanned::new(value.span(), number)),
-            None => {
-                self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), &value.span(), "");
-                None
-            }
+        let number = number.and_then(|number| T::try_from(number).ok()).filter(|n| range.contains(n));
+        if number.is_none() {
+            self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), &value.span(), "");
         }
+        number.map(|number| Spanned::new(value.span(), number))
     }
 
     /// A value written as text: a size, an address …

@@ -106,9 +106,10 @@ impl Swap {
         // History may lengthen the deadline, never shorten it.
         let slowest =
             world.state.times.get(&model).and_then(|times| times.load.iter().max().copied()).unwrap_or(0);
-        let within = match self.settling {
-            true => SETTLING,
-            false => declared.max(Duration::from_millis(slowest.saturating_mul(2))),
+        let within = if self.settling {
+            SETTLING
+        } else {
+            declared.max(Duration::from_millis(slowest.saturating_mul(2)))
         };
         let loading = Loading {
             deadline: world.now + within,
@@ -147,7 +148,7 @@ impl Swap {
                 return self.fail(world, reason, None, actions);
             }
             Event::NotReady(whose, said) | Event::Silent(whose, said) if whose == model => {
-                loading.said = said
+                loading.said = said;
             }
             _ => {}
         }

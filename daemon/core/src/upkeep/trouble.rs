@@ -35,18 +35,18 @@ impl Upkeep {
         }
         deeds
     }
+}
 
-    /// How long a model that failed is left alone from now on; None where it isn't.
-    pub(super) fn pause(&self, world: &World, model: &ModelName) -> Option<Duration> {
-        let failures = &world.state.troubles.get(model)?.failures;
-        let last = failures.back()?.at_ms;
-        let restart = &world.settings.restart;
-        let doublings = u32::try_from(failures.len()).unwrap_or(u32::MAX).saturating_sub(1).min(16);
-        let pause = restart.first.saturating_mul(1 << doublings).min(restart.longest);
-        // A clock that was set back prolongs no pause.
-        let passed = Duration::from_millis(world.now_ms.saturating_sub(last.min(world.now_ms)));
-        pause.checked_sub(passed).filter(|left| !left.is_zero())
-    }
+/// How long a model that failed is left alone from now on; None where it isn't.
+pub(super) fn pause(world: &World, model: &ModelName) -> Option<Duration> {
+    let failures = &world.state.troubles.get(model)?.failures;
+    let last = failures.back()?.at_ms;
+    let restart = &world.settings.restart;
+    let doublings = u32::try_from(failures.len()).unwrap_or(u32::MAX).saturating_sub(1).min(16);
+    let pause = restart.first.saturating_mul(1 << doublings).min(restart.longest);
+    // A clock that was set back prolongs no pause.
+    let passed = Duration::from_millis(world.now_ms.saturating_sub(last.min(world.now_ms)));
+    pause.checked_sub(passed).filter(|left| !left.is_zero())
 }
 
 /// Adds a failure. Why the model is quarantined, where it is by that.

@@ -7,7 +7,9 @@
 //! They are never skipped: where a sandbox can't run, they fail and say what is missing.
 #![allow(clippy::unwrap_used)]
 
+mod adoption;
 mod boot;
+mod byhand;
 mod devices;
 mod failures;
 mod health;

@@ -259,6 +259,10 @@ impl Upkeep {
         if let Some((stand_in, of)) = restoration.stand_in {
             world.state.stand_ins.insert(stand_in, of);
         }
+        // A look is good for one start.
+        for start in restoration.plan.iter().flat_map(|plan| &plan.starts) {
+            self.looks.remove(&start.model);
+        }
         (restoration.plan.map(|plan| (plan, Event::Begin)), deeds)
     }
 

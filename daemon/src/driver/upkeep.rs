@@ -2,10 +2,12 @@
 
 use berth_core::facts::Moment;
 use berth_core::name::ModelName;
+use berth_core::state::{ClaimedGpu, Phase};
 use berth_core::swap::Event;
 use berth_core::upkeep::{Deed, End, Upkeep};
 
 use super::{BEYOND, Driver, RECORD_AGAIN};
+use crate::observe::Order;
 use crate::proc::monotonic_now;
 
 impl Driver {
@@ -21,9 +23,24 @@ impl Driver {
             self.step(Event::Facts);
         } else {
             self.record_again(now);
+            self.watch_ended(now);
         }
         self.watch_health();
         self.notice();
+    }
+
+    /// Memory of models that ended without a swap is awaited as closely as in one, for as long as it usually takes.
+    fn watch_ended(&mut self, now: Moment) {
+        let soon = |gone: Moment| now.saturating_sub(gone) < self.settings.deadlines.release;
+        let ending = self.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
+        let awaited = ending.filter(|(model, _)| self.proofs.gone_at(model).is_some_and(soon));
+        let parts: Vec<ClaimedGpu> = awaited.flat_map(|(_, claim)| claim.gpus.iter().cloned()).collect();
+        let order = if parts.is_empty() { Order::Idle } else { Order::Release(parts) };
+        self.order.send_if_modified(|was| {
+            let news = *was != order;
+            *was = order;
+            news
+        });
     }
 
     /// A ledger that could not be written to is tried again now and then.
@@ -71,7 +88,10 @@ impl Driver {
                     tracing::info!(%model, "stopping it: it runs and should not");
                     self.hands.stop(0, &model, BEYOND);
                 }
-                Deed::Kill(model) => self.hands.kill(&model),
+                Deed::Kill(model) => {
+                    tracing::warn!(%model, "killing it: it does not stop");
+                    self.hands.kill(&model);
+                }
                 Deed::Diagnose(model) => {
                     if let Some(claim) = self.state.claims.get(&model) {
                         self.hands.diagnose(None, &model, claim.invocation.clone(), claim.earlier.clone());

@@ -346,7 +346,7 @@ impl World {
         if self.swap.is_some() || self.ledger_fails || self.waiting.is_some() {
             return;
         }
-        let (begun, deeds) = self.with_upkeep(|upkeep, world| upkeep.next(world));
+        let (begun, deeds) = self.with_upkeep(Upkeep::next);
         self.fulfil(deeds);
         if let Some((plan, first)) = begun {
             self.begin(plan, None, first);
@@ -365,7 +365,6 @@ impl World {
         }
         for deed in deeds {
             match deed {
-                Deed::Record => {}
                 Deed::Stop(model) => self.stop(0, &model),
                 Deed::Kill(model) => {
                     self.nature.kill(&model);
@@ -376,7 +375,7 @@ impl World {
                 Deed::Say(What::Model { model, state: ModelState::Stopping, .. }) => {
                     self.stopped_by_hand.push(model);
                 }
-                Deed::Say(_) => {}
+                Deed::Record | Deed::Say(_) => {}
             }
         }
     }
@@ -495,9 +494,10 @@ impl World {
             }
             Due::Probe(..) => {}
             Due::Ended(model) => {
-                let end = match self.nature.stopped_by_hand(&model) {
-                    true => End::ByHand,
-                    false => End::Failed("it exited with status 1".to_owned()),
+                let end = if self.nature.stopped_by_hand(&model) {
+                    End::ByHand
+                } else {
+                    End::Failed("it exited with status 1".to_owned())
                 };
                 let deeds = self.with_upkeep(|upkeep, world| upkeep.diagnosed(world, &model, end));
                 self.fulfil(deeds);

@@ -93,14 +93,13 @@ fn expected(swap: &SwapSummary, was: &Home, previous: Option<&Home>) -> BTreeSet
     match (swap.verb, &swap.model) {
         (Verb::Back, _) => return previous.unwrap().models.iter().cloned().collect(),
         (Verb::StopAll, _) => home.clear(),
-        (Verb::Retry, _) => {}
         (Verb::Stop, Some(model)) => _ = home.remove(model),
         (Verb::Switch, Some(model)) => {
             home.retain(|other| !swap.stops.contains(other));
             home.insert(model.clone());
         }
+        (Verb::Retry, _) | (_, None) => {}
         (_, Some(model)) => _ = home.insert(model.clone()),
-        (_, None) => {}
     }
     home
 }

@@ -120,7 +120,7 @@ fn models_that_hang_are_restarted() {
     );
     // It had 3 s to end, and did not.
     assert!(berth.journal("berth-model@mute.service").contains("ignoring SIGTERM"));
-    assert!(berth.journal("berthd.service").contains("killing it"));
+    assert!(berth.journal("berthd.service").contains("killing it: it does not stop"));
     assert_eq!(berth.run_of("numb"), numb, "the other one was touched");
 
     let mute = berth.run_of("mute");

@@ -161,14 +161,16 @@ fn a_boot_waits_for_what_was_there() {
     berth.assert_home("genesis");
 
     // A GPU is late: home is not squeezed onto the others, and its name is told.
-    _ = berth.systemctl(&["stop", "berthd.service"]).with_code(0);
-    _ = berth.systemctl(&["kill", "--signal=KILL", "berth-model@genesis.service"]).with_code(0);
-    berth.gpu(&["lose", "1"]);
-    _ = berth.systemctl(&["start", "berthd.service"]).with_code(0);
+    let drop_in = "/etc/systemd/system/berthd.service.d/60-late.conf";
+    let late = format!("printf '[Service]\\nExecStartPre=+/usr/bin/gpusim ctl lose 1\\n' > {drop_in}");
+    _ = berth.run(None, &["sh", "-c", &late]).with_code(0);
+    berth.cut();
+    berth.boot();
     let waits = berth.wait_for("the GPU is missed", SOON, |berth| {
         berth.status().problems.into_iter().find(|problem| problem.text.contains("was there before"))
     });
     assert!(waits.text.contains("GPU 1 (GPU-"), "{waits:?}");
+    _ = berth.run(None, &["rm", drop_in]).with_code(0);
     berth.gpu(&["restore", "1"]);
     berth.wait_serving("genesis", SOON);
     berth.assert_home("genesis");

@@ -82,6 +82,22 @@ fn half_a_start_and_a_late_stop() {
     berth.assert_no_failed_allocation();
 }
 
+/// Rule 8: a model that takes its time to stop does not keep the next berthd from coming up.
+#[test]
+fn berthd_comes_back_while_a_model_is_being_stopped() {
+    let patient = "node = \"tower\"\n\n[deadlines]\nstop = \"60s\"\n";
+    let berth = Berth::builder().main(patient).fake("aeon", EACH, &["--ignore-sigterm"]).boot();
+    berth.switch("aeon");
+    let mut stopping = berth.ctl_spawn(None, &["stop", "aeon"]);
+    berth.wait_for("aeon to be stopped", SOON, |berth| {
+        (berth.property("berth-model@aeon.service", "ActiveState") == "deactivating").then_some(())
+    });
+    next_berthd(&berth);
+    assert_eq!(berth.property("berth-model@aeon.service", "ActiveState"), "deactivating");
+    _ = stopping.kill();
+    _ = stopping.wait();
+}
+
 /// What an operator asks for comes before what berthd does by itself, unless it would be refused; and asking for
 /// what is being started follows that start.
 #[test]

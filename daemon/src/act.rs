@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::driver::Message;
+use crate::fault;
 use crate::journal;
 use crate::probe::{self, Probe, ProbeTarget};
 use crate::systemd::{Job, Systemd, SystemdError};
@@ -132,7 +133,10 @@ impl Hands {
         let model = self.model(&start.model)?;
         let launch = backend::of(model.backend).launch(model, &start.gpus);
         let expires = std::time::Instant::now() + TICKET_LIFE;
-        self.tickets.grant(&start.model, &launch, expires).map_err(|error| error.to_string())?;
+        {
+            let _effect = fault::effect("ticket");
+            self.tickets.grant(&start.model, &launch, expires).map_err(|error| error.to_string())?;
+        }
         let job = self.systemd.start(&start.model, (Instant::now() + JOB).into()).await;
         job.map_err(|error| error.to_string())
     }
@@ -247,6 +251,7 @@ impl Hands {
     }
 
     async fn tell(&self, id: u64, event: Event) {
+        let _effect = fault::event(&event);
         // The driver ends last; without it there is nobody to tell.
         _ = self.driver.send(Message::Swap(id, event)).await;
     }

@@ -33,6 +33,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::act::{Hands, Probes};
 use crate::events::Events;
+use crate::fault;
 use crate::ledger::Ledger;
 use crate::observe::Order;
 use crate::proc::{host_memory, monotonic_now};
@@ -311,6 +312,7 @@ impl Driver {
         let id = self.swap.as_ref().map_or(0, Swap::id);
         let ending = actions.contains(&Action::End);
         for action in actions {
+            let _effect = fault::action(&action);
             match action {
                 Action::Record { first } => {
                     self.record();

@@ -11,6 +11,8 @@ use berth_core::state::State;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::fault;
+
 const HEADER: &str = "berth-ledger 1\n";
 /// Beyond this size the file is written anew with the last state alone.
 const COMPACT_AT: u64 = 1 << 20;
@@ -102,9 +104,11 @@ impl Ledger {
             rewrite(&self.path, state).map(|(file, size)| (self.file, self.size) = (file, size))
         } else {
             let line = line(state);
-            self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data()).map(|()| {
-                self.size += line.len() as u64;
-            })
+            self.file.write_all(line.as_bytes()).and_then(|()| fault::sync(|| self.file.sync_data())).map(
+                |()| {
+                    self.size += line.len() as u64;
+                },
+            )
         };
         result.map_err(|source| {
             self.size = u64::MAX;
@@ -167,10 +171,11 @@ fn rewrite(path: &Path, state: &State) -> io::Result<(File, u64)> {
     let line = line(state);
     file.write_all(HEADER.as_bytes())?;
     file.write_all(line.as_bytes())?;
-    file.sync_all()?;
+    fault::sync(|| file.sync_all())?;
     std::fs::rename(&new, path)?;
     if let Some(dir) = path.parent() {
-        File::open(dir)?.sync_all()?;
+        let dir = File::open(dir)?;
+        fault::sync(|| dir.sync_all())?;
     }
     let file = OpenOptions::new().append(true).open(path)?;
     Ok((file, (HEADER.len() + line.len()) as u64))

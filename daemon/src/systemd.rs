@@ -19,6 +19,8 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 
+use crate::fault;
+
 pub use self::job::{Job, JobResult};
 
 /// How long systemd may take to answer one call. It is slow only while it loads all units anew.
@@ -228,12 +230,13 @@ impl Systemd {
 
     /// All units of models that systemd has loaded.
     pub async fn units(&self) -> Result<BTreeMap<ModelName, UnitReading>, SystemdError> {
-        read::all(&self.connection("list the models' units")?).await
+        fault::call("ListUnits", read::all(&self.connection("list the models' units")?)).await
     }
 
     /// The unit of one model; None when systemd hasn't loaded it.
     pub async fn unit(&self, model: &ModelName) -> Result<Option<UnitReading>, SystemdError> {
-        read::one(&self.connection(&format!("read {}", model.unit()))?, model).await
+        let connection = self.connection(&format!("read {}", model.unit()))?;
+        fault::call("Get", read::one(&connection, model)).await
     }
 
     /// Starts the model's unit. Returns once the job is queued; `deadline` is for the job's end.
@@ -305,8 +308,9 @@ impl Systemd {
         let (ends, waiter) = mpsc::unbounded_channel();
         self.inner.waiters().push(Waiter { unit: unit.clone(), ends });
         let began = Instant::now();
-        let job: OwnedObjectPath =
-            bus::call(&connection, &doing, bus::SYSTEMD, &path::of(model), UNIT, member, &(mode,)).await?;
+        let (path, body) = (path::of(model), (mode,));
+        let call = bus::call(&connection, &doing, bus::SYSTEMD, &path, UNIT, member, &body);
+        let job: OwnedObjectPath = fault::call(member, call).await?;
         Ok(Job { doing, unit, object: job.as_str().to_owned(), began, deadline, waiter })
     }
 
@@ -321,7 +325,8 @@ impl Systemd {
         B: serde::Serialize + zbus::wire::DynamicType + Sync,
     {
         let connection = self.connection(doing)?;
-        bus::call(&connection, doing, bus::SYSTEMD, &path::of(model), UNIT, member, body).await
+        let path = path::of(model);
+        fault::call(member, bus::call(&connection, doing, bus::SYSTEMD, &path, UNIT, member, body)).await
     }
 
     fn connection(&self, doing: &str) -> Result<Connection, SystemdError> {

@@ -52,8 +52,6 @@ const HEALTHY: Duration = Duration::from_secs(600);
 const BEYOND: Duration = Duration::from_secs(20);
 /// Between two attempts to write to a ledger that could not be written to.
 const RECORD_AGAIN: Duration = Duration::from_secs(5);
-/// Between two attempts to stop a unit that should be down.
-const STRAY: Duration = Duration::from_secs(10);
 
 /// What the driver is told.
 pub enum Message {

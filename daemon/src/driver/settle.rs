@@ -7,7 +7,7 @@ use berth_core::report::Verb;
 use berth_core::state::{Phase, State};
 use berth_core::swap::Event;
 
-use super::{BEYOND, Driver, HEALTHY, RECORD_AGAIN, RETRY_FIRST, RETRY_LAST, Retry, STRAY};
+use super::{BEYOND, Driver, HEALTHY, RECORD_AGAIN, RETRY_FIRST, RETRY_LAST, Retry};
 use crate::proc::monotonic_now;
 
 impl Driver {
@@ -83,16 +83,25 @@ impl Driver {
         news
     }
 
-    /// Units whose claim is ending and that run nevertheless are told to stop again.
+    /// Units whose claim is ending and that run nevertheless are told to stop, and killed where they don't.
     fn stop_strays(&mut self, now: Moment) {
-        for (model, claim) in self.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending) {
-            let runs = self.facts.units.get(model).is_some_and(|unit| !unit.active.is_down());
-            let tried = self.strays.get(model).is_some_and(|at| now.saturating_sub(*at) < STRAY);
-            if runs && !tried {
-                tracing::info!(%model, phase = ?claim.phase, "stopping it");
-                self.strays.insert(model.clone(), now);
-                self.hands.stop(0, model, BEYOND);
+        let units = &self.facts.units;
+        let runs = |model: &ModelName| units.get(model).is_some_and(|unit| !unit.active.is_down());
+        self.strays.retain(|model, _| runs(model));
+        let ending = self.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
+        for (model, _) in ending.filter(|(model, _)| runs(model)) {
+            let patience =
+                self.settings.models.get(model).map_or(self.settings.deadlines, |m| m.deadlines).stop;
+            let told = self.strays.get(model).map(|at| now.saturating_sub(*at));
+            if told.is_some_and(|since| since < patience) {
+                continue;
             }
+            tracing::info!(%model, "stopping it");
+            if told.is_some() {
+                self.hands.kill(model);
+            }
+            self.strays.insert(model.clone(), now);
+            self.hands.stop(0, model, BEYOND);
         }
     }
 

@@ -18,7 +18,17 @@ use crate::Berth;
 const MODELS: [&str; 3] = ["aeon", "genesis", "tiny"];
 /// The more often, the likelier.
 const VERBS: [&str; 11] = [
-    "switch", "switch", "switch", "switch", "start", "start", "stop", "stop --all", "restart", "back", "back",
+    "switch",
+    "switch",
+    "switch",
+    "switch",
+    "start",
+    "start",
+    "stop",
+    "stop --all",
+    "restart",
+    "back",
+    "back",
 ];
 /// A model is tried again after a pause that doubles with each failure, until berthd is a new one: after so many
 /// crashes it shall be one, or the walk would mostly wait.

@@ -203,6 +203,8 @@ async fn units(
                             }
                             Err(error) => {
                                 tracing::warn!(%model, %error, "the unit can't be read");
+                                // Somebody may be waiting for just this change.
+                                changed.insert(model, now + LOADING);
                                 continue;
                             }
                         };

@@ -26,6 +26,7 @@ Change:
   stop MODEL      free its memory; it stays stopped (--all: every model)
   restart MODEL   the same again
   back            whatever served before
+  retry MODEL     start what is quarantined again
 Before you do:
   plan VERB …     say what a change would do, touch nothing
   check           validate and explain the configuration; needs no berthd
@@ -45,7 +46,7 @@ const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
   status, plan, check   one document
   events, logs          one document a line
-  switch, start, stop, restart, back
+  switch, start, stop, restart, back, retry
                         one event a line while it is followed; the last line has
                         `exit` and one of `swap` (how it ended), `accepted`
                         (--no-wait, or nothing to do) or `problem`
@@ -123,6 +124,16 @@ pub(crate) enum Command {
     /// Go back to whatever served before
     #[command(after_help = "Example:\n  berthctl back")]
     Back {
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Start a model again that is quarantined since it kept failing
+    #[command(after_help = "Example:\n  berthctl retry genesis\n\n\
+        A model of those that should serve is quarantined when it fails too often;\n\
+        its fallback serves meanwhile, and makes room for it when it is retried.")]
+    Retry {
+        #[command(flatten)]
+        model: ModelArg,
         #[command(flatten)]
         wait: Wait,
     },
@@ -204,6 +215,8 @@ pub(crate) enum PlanVerb {
     Restart(ModelArg),
     /// Going back to whatever served before
     Back,
+    /// Starting a quarantined model again
+    Retry(ModelArg),
 }
 
 impl PlanVerb {
@@ -215,6 +228,7 @@ impl PlanVerb {
             Self::Stop(which) => which.request(),
             Self::Restart(model) => request(Verb::Restart, model),
             Self::Back => Request { verb: Verb::Back, model: None },
+            Self::Retry(model) => request(Verb::Retry, model),
         }
     }
 }

@@ -55,6 +55,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Start { model, wait } => return berth.change(&request(Verb::Start, model), &wait).await,
         Command::Stop { which, wait } => return berth.change(&which.request(), &wait).await,
         Command::Restart { model, wait } => return berth.change(&request(Verb::Restart, model), &wait).await,
+        Command::Retry { model, wait } => return berth.change(&request(Verb::Retry, model), &wait).await,
         Command::Back { wait } => {
             return berth.change(&Request { verb: Verb::Back, model: None }, &wait).await;
         }

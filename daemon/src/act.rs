@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use berth_core::config::{BackendKind, Model, Settings};
 use berth_core::name::ModelName;
 use berth_core::plan::Start;
 use berth_core::swap::Event;
+use berth_core::upkeep::End;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -17,7 +19,8 @@ use tokio::time::Instant;
 
 use crate::driver::Message;
 use crate::fault;
-use crate::journal;
+use crate::journal::{self, Tail};
+use crate::preflight;
 use crate::probe::{self, Probe, ProbeTarget};
 use crate::systemd::{Job, Systemd, SystemdError};
 use crate::ticket::Tickets;
@@ -185,7 +188,7 @@ impl Hands {
                     // A first token can take long, and a server may never answer.
                     () = tokio::time::sleep(SILENT) => {
                         let text = if healthy.load(Ordering::Relaxed) { "it is up and has not answered a request for one token yet" } else { "its health check has not been answered yet" }.to_owned();
-                        hands.tell(id, Event::NotReady(name.clone(), text)).await;
+                        hands.tell(id, Event::Silent(name.clone(), text)).await;
                         let probe = asked.await;
                         (probe == Probe::Ready, probe.to_string())
                     }
@@ -221,15 +224,21 @@ impl Hands {
     pub fn diagnose(&self, id: Option<u64>, name: &ModelName, run: String, earlier: String) {
         let (hands, name) = (self.clone(), name.clone());
         tokio::spawn(async move {
-            let failure = hands.diagnosed(&name, run, &earlier).await;
+            let (failure, told_to_stop) = hands.diagnosed(&name, run, &earlier).await;
+            let end = match told_to_stop {
+                false => End::Failed(failure.sentence()),
+                true if hands.systemd.is_going_down().await.unwrap_or(false) => End::Shutdown,
+                true => End::ByHand,
+            };
             match id {
                 Some(id) => hands.tell(id, Event::Diagnosed(name, failure)).await,
-                None => _ = hands.driver.send(Message::Crashed(name, failure)).await,
+                None => _ = hands.driver.send(Message::Ended(name, end)).await,
             }
         });
     }
 
-    async fn diagnosed(&self, name: &ModelName, run: String, earlier: &str) -> Failure {
+    /// Why it failed, and whether systemd was told to stop it.
+    async fn diagnosed(&self, name: &ModelName, run: String, earlier: &str) -> (Failure, bool) {
         let unit = match self.systemd.unit(name).await {
             Ok(reading) => reading.map(|reading| reading.unit).filter(|unit| unit.invocation != earlier),
             Err(error) => {
@@ -237,13 +246,30 @@ impl Hands {
                 None
             }
         };
-        let run = unit.as_ref().map(|unit| unit.invocation.clone()).filter(|_| run.is_empty()).unwrap_or(run);
-        let lines = journal::tail(&run, LOG_LINES).await.unwrap_or_else(|error| {
+        let invocation =
+            unit.as_ref().map(|unit| unit.invocation.clone()).filter(|_| run.is_empty()).unwrap_or(run);
+        let started_at =
+            unit.as_ref().filter(|unit| unit.invocation == invocation).and_then(|u| u.started_at);
+        let run = journal::Run { model: name.clone(), invocation, started_at };
+        let tail = journal::tail(&run, LOG_LINES).await.unwrap_or_else(|error| {
             tracing::warn!(model = %name, %error, "its log can't be read");
-            Vec::new()
+            Tail::default()
         });
         let kind = self.settings.models.get(name).map_or(BackendKind::Command, |model| model.backend);
-        backend::of(kind).classify(&lines, unit.and_then(|unit| unit.exit))
+        (backend::of(kind).classify(&tail.lines, unit.and_then(|unit| unit.exit)), tail.told_to_stop)
+    }
+
+    /// Looks up a model's files and tells the driver what is missing.
+    pub fn look(&self, name: &ModelName) {
+        let (hands, name) = (self.clone(), name.clone());
+        tokio::spawn(async move {
+            let missing = match hands.model(&name).cloned() {
+                Ok(model) => preflight::missing(model).await,
+                Err(why) => Some((PathBuf::from(name.as_str()), why)),
+            };
+            // The driver ends last.
+            _ = hands.driver.send(Message::Looked(name, missing)).await;
+        });
     }
 
     fn model(&self, name: &ModelName) -> Result<&Model, String> {

@@ -1,32 +1,30 @@
 //! The driver: the one task that owns the state. Everybody else sends it messages.
 //!
-//! It holds facts against state (`settle`), lets core decide (`decide`), tells people (`show`), and lets `act` perform
-//! what the swap machine asks for. It waits for nothing but messages and the ledger's fsync.
+//! It lets core decide, for an operator (`decide`) and by itself (`upkeep`), tells people (`show`), and lets `act`
+//! perform what comes of it. It waits for nothing but messages and the ledger's fsync.
 
 mod decide;
-mod settle;
 mod show;
+mod upkeep;
 
 pub use decide::refusal;
-use settle::adopt;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use berth_core::backend::Failure;
 use berth_core::bytes::Bytes;
 use berth_core::config::Settings;
 use berth_core::facts::{Facts, Gpu, Known, Moment, Preflight, Unit};
 use berth_core::name::ModelName;
 use berth_core::plan::Plan;
 use berth_core::release::Proofs;
-use berth_core::report::{
-    Accepted, Actor, Outcome, PlanReport, Request, Status, StepState, SwapSummary, What,
-};
+use berth_core::report::{Accepted, Actor, Outcome, PlanReport, Request, Status, SwapSummary, What};
 use berth_core::state::State;
 use berth_core::status;
 use berth_core::swap::{Action, Event, Swap, Watch, World};
+use berth_core::upkeep::{End, Upkeep};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -43,11 +41,6 @@ const TICK: Duration = Duration::from_millis(100);
 const IDLE_TICK: Duration = Duration::from_secs(1);
 /// Between two signs of life to systemd.
 const WATCHDOG: Duration = Duration::from_secs(5);
-/// The pause before a model of home is tried again: doubles from the first to the last.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_LAST: Duration = Duration::from_secs(300);
-/// After so long in service a model's earlier failures no longer count.
-const HEALTHY: Duration = Duration::from_secs(600);
 /// A job that stops a unit may take this much longer than the machine waits for it.
 const BEYOND: Duration = Duration::from_secs(20);
 /// Between two attempts to write to a ledger that could not be written to.
@@ -63,8 +56,10 @@ pub enum Message {
     Unit(ModelName, Option<Unit>),
     /// What came of an action of this swap.
     Swap(u64, Event),
-    /// Why a model that was serving failed.
-    Crashed(ModelName, Failure),
+    /// How a model that served has ended.
+    Ended(ModelName, End),
+    /// What of a model's files is missing, and why.
+    Looked(ModelName, Option<(PathBuf, String)>),
     /// An operator asks, with what was looked up for it.
     Decide(Box<Decide>),
     /// The state of the node.
@@ -101,13 +96,6 @@ pub enum Answer {
     Accepted(Accepted),
 }
 
-/// How often a model failed lately, and when it may be tried again.
-#[derive(Debug, Clone, Copy)]
-struct Retry {
-    failures: u32,
-    not_before: Moment,
-}
-
 /// The driver's state. `run` is its life.
 pub struct Driver {
     settings: Arc<Settings>,
@@ -127,8 +115,7 @@ pub struct Driver {
     memory: status::Memory,
     swap: Option<Swap>,
     probes: Probes,
-    retries: BTreeMap<ModelName, Retry>,
-    strays: BTreeMap<ModelName, Moment>,
+    upkeep: Upkeep,
     /// A request that waits for berthd's own swap to give way.
     waiting: Option<Decide>,
     /// Who holds which GPU, in words: told to those who start a unit by hand.
@@ -147,7 +134,11 @@ impl Driver {
         facts: Facts,
         boot: &str,
     ) -> Self {
-        adopt(&mut state, &facts, boot);
+        let settings = Arc::clone(&hands.settings);
+        let upkeep = Upkeep::adopt(&settings, &mut state, &facts, boot, monotonic_now(), now_ms());
+        for (model, claim) in &state.claims {
+            tracing::info!(%model, phase = ?claim.phase, "taken over from the ledger");
+        }
         let held = Arc::new(Mutex::new(String::new()));
         let said = Arc::clone(&held);
         hands.tickets.set_reason(move |model| {
@@ -155,7 +146,7 @@ impl Driver {
             format!("only berthd starts model servers: run `berthctl switch {model}`{held}")
         });
         Self {
-            settings: Arc::clone(&hands.settings),
+            settings,
             hands,
             ledger,
             events,
@@ -170,8 +161,7 @@ impl Driver {
             memory: status::Memory::default(),
             swap: None,
             probes: Probes::default(),
-            retries: BTreeMap::new(),
-            strays: BTreeMap::new(),
+            upkeep,
             waiting: None,
             held,
             began: monotonic_now(),
@@ -231,10 +221,13 @@ impl Driver {
                     self.step(event);
                 }
             }
-            Message::Crashed(model, failure) => {
-                let text = format!("{model} {}", failure.sentence());
-                tracing::warn!(%model, "{text}");
-                self.memory.errors.insert(model, text);
+            Message::Ended(model, end) => {
+                self.diagnosed(&model, end);
+                self.restore();
+            }
+            Message::Looked(model, missing) => {
+                self.upkeep.looked(&model, missing, monotonic_now());
+                self.restore();
             }
             Message::Decide(decide) => self.decide(*decide),
             Message::Status(reply) => {
@@ -256,6 +249,9 @@ impl Driver {
     fn begin(&mut self, plan: Plan, by: Option<Actor>, checked_ms: u64, first: Event) -> u64 {
         for start in &plan.starts {
             self.hands.reference(&start.model);
+        }
+        if by.is_some() {
+            self.upkeep.gives_way();
         }
         self.state.last_swap_id += 1;
         let id = self.state.last_swap_id;
@@ -377,38 +373,28 @@ impl Driver {
     }
 
     fn ended(&mut self, swap: &SwapSummary) {
-        let now = monotonic_now();
-        let outcome = swap.outcome.unwrap_or(Outcome::Degraded);
         tracing::info!(
             swap = swap.id,
-            ?outcome,
+            outcome = ?swap.outcome,
             reason = swap.reason,
             elapsed_ms = swap.elapsed_ms,
             "swap ended"
         );
-        for model in &swap.serving {
-            self.memory.errors.remove(model);
-        }
-        if let Some(reason) = &swap.reason {
-            let failed = swap.steps.iter().rfind(|step| step.state == StepState::Failed);
-            let model = failed.and_then(|step| step.model.clone()).or_else(|| swap.model.clone());
-            if let Some(model) = model.filter(|model| !swap.serving.contains(model)) {
-                self.memory.errors.insert(model, reason.clone());
-            }
-        }
-        if outcome != Outcome::Done {
-            let missing: Vec<ModelName> = self
-                .state
-                .home
-                .models
-                .iter()
-                .filter(|model| !swap.serving.contains(model))
-                .cloned()
-                .collect();
-            for model in missing {
-                self.put_off(&model, now);
-            }
-        }
+        let deeds = self.with_world(|upkeep, world| upkeep.ended(world, swap));
+        self.fulfil(deeds);
+    }
+
+    /// Lets core look at the present state of things, and change what is its to change.
+    fn with_world<T>(&mut self, decide: impl FnOnce(&mut Upkeep, &mut World) -> T) -> T {
+        let mut world = World {
+            settings: &self.settings,
+            facts: &self.facts,
+            state: &mut self.state,
+            proofs: &mut self.proofs,
+            now: monotonic_now(),
+            now_ms: now_ms(),
+        };
+        decide(&mut self.upkeep, &mut world)
     }
 
     /// Writes the state to the ledger. The error stays in `memory` for as long as it can't be written.

@@ -35,12 +35,10 @@ use crate::events::Events;
 use crate::journal;
 use crate::nvml::Nvml;
 use crate::observe;
-use crate::preflight;
+use crate::preflight::{self, LOOK_UP};
 use crate::proc::monotonic_now;
 use crate::systemd::Systemd;
 
-/// How long the looking up of files may take: a network file system can hang for minutes.
-const LOOK_UP: Duration = Duration::from_secs(10);
 /// How long a decision may take: what berthd does by itself has to be given up first.
 const DECISION: Duration = Duration::from_secs(180);
 /// How long the driver may take to answer; it waits for nothing but a disk.

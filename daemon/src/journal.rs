@@ -6,6 +6,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use berth_core::facts::Moment;
 use berth_core::name::ModelName;
 use berth_core::report::LogLine;
 use futures_util::stream::{self, Stream};
@@ -18,6 +19,10 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 const QUIET: Duration = Duration::from_millis(200);
 /// The most that is waited for a log that doesn't become quiet.
 const TAIL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// systemd's message that it begins to stop a unit (`SD_MESSAGE_UNIT_STOPPING` in sd-messages.h). It is not sent
+/// of a unit whose process ends by itself.
+const STOPPING: &str = "de5b426a63be47a7b6ac3eaac82e2f6f";
 
 /// Why a log can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -33,31 +38,55 @@ pub enum JournalError {
     Late(Duration),
 }
 
-/// The last lines that a unit's run wrote, oldest first.
+/// One run of a model's unit, on this boot.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Whose.
+    pub model: ModelName,
+    /// The unit's `InvocationID`; an empty one has no lines.
+    pub invocation: String,
+    /// When its main process was started, where that is known.
+    pub started_at: Option<Moment>,
+}
+
+/// What the journal has of a run's end.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tail {
+    /// The last lines that it wrote, oldest first.
+    pub lines: Vec<String>,
+    /// Whether systemd says that it was told to stop it.
+    pub told_to_stop: bool,
+}
+
+/// The end of a run's log.
 ///
 /// journald lags behind systemd's signals, so this reads until nothing new has come for 200 ms, at most 2 s;
-/// then it gives what there is. `invocation` is the unit's `InvocationID`; an empty one has no lines.
-pub async fn tail(invocation: &str, max_lines: usize) -> Result<Vec<String>, JournalError> {
-    if invocation.is_empty() || max_lines == 0 {
-        return Ok(Vec::new());
+/// then it gives what there is.
+pub async fn tail(run: &Run, max_lines: usize) -> Result<Tail, JournalError> {
+    if run.invocation.is_empty() || max_lines == 0 {
+        return Ok(Tail::default());
     }
     let deadline = Instant::now() + TAIL_DEADLINE;
     let mut last = None;
-    let mut lines = Vec::new();
+    let mut tail = Tail::default();
     loop {
         let read_at = Instant::now();
-        let entries = match timeout_at(deadline, read(invocation, max_lines)).await {
+        let entries = match timeout_at(deadline, read(run, max_lines)).await {
             Ok(entries) => entries?,
-            Err(_) if last.is_some() => return Ok(lines),
+            Err(_) if last.is_some() => return Ok(tail),
             Err(_) => return Err(JournalError::Late(TAIL_DEADLINE)),
         };
         let newest = entries.last().map(|entry| entry.cursor.clone());
-        lines = entries.into_iter().map(|entry| entry.line.text).collect();
+        let (of_systemd, own): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(Entry::is_of_systemd);
+        tail = Tail {
+            lines: own.into_iter().map(|entry| entry.line.text).collect(),
+            told_to_stop: of_systemd.iter().any(|entry| entry.message_id.as_deref() == Some(STOPPING)),
+        };
         let quiet = last.as_ref() == Some(&newest);
         last = Some(newest);
         let next = read_at + QUIET;
         if quiet || next >= deadline {
-            return Ok(lines);
+            return Ok(tail);
         }
         sleep_until(next).await;
     }
@@ -117,9 +146,19 @@ impl Reading {
     }
 }
 
-async fn read(invocation: &str, max_lines: usize) -> Result<Vec<Entry>, JournalError> {
+/// The newest entries of a run: its own, and systemd's about it.
+///
+/// journald looks up the invocation of a writer when it gets to it. Of one that has ended by then it knows the unit
+/// alone, so what the unit wrote since the run's start and has no invocation is the run's too.
+async fn read(run: &Run, max_lines: usize) -> Result<Vec<Entry>, JournalError> {
+    let invocation = &run.invocation;
     let output = journalctl()
+        .arg("--boot")
         .arg(format!("_SYSTEMD_INVOCATION_ID={invocation}"))
+        .arg("+")
+        .arg(format!("_SYSTEMD_UNIT={}", run.model.unit()))
+        .arg("+")
+        .args(["_PID=1", &format!("INVOCATION_ID={invocation}")])
         .arg("--lines")
         .arg(max_lines.to_string())
         .output()
@@ -129,14 +168,16 @@ async fn read(invocation: &str, max_lines: usize) -> Result<Vec<Entry>, JournalE
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(JournalError::Failed(format!("{}: {}", output.status, one_line(&said))));
     }
-    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(Entry::parse).collect())
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().filter_map(Entry::parse).filter(|entry| entry.is_of(run)).collect())
 }
 
 /// journalctl as it is always run: one JSON object a line, whole messages, ended with its owner.
 fn journalctl() -> Command {
     let mut command = Command::new("journalctl");
     command
-        .args(["--quiet", "--no-pager", "--all", "--output=json", "--output-fields=MESSAGE"])
+        .args(["--quiet", "--no-pager", "--all", "--output=json"])
+        .arg("--output-fields=MESSAGE,MESSAGE_ID,_PID,_SYSTEMD_INVOCATION_ID")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -148,16 +189,40 @@ fn journalctl() -> Command {
 struct Entry {
     cursor: String,
     line: LogLine,
+    /// When, on the clock that systemd's monotonic stamps use too.
+    at: Option<Moment>,
+    pid: Option<u32>,
+    message_id: Option<String>,
+    invocation: Option<String>,
 }
 
 impl Entry {
     fn parse(line: &str) -> Option<Self> {
         let json: Value = serde_json::from_str(line).ok()?;
-        let micros: u64 = json.get("__REALTIME_TIMESTAMP")?.as_str()?.parse().ok()?;
+        let text = |field: &str| json.get(field).and_then(Value::as_str);
+        let micros: u64 = text("__REALTIME_TIMESTAMP")?.parse().ok()?;
         Some(Self {
-            cursor: json.get("__CURSOR")?.as_str()?.to_owned(),
+            cursor: text("__CURSOR")?.to_owned(),
             line: LogLine { at_ms: micros / 1000, text: plain(&message(json.get("MESSAGE")?)) },
+            at: text("__MONOTONIC_TIMESTAMP").and_then(|at| at.parse().ok()).map(Moment::from_micros),
+            pid: text("_PID").and_then(|pid| pid.parse().ok()),
+            message_id: text("MESSAGE_ID").map(str::to_owned),
+            invocation: text("_SYSTEMD_INVOCATION_ID").map(str::to_owned),
         })
+    }
+
+    /// Whether PID 1 says it: journald takes the pid from the kernel.
+    fn is_of_systemd(&self) -> bool {
+        self.pid == Some(1)
+    }
+
+    /// Whether it belongs to this run of the unit, and not to another one.
+    fn is_of(&self, run: &Run) -> bool {
+        match &self.invocation {
+            // PID 1's own run is another one; what it says was asked for by the run's id.
+            Some(invocation) => *invocation == run.invocation || self.is_of_systemd(),
+            None => self.is_of_systemd() || self.at.zip(run.started_at).is_some_and(|(at, from)| at >= from),
+        }
     }
 }
 
@@ -234,8 +299,36 @@ mod tests {
         }
     }
 
+    fn run(invocation: &str) -> Run {
+        Run {
+            model: "aeon".parse().unwrap(),
+            invocation: invocation.to_owned(),
+            started_at: Some(Moment::from_secs(10)),
+        }
+    }
+
     #[tokio::test]
     async fn a_run_that_never_was_has_no_lines() {
-        assert_eq!(tail("", 10).await.unwrap(), Vec::<String>::new());
+        assert_eq!(tail(&run(""), 10).await.unwrap(), Tail::default());
+    }
+
+    #[test]
+    fn a_line_without_an_invocation_is_the_runs_that_had_begun() {
+        let entry = |at: &str, pid: &str, invocation: &str| {
+            let invocation = match invocation {
+                "" => String::new(),
+                id => format!(r#","_SYSTEMD_INVOCATION_ID":"{id}""#),
+            };
+            let line = format!(
+                r#"{{"__CURSOR":"s","__REALTIME_TIMESTAMP":"1","__MONOTONIC_TIMESTAMP":"{at}","_PID":"{pid}","MESSAGE":"x"{invocation}}}"#
+            );
+            Entry::parse(&line).unwrap()
+        };
+        let is_ours = |entry: Entry| entry.is_of(&run("ours"));
+        assert!(is_ours(entry("1", "7", "ours")));
+        assert!(!is_ours(entry("10000001", "7", "theirs")));
+        assert!(is_ours(entry("10000000", "7", "")), "journald came too late to see whose it is");
+        assert!(!is_ours(entry("9999999", "7", "")), "an earlier run wrote it");
+        assert!(is_ours(entry("1", "1", "")), "systemd's word of this run");
     }
 }

@@ -15,6 +15,9 @@ use berth_core::report::Request;
 use crate::proc;
 use crate::sockets;
 
+/// How long the looking up of files may take: a network file system can hang for minutes.
+pub const LOOK_UP: Duration = Duration::from_secs(10);
+
 /// Where a program given by its bare name is looked for; `berth-launch` looks in the same places.
 const SEARCHED: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
 
@@ -29,7 +32,7 @@ pub fn look(
 
 /// What there is to say when looking did not end within `deadline`.
 pub fn hung(settings: &Settings, request: &Request, deadline: Duration) -> BTreeMap<ModelName, Preflight> {
-    let why = format!("its file system did not answer within {} s", deadline.as_secs());
+    let why = silent(deadline);
     asked(settings, request)
         .map(|model| {
             let file = model.file.clone().unwrap_or_else(|| model.program.clone());
@@ -45,7 +48,22 @@ fn asked<'a>(settings: &'a Settings, request: &'a Request) -> impl Iterator<Item
     })
 }
 
+/// The first of a model's files that is missing, and why. Answers within [`LOOK_UP`].
+pub async fn missing(model: Model) -> Option<(PathBuf, String)> {
+    let hung = model.file.clone().unwrap_or_else(|| model.program.clone());
+    let looked = tokio::task::spawn_blocking(move || files(&model).into_iter().next());
+    match tokio::time::timeout(LOOK_UP, looked).await {
+        Ok(Ok(missing)) => missing,
+        _ => Some((hung, silent(LOOK_UP))),
+    }
+}
+
 fn look_up(model: &Model, control_groups: &BTreeMap<ModelName, String>) -> Preflight {
+    Preflight { files: files(model), port: on_port(model, control_groups) }
+}
+
+/// What is declared and missing, and why.
+fn files(model: &Model) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     if let Err(why) = program(&model.program) {
         files.push((model.program.clone(), why));
@@ -61,7 +79,11 @@ fn look_up(model: &Model, control_groups: &BTreeMap<ModelName, String>) -> Prefl
     {
         files.push((cwd.clone(), why));
     }
-    Preflight { files, port: on_port(model, control_groups) }
+    files
+}
+
+fn silent(deadline: Duration) -> String {
+    format!("its file system did not answer within {} s", deadline.as_secs())
 }
 
 /// Who listens on the model's port now.

@@ -239,6 +239,12 @@ impl Systemd {
         fault::call("Get", read::one(&connection, model)).await
     }
 
+    /// Whether the machine is going down: systemd stops everything then.
+    pub async fn is_going_down(&self) -> Result<bool, SystemdError> {
+        let state = read::system_state(&self.connection("read the state of the system")?).await?;
+        Ok(state == "stopping")
+    }
+
     /// Starts the model's unit. Returns once the job is queued; `deadline` is for the job's end.
     ///
     /// A stop that is still running is not overruled: that start is refused.

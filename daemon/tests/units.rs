@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use berth_core::backend::Launch;
-use berth_core::facts::{Active, Exit};
+use berth_core::facts::{Active, Exit, Unit};
 use berth_core::name::ModelName;
 use berthd::journal;
 use berthd::systemd::{Change, JobResult, Property, Systemd, SystemdError, UnitReading};
@@ -91,6 +91,7 @@ async fn in_the_guest() {
     let mut daemon = Daemon { systemd, tickets, taken, changes };
     daemon.starts_only_with_a_ticket().await;
     daemon.sees_a_death_at_once().await;
+    daemon.reads_the_last_words_of_one_that_died_at_once().await;
     daemon.stops().await;
     daemon.remembers_what_it_refers_to().await;
     daemon.sets_properties().await;
@@ -118,6 +119,10 @@ fn sh(script: &str) -> Launch {
 fn root(command: &str) -> String {
     fs::write("/run/berth/ask", format!("{command}\n")).unwrap();
     fs::read_to_string("/run/berth/told").unwrap()
+}
+
+fn run(model: &ModelName, unit: &Unit) -> journal::Run {
+    journal::Run { model: model.clone(), invocation: unit.invocation.clone(), started_at: unit.started_at }
 }
 
 fn signal(pid: u32, name: &str) {
@@ -173,7 +178,7 @@ impl Daemon {
         assert!(matches!(&refused, SystemdError::Job { result: JobResult::Failed, .. }), "{refused}");
         let unit = self.unit(&model).await.unit;
         assert_eq!((unit.active, unit.exit, unit.main_pid), (Active::Failed, Some(Exit::Status(78)), None));
-        let lines = journal::tail(&unit.invocation, 10).await.unwrap();
+        let lines = journal::tail(&run(&model, &unit), 10).await.unwrap().lines;
         assert_eq!(lines, ["berth-launch: qwen3-32b.int4 is off: GPU 0 is held by aeon (14.3 GiB)"]);
 
         self.systemd.reset_failed(&model).await.unwrap();
@@ -194,10 +199,13 @@ impl Daemon {
         assert!(processes.contains_key(&unit.main_pid.unwrap()));
         let age = berthd::proc::monotonic_now().saturating_sub(unit.started_at.unwrap());
         assert!(age < SOON, "it started {age:?} ago");
-        let lines = journal::tail(&unit.invocation, 10).await.unwrap();
-        assert_eq!(lines, ["hello there from /usr/share as berth-model"]);
+        let tail = journal::tail(&run(&model, &unit), 10).await.unwrap();
+        assert_eq!(tail.lines, ["hello there from /usr/share as berth-model"]);
+        assert!(!tail.told_to_stop);
         assert!(self.systemd.units().await.unwrap().contains_key(&model));
         self.stop(&model).await;
+        let tail = journal::tail(&run(&model, &unit), 10).await.unwrap();
+        assert!(tail.told_to_stop, "a stop is told apart from an end by itself");
         self.systemd.unreference(&model).await.unwrap();
     }
 
@@ -222,7 +230,27 @@ impl Daemon {
         let lag = Duration::from_nanos(u64::try_from(now - died).unwrap());
         println!("units: death_seen_after_ms={:.1}", lag.as_secs_f64() * 1e3);
         assert!(lag < Duration::from_millis(500), "{lag:?}");
-        assert_eq!(self.unit(&model).await.unit.exit, Some(Exit::Status(3)));
+        let unit = self.unit(&model).await.unit;
+        assert_eq!(unit.exit, Some(Exit::Status(3)));
+        assert!(!journal::tail(&run(&model, &unit), 10).await.unwrap().told_to_stop);
+        self.systemd.reset_failed(&model).await.unwrap();
+    }
+
+    /// Of a server that ended before journald came to its line nobody knows the invocation any more.
+    async fn reads_the_last_words_of_one_that_died_at_once(&mut self) {
+        let model = name("hasty");
+        self.start(&model, "echo earlier; exec sleep 1000").await.unwrap();
+        self.stop(&model).await;
+        let journald = root("systemctl show --value --property MainPID systemd-journald.service");
+        let journald: u32 = journald.trim().parse().unwrap();
+        signal(journald, "STOP");
+        let started = self.start(&model, "echo 'last words'; exit 3").await;
+        self.until(&model, Active::Failed).await;
+        signal(journald, "CONT");
+        started.unwrap();
+        let unit = self.unit(&model).await.unit;
+        let tail = journal::tail(&run(&model, &unit), 10).await.unwrap();
+        assert_eq!((tail.lines, tail.told_to_stop), (vec!["last words".to_owned()], false));
         self.systemd.reset_failed(&model).await.unwrap();
     }
 
@@ -343,9 +371,9 @@ impl Daemon {
         // A log that never becomes quiet is given up after 2 s.
         self.stop(&model).await;
         self.start(&model, "while :; do echo tick; sleep 0.05; done").await.unwrap();
-        let invocation = self.unit(&model).await.unit.invocation;
+        let unit = self.unit(&model).await.unit;
         let began = Instant::now();
-        let lines = journal::tail(&invocation, 5).await.unwrap();
+        let lines = journal::tail(&run(&model, &unit), 5).await.unwrap().lines;
         assert_eq!(lines, ["tick"; 5]);
         assert!((1..3).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
         self.stop(&model).await;

@@ -64,6 +64,7 @@ pub(crate) fn model(text: &str, state: ModelState) -> ModelStatus {
         to_switch_ms: None,
         short: None,
         last_error: None,
+        stands_in_for: None,
     }
 }
 

@@ -54,7 +54,13 @@ fn serving(status: &Status) -> String {
         Some(model) if model.state == ModelState::Serving => {
             format!("{name} serves `default` on {}", model.address)
         }
-        Some(model) => format!("`default` is {name}: {}", state(model.state).1),
+        Some(model) => match status.models.iter().find(|other| other.stands_in_for.as_ref() == Some(name)) {
+            Some(other) if other.state == ModelState::Serving => {
+                let word = state(model.state).1;
+                format!("{} serves in place of {name} ({word}) on {}", other.name, other.address)
+            }
+            _ => format!("`default` is {name}: {}", state(model.state).1),
+        },
         None => format!("`default` is {name}"),
     }
 }
@@ -175,7 +181,7 @@ fn rank(state: ModelState) -> u8 {
     match state {
         ModelState::Serving => 0,
         ModelState::Loading | ModelState::Stopping => 1,
-        ModelState::Failed => 2,
+        ModelState::Failed | ModelState::Quarantined => 2,
         ModelState::Off => 3,
         ModelState::TooBig => 4,
         ModelState::Retired => 5,
@@ -191,6 +197,7 @@ pub(crate) fn state(state: ModelState) -> (Tone, &'static str) {
         ModelState::Off => (Tone::Plain, "off"),
         ModelState::TooBig => (Tone::Dim, "too big"),
         ModelState::Failed => (Tone::Bad, "failed"),
+        ModelState::Quarantined => (Tone::Bad, "quarantined"),
         ModelState::Retired => (Tone::Dim, "retired"),
     }
 }
@@ -199,7 +206,10 @@ fn foot(status: &Status, paint: Paint) -> String {
     let mut out = String::new();
     for model in status.models.iter().filter(|model| model.state != ModelState::Serving) {
         if let Some(error) = &model.last_error {
-            out.push_str(&paragraph("", &format!("{} last failed: {}", model.name, clean(error))));
+            let error = clean(error);
+            let said = error.starts_with(model.name.as_str());
+            let text = if said { error } else { format!("{} last failed: {error}", model.name) };
+            out.push_str(&paragraph("", &text));
         }
     }
     if let Some(swap) = &status.swap {

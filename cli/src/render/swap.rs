@@ -24,7 +24,7 @@ pub(crate) fn moves(verb: Verb, stops: &[ModelName], starts: &[ModelName]) -> St
     match verb {
         // A switch to what is resident already moves only the name `default`.
         _ if stops.is_empty() && starts.is_empty() => verb.as_str().to_owned(),
-        Verb::Restore => format!("restore {starts}"),
+        Verb::Restore if !starts.is_empty() => format!("restore {starts}"),
         _ if stops == starts => format!("restart {starts}"),
         _ if stops.is_empty() => format!("start {starts}"),
         _ if starts.is_empty() => format!("stop {stops}"),

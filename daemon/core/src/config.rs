@@ -83,6 +83,10 @@ pub struct Settings {
     pub headroom: Bytes,
     /// How long each step of a swap may take, where a model does not say otherwise.
     pub deadlines: Deadlines,
+    /// How models that fail are brought back.
+    pub restart: Restart,
+    /// What is waited for before what served is brought back.
+    pub boot: Boot,
     /// Every declared model, retired ones too.
     pub models: BTreeMap<ModelName, Model>,
     /// Where models that declare no port get one from.
@@ -102,6 +106,30 @@ pub struct Deadlines {
     pub release: Duration,
     /// From the unit's start until it must be ready.
     pub start: Duration,
+}
+
+/// How a model of home that fails is brought back, and when it no longer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Restart {
+    /// The pause after the first failure; it doubles with each further one.
+    pub first: Duration,
+    /// The longest pause.
+    pub longest: Duration,
+    /// After so long in service earlier failures no longer count.
+    pub healthy: Duration,
+    /// So many failures within `window` quarantine a model.
+    pub failures: u32,
+    /// See `failures`.
+    pub window: Duration,
+}
+
+/// What is waited for, and how long, before home is brought back without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Boot {
+    /// For GPUs that were there before.
+    pub gpus: Duration,
+    /// For the files of a model: a disk that is mounted late.
+    pub files: Duration,
 }
 
 /// A range of ports, both ends included.
@@ -149,6 +177,10 @@ pub struct Model {
     pub aliases: Vec<String>,
     /// Kept for the record, never started and never a problem.
     pub retired: bool,
+    /// Who serves in its place while it can't.
+    pub fallback: Option<ModelName>,
+    /// Of what served before, models with a higher one come back first.
+    pub priority: i32,
     /// How it shows that it serves.
     pub ready: Ready,
     /// How long its steps may take.

@@ -3,7 +3,8 @@
 //! The data's way (see `docs/architecture.md`): configuration becomes [`config::Settings`], observation
 //! becomes [`facts::Facts`], the ledger holds [`state::State`]; [`plan`] turns the three into a plan or a
 //! refusal, [`swap`] carries a plan through as a pure machine of events and actions, and [`report`] is what
-//! people and programs are shown. No tokio, D-Bus, clock or file system here: time is an argument.
+//! people and programs are shown. What is done without being asked begins in [`upkeep`]. No tokio, D-Bus, clock or file
+//! system here: time is an argument.
 #![warn(missing_docs)]
 
 pub mod backend;
@@ -17,3 +18,4 @@ pub mod report;
 pub mod state;
 pub mod status;
 pub mod swap;
+pub mod upkeep;

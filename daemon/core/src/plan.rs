@@ -1,10 +1,12 @@
 //! What a request would do: settings + facts + state → a plan or a typed refusal. Nothing is touched here.
 //!
-//! `decide` knows the verbs, `victims` who may have to go, `place` where a model fits, `report` how it is shown.
+//! `decide` knows the verbs, `restore` what berthd brings back by itself, `victims` who may have to go, `place` where a
+//! model fits, `report` how it is shown.
 
 mod decide;
 mod place;
 mod report;
+mod restore;
 mod victims;
 
 use std::collections::BTreeMap;
@@ -20,6 +22,7 @@ use crate::report::{Refusal, Request, Verb};
 use crate::state::{Home, Phase, State};
 
 pub use report::{forecast, report};
+pub use restore::{HeldBack, Restoration, restore};
 
 /// A change that can be carried out: complete, the swap machine chooses nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -138,6 +141,7 @@ pub fn plan(
             context.stop(&all, Verb::StopAll)
         }
         (Verb::Restart, Some(model)) => context.restart(model),
+        (Verb::Retry, Some(model)) => context.retry(model),
         (Verb::Back, None) => context.back(),
         (verb, _) => Verdict::Refused {
             refusal: refusal(
@@ -152,41 +156,6 @@ pub fn plan(
             nearest: None,
         },
     }
-}
-
-/// What berthd does by itself to bring home back: starts the first missing model of home that is not held off
-/// (`held_off`: backing off, or refused before), and stops what an uncommitted swap left behind. None when there
-/// is nothing that can be done now.
-pub fn restore(settings: &Settings, facts: &Facts, state: &State, held_off: &[ModelName]) -> Option<Plan> {
-    let preflight = BTreeMap::new();
-    let context = Context { settings, facts, state, preflight: &preflight };
-    let stops: Vec<ModelName> = state
-        .claims
-        .iter()
-        .filter(|(name, claim)| claim.phase == Phase::Starting && !state.home.models.contains(name))
-        .map(|(name, _)| name.clone())
-        .collect();
-    let absent = state.home.models.iter().filter(|name| !state.claims.contains_key(*name));
-    let absent: Vec<&Model> =
-        absent.filter_map(|name| settings.models.get(name)).filter(|model| !model.retired).collect();
-    let may = |name: &ModelName| !held_off.contains(name);
-    let first = match context.place_all(&absent, &stops, Vec::new()) {
-        Some(places) => places.into_iter().find(|start| may(&start.model)),
-        // Not all of them find a place now: what can serve, serves.
-        None => absent.iter().filter(|model| may(&model.name)).find_map(|m| context.place(m, &stops).ok()),
-    };
-    let starts: Vec<Start> = first.into_iter().collect();
-    if starts.is_empty() && stops.is_empty() {
-        return None;
-    }
-    Some(Plan {
-        verb: Verb::Restore,
-        model: starts.first().map(|start| start.model.clone()),
-        stops,
-        starts,
-        home: state.home.clone(),
-        previous: None,
-    })
 }
 
 /// Whether a start is admitted now (rule 1): on every device claims + foreign use + reserved + headroom ≤ total.
@@ -245,8 +214,18 @@ impl From<Refusal> for Unplaced {
 }
 
 impl Context<'_> {
-    /// What can be known beforehand besides room: retired, files, program, port.
+    /// What can be known beforehand besides room: quarantined, retired, files, program, port.
     fn check(&self, model: &Model) -> Result<(), Box<Refusal>> {
+        let name = &model.name;
+        if let Some(quarantine) = self.state.quarantine(name) {
+            let text = format!("{name} is quarantined: it {}", quarantine.why);
+            let hints = vec![format!("berthctl logs {name}"), format!("berthctl retry {name}")];
+            return Err(Box::new(refusal("quarantined", text, hints)));
+        }
+        self.check_itself(model)
+    }
+
+    fn check_itself(&self, model: &Model) -> Result<(), Box<Refusal>> {
         let name = &model.name;
         let fail = |code: &str, text: String, hints: Vec<String>| Err(Box::new(refusal(code, text, hints)));
         if model.retired {

@@ -133,6 +133,9 @@ pub struct ModelStatus {
     pub short: Option<Bytes>,
     /// Why it last failed, in one sentence.
     pub last_error: Option<String>,
+    /// In whose place it serves, where that is so.
+    #[serde(default)]
+    pub stands_in_for: Option<ModelName>,
 }
 
 /// What a model does, in the words of those who run models.
@@ -151,6 +154,8 @@ pub enum ModelState {
     TooBig,
     /// Meant to serve and doesn't.
     Failed,
+    /// Failed so often that it is not started again until an operator says so.
+    Quarantined,
     /// Declared so; never started.
     Retired,
 }
@@ -205,6 +210,8 @@ pub enum Verb {
     Restart,
     /// Whatever served before.
     Back,
+    /// Lift its quarantine.
+    Retry,
     /// berthd's own: bring home back after a failure or a boot. Refused when a client asks for it.
     Restore,
 }
@@ -219,6 +226,7 @@ impl Verb {
             Self::StopAll => "stop --all",
             Self::Restart => "restart",
             Self::Back => "back",
+            Self::Retry => "retry",
             Self::Restore => "restore",
         }
     }

@@ -9,6 +9,7 @@ use crate::backend::PlacedGpu;
 use crate::bytes::Bytes;
 use crate::facts::{Active, DeviceId, Facts, Gpu, Known};
 use crate::name::ModelName;
+use crate::plan::Plan;
 use crate::report::SwapSummary;
 
 /// Everything that outlives berthd.
@@ -21,16 +22,93 @@ pub struct State {
     pub previous: Option<Home>,
     /// Memory held for models, running ones and such whose memory is not proved free yet.
     pub claims: BTreeMap<ModelName, Claim>,
-    /// The id of the swap under way; an uncommitted one found at start is settled by looking.
-    pub swap: Option<u64>,
+    /// What the swap under way is to come to; one that is found at start was cut off and is settled by looking.
+    pub intent: Option<Plan>,
     /// The id of the newest swap.
     pub last_swap_id: u64,
     /// The newest swaps that ended, oldest first, at most [`State::KEPT_SWAPS`].
     pub swaps: VecDeque<SwapSummary>,
     /// Measured times of each model.
     pub times: BTreeMap<ModelName, Times>,
+    /// What failed lately, and what is quarantined for it.
+    pub troubles: BTreeMap<ModelName, Trouble>,
+    /// Who serves in whose place: the first in that of the second, which is of home and can't.
+    pub stand_ins: BTreeMap<ModelName, ModelName>,
+    /// When each model was ready last.
+    pub served: BTreeMap<ModelName, Served>,
+    /// Models that an operator stopped and nobody has started since.
+    pub stopped: BTreeMap<ModelName, Stopped>,
+    /// The GPUs that were there when an operator's swap was done last: a boot waits for them.
+    pub gpus: Vec<(u32, DeviceId)>,
     /// The kernel's boot id when this was written.
     pub boot: String,
+}
+
+/// What went wrong with a model of late.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Trouble {
+    /// Its newest failures since it was last healthy for long, oldest first, at most [`Trouble::KEPT`].
+    pub failures: VecDeque<Fault>,
+    /// Set once it is not started again until an operator says so.
+    pub quarantined: Option<Quarantine>,
+}
+
+impl Trouble {
+    /// How many failures are kept as evidence.
+    pub const KEPT: usize = 10;
+}
+
+/// One failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// In what.
+    pub during: During,
+    /// Why, as a clause about the model.
+    pub text: String,
+}
+
+/// What a model was doing when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum During {
+    /// It served.
+    Service,
+    /// It was being started.
+    Start,
+    /// It was being started, and the machine went down.
+    Boot,
+    /// It could not be started, which says nothing of the model: no room, no ledger.
+    Other,
+}
+
+/// Why a model is kept from starting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    /// Since when, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// What it did, as a clause about it.
+    pub why: String,
+}
+
+/// When a model was ready last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// In milliseconds since 1970.
+    pub at_ms: u64,
+    /// The kernel's boot id then.
+    pub boot: String,
+}
+
+/// How a model was stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Whether by hand, past Berth: `systemctl stop`.
+    pub by_hand: bool,
 }
 
 /// The set of models that an operator wants to serve.
@@ -119,6 +197,27 @@ impl State {
 
     /// How many ended swaps are kept.
     pub const KEPT_SWAPS: usize = 20;
+
+    /// Whether this model is to serve: as one of home, or in the place of one.
+    pub fn is_wanted(&self, model: &ModelName) -> bool {
+        self.home.models.contains(model) || self.stand_ins.contains_key(model)
+    }
+
+    /// Why this model is quarantined, if it is.
+    pub fn quarantine(&self, model: &ModelName) -> Option<&Quarantine> {
+        self.troubles.get(model)?.quarantined.as_ref()
+    }
+
+    /// Who serves in this model's place.
+    pub fn stand_in(&self, model: &ModelName) -> Option<&ModelName> {
+        self.stand_ins.iter().find(|(_, of)| *of == model).map(|(stand_in, _)| stand_in)
+    }
+
+    /// Notes that a model is ready: what was said of it before is over.
+    pub fn note_ready(&mut self, model: &ModelName, now_ms: u64) {
+        self.served.insert(model.clone(), Served { at_ms: now_ms, boot: self.boot.clone() });
+        self.stopped.remove(model);
+    }
 
     /// Models that hold memory and are not on their way down.
     pub fn residents(&self) -> impl Iterator<Item = (&ModelName, &Claim)> {

@@ -13,12 +13,11 @@ use crate::report::{
     GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, SCHEMA, Status, SwapSummary,
 };
 use crate::state::{Claim, Phase, State, Times};
+use crate::upkeep::Upkeep;
 
 /// What the driver knows besides the ledger's state.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
-    /// Why each model last failed, in one sentence; forgotten when it serves again.
-    pub errors: BTreeMap<ModelName, String>,
     /// Since when each model is in its state, wall clock in milliseconds.
     pub since: BTreeMap<ModelName, (ModelState, u64)>,
     /// Since when each problem stands, by its key.
@@ -38,6 +37,8 @@ pub struct View<'a> {
     pub state: &'a State,
     /// The proofs of release under way.
     pub proofs: &'a Proofs,
+    /// What is done without being asked, and why something is not.
+    pub upkeep: &'a Upkeep,
     /// What the driver knows besides.
     pub memory: &'a Memory,
     /// The swap under way.
@@ -88,6 +89,7 @@ pub fn model_state(view: &View, model: &Model) -> ModelState {
         Some(Phase::Starting) => ModelState::Loading,
         Some(Phase::Ending) => ModelState::Stopping,
         None if model.retired => ModelState::Retired,
+        None if view.state.quarantine(name).is_some() => ModelState::Quarantined,
         None if view.state.home.models.contains(name) => ModelState::Failed,
         None if plan::too_big(view.settings, view.facts, view.state, model).is_some() => ModelState::TooBig,
         None => ModelState::Off,
@@ -129,8 +131,16 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
         } else {
             None
         },
-        last_error: view.memory.errors.get(name).cloned(),
+        last_error: last_error(view, name),
+        stands_in_for: claim.and_then(|_| view.state.stand_ins.get(name)).cloned(),
     }
+}
+
+fn last_error(view: &View, name: &ModelName) -> Option<String> {
+    let by_hand = view.state.stopped.get(name).is_some_and(|stopped| stopped.by_hand);
+    let stopped = by_hand.then(|| format!("{name} was stopped by hand (systemctl stop)"));
+    let quarantined = || view.state.quarantine(name).map(|quarantine| format!("{name} {}", quarantine.why));
+    stopped.or_else(|| view.upkeep.errors.get(name).cloned()).or_else(quarantined)
 }
 
 /// What a model's processes hold on all its GPUs; None where that is not known.
@@ -223,9 +233,27 @@ pub fn problems(view: &View) -> Vec<Problem> {
         if serves || retired || view.swap.is_some() {
             continue;
         }
-        let why = view.memory.errors.get(name).map(|why| format!(": {why}")).unwrap_or_default();
-        let text = format!("{name} should serve and does not{why}");
-        let next = format!("berthctl logs {name}; berthctl switch MODEL to serve another");
+        if let Some(quarantine) = view.state.quarantine(name) {
+            let instead = match view.state.stand_in(name).filter(|stand_in| view.state.is_serving(stand_in)) {
+                Some(stand_in) => format!("; {stand_in} serves in its place"),
+                None => "; nothing serves in its place".to_owned(),
+            };
+            let text = format!("{name} is quarantined: it {}{instead}", quarantine.why);
+            add(
+                "quarantined",
+                name.to_string(),
+                text,
+                format!("berthctl logs {name}; then berthctl retry {name}"),
+            );
+            continue;
+        }
+        let why = view.upkeep.errors.get(name).map(|why| format!(": {why}")).unwrap_or_default();
+        let wait = view.upkeep.waits.get(name);
+        let waits = wait.map(|wait| format!("; now {}", wait.why)).unwrap_or_default();
+        let text = format!("{name} should serve and does not{why}{waits}");
+        let next = wait
+            .and_then(|wait| wait.next.clone())
+            .unwrap_or_else(|| format!("berthctl logs {name}; berthctl switch MODEL to serve another"));
         add("degraded", name.to_string(), text, next);
     }
     let ending = view.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);

@@ -17,6 +17,7 @@ mod end;
 mod up;
 mod words;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::backend::Failure;
@@ -26,7 +27,7 @@ use crate::name::ModelName;
 use crate::plan::{self, Plan, Start};
 use crate::release::Proofs;
 use crate::report::{Actor, Step, StepForecast, StepReport, StepState, SwapSummary, Verb, What};
-use crate::state::{Home, State};
+use crate::state::{Home, Phase, State, Stopped};
 use up::{Loading, Symptom};
 use words::{millis, placed_for_display, spare_sentence};
 
@@ -58,6 +59,8 @@ pub enum Event {
     Begin,
     /// Start with waiting for the first model to become ready: an earlier berthd started it.
     Resume,
+    /// The same for all of them, after an earlier berthd that died over it: only what is ready now counts.
+    Settle,
     /// There are new facts.
     Facts,
     /// StopUnit's job ended.
@@ -68,6 +71,8 @@ pub enum Event {
     Ready(ModelName),
     /// It does not yet, and what it says.
     NotReady(ModelName, String),
+    /// It has been asked and has not answered yet, and what is waited for.
+    Silent(ModelName, String),
     /// Why the model failed, read from its log.
     Diagnosed(ModelName, Failure),
     /// The ledger could not be written.
@@ -128,6 +133,10 @@ pub struct Swap {
     going_back: bool,
     /// Whether it goes on with a start that an earlier berthd made: how long that took is not known.
     resumed: bool,
+    /// Whether that berthd died over it: what is not ready now is not waited for.
+    settling: bool,
+    /// How far the lives of what is being stopped had come.
+    phases: BTreeMap<ModelName, Phase>,
     /// `home` and `previous` as they were before a stop, whose word counts from the beginning.
     before: Option<(Home, Option<Home>)>,
     began: Moment,
@@ -186,7 +195,11 @@ impl Swap {
         let restores = plan
             .stops
             .iter()
-            .filter(|model| plan.verb != Verb::Restore || world.state.home.models.contains(model))
+            // Not what an earlier swap left half started.
+            .filter(|model| {
+                let serves = plan.verb != Verb::Restore && world.state.is_serving(model);
+                serves || world.state.is_wanted(model)
+            })
             .filter_map(|model| {
                 let claim = world.state.claims.get(model)?;
                 let gpus = claim.gpus.iter().map(|part| part.placed.clone()).collect();
@@ -241,6 +254,8 @@ impl Swap {
             restores,
             going_back: false,
             resumed: false,
+            settling: false,
+            phases: BTreeMap::new(),
             before: None,
             began: now,
             step_began: now,
@@ -285,6 +300,10 @@ impl Swap {
             (Stage::Over, _) => {}
             (Stage::Planned, Event::Begin) => self.begin(world, &mut actions),
             (Stage::Planned, Event::Resume) => self.resume(world, &mut actions),
+            (Stage::Planned, Event::Settle) => {
+                self.settling = true;
+                self.resume(world, &mut actions);
+            }
             (_, Event::RecordFailed(why)) => self.not_recorded(world, &why, &mut actions),
             (_, Event::GiveWay(_)) if self.going_back => {}
             (_, Event::GiveWay(to)) => self.fail(world, format!("it gave way to {to}"), None, &mut actions),
@@ -334,20 +353,24 @@ impl Swap {
     }
 
     fn begin(&mut self, world: &mut World, actions: &mut Vec<Action>) {
-        world.state.swap = Some(self.summary.id);
+        world.state.intent = Some(self.plan.clone());
         actions.push(Action::Say(What::SwapBegan { swap: self.summary.clone() }));
         let stops = self.plan.stops.clone();
         if matches!(self.plan.verb, Verb::Stop | Verb::StopAll) {
             // Should berthd die now, or memory come back late: what an operator stops stays stopped.
             self.before = Some((world.state.home.clone(), world.state.previous.clone()));
             world.state.home = self.plan.home.clone();
+            for model in stops.iter().chain(&self.plan.model) {
+                let stopped = Stopped { at_ms: world.now_ms, by_hand: false };
+                world.state.stopped.insert(model.clone(), stopped);
+            }
         }
         self.stop(world, Direction::Forward, stops, actions);
     }
 
     fn resume(&mut self, world: &mut World, actions: &mut Vec<Action>) {
         self.resumed = true;
-        world.state.swap = Some(self.summary.id);
+        world.state.intent = Some(self.plan.clone());
         actions.push(Action::Say(What::SwapBegan { swap: self.summary.clone() }));
         self.began_step(world, Step::Ready, Direction::Forward, self.plan.model.clone(), actions);
         self.readying(world, Direction::Forward, 0, actions);

@@ -32,7 +32,7 @@ impl Driver {
             }
             self.memory.since.insert(model.clone(), (state, now_ms));
             if was.is_some() && self.swap.is_none() {
-                let text = self.memory.errors.get(&model).cloned().unwrap_or_default();
+                let text = self.upkeep.errors.get(&model).cloned().unwrap_or_default();
                 self.events.say(now_ms, What::Model { model, state, text });
             }
         }
@@ -61,6 +61,7 @@ impl Driver {
             facts: &self.facts,
             state: &self.state,
             proofs: &self.proofs,
+            upkeep: &self.upkeep,
             memory: &self.memory,
             swap: swap.as_ref(),
             host: &self.host,

@@ -56,6 +56,13 @@ pub(super) async fn one(
     }
 }
 
+/// systemd's word for the state of the whole system.
+pub(super) async fn system_state(connection: &Connection) -> Result<String, SystemdError> {
+    let doing = "read the state of the system".to_owned();
+    let reader = Reader { connection, path: bus::SYSTEMD_PATH.to_owned(), doing };
+    reader.get(MANAGER, "SystemState").await
+}
+
 async fn read(connection: &Connection, model: &ModelName) -> Result<UnitReading, SystemdError> {
     let mut read = read_once(connection, model).await?;
     for _ in 1..READINGS {

@@ -37,8 +37,21 @@ const LINGER: &str = "120ms";
 /// A point that is not reached in this many tries counts as one that did not converge.
 const TRIES: u32 = 3;
 
-/// Short deadlines: a trial is to end in seconds whatever goes wrong in it.
-const MAIN: &str = "node = \"tower\"\n\n[deadlines]\nstop = \"2s\"\nrelease = \"8s\"\nstart = \"8s\"\n";
+/// Short deadlines: a trial is to end in seconds whatever goes wrong in it. No quarantine: what fails here is to be
+/// tried again.
+const MAIN: &str = "\
+node = \"tower\"
+
+[deadlines]
+stop = \"2s\"
+release = \"8s\"
+start = \"8s\"
+
+[restart]
+first = \"200ms\"
+longest = \"2s\"
+failures = 1000
+";
 
 /// How one case ended.
 #[derive(Debug, Clone)]

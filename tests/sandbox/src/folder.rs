@@ -51,6 +51,10 @@ const GUEST_FILES: &[(&str, &str)] = &[
     ("etc/systemd/system/sandbox.target", include_str!("../root/guest/etc/systemd/system/sandbox.target")),
     ("etc/systemd/system/gpusim.service", include_str!("../root/guest/etc/systemd/system/gpusim.service")),
     (
+        "etc/systemd/system/berthd.service.d/50-sandbox.conf",
+        include_str!("../root/guest/etc/systemd/system/berthd.service.d/50-sandbox.conf"),
+    ),
+    (
         "etc/systemd/system/sysinit.target.d/50-sandbox.conf",
         include_str!("../root/guest/etc/systemd/system/sysinit.target.d/50-sandbox.conf"),
     ),

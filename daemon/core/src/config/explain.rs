@@ -85,6 +85,18 @@ pub fn explain(settings: &Settings) -> Explanation {
     for (key, time) in deadlines(&settings.deadlines) {
         values.add(key, shown(time), "default");
     }
+    let restart = &settings.restart;
+    for (key, time) in [
+        ("restart.first", restart.first),
+        ("restart.longest", restart.longest),
+        ("restart.healthy", restart.healthy),
+    ] {
+        values.add(key, shown(time), "default");
+    }
+    values.add("restart.failures", restart.failures.to_string(), "default");
+    values.add("restart.window", shown(restart.window), "default");
+    values.add("boot.gpus", shown(settings.boot.gpus), "default");
+    values.add("boot.files", shown(settings.boot.files), "default");
     values.add("ports.range", format!("{}-{}", settings.ports.first, settings.ports.last), "default");
     Explanation {
         node: settings.node.clone(),
@@ -156,6 +168,12 @@ fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
     values.add("memory.gpu", memory, &from);
     if !model.aliases.is_empty() {
         values.add("aliases", model.aliases.join(", "), "");
+    }
+    if let Some(fallback) = &model.fallback {
+        values.add("fallback", fallback.to_string(), "");
+    }
+    if model.priority != 0 {
+        values.add("priority", model.priority.to_string(), "");
     }
     values.add("ready.health", format!("GET {} answers 200", model.ready.health), derived("ready.health"));
     let generate = if model.ready.generate { "one token is generated" } else { "no token is asked for" };

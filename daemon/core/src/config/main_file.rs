@@ -8,7 +8,7 @@ use toml::Spanned;
 
 use super::error::ConfigError;
 use super::reader::{Reader, Table};
-use super::{API_PORT, Deadlines, PROXY_PORT, PortRange, Settings, SourceFile};
+use super::{API_PORT, Boot, Deadlines, PROXY_PORT, PortRange, Restart, Settings, SourceFile};
 use crate::bytes::Bytes;
 
 /// Kept free on each GPU for what no declaration holds: kernels and workspaces that CUDA loads at first use,
@@ -25,6 +25,20 @@ const DEADLINES: Deadlines = Deadlines {
     start: Duration::from_secs(15 * 60),
 };
 
+/// A crash is mostly a single one, so the first restart comes at once as far as people notice; one that comes again
+/// and again shall cost a machine nothing. Five in ten minutes are no accident: with these pauses the fifth comes
+/// within half a minute of the first.
+const RESTART: Restart = Restart {
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(5 * 60),
+    healthy: Duration::from_secs(10 * 60),
+    failures: 5,
+    window: Duration::from_secs(10 * 60),
+};
+
+/// A card that trains its link late, and a disk that is checked before it is mounted.
+const BOOT: Boot = Boot { gpus: Duration::from_secs(2 * 60), files: Duration::from_secs(5 * 60) };
+
 /// Above the ports that people give to servers by hand.
 const PORTS: PortRange = PortRange { first: 8100, last: 8199 };
 
@@ -34,6 +48,8 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         node: host_name.to_owned(),
         headroom: HEADROOM,
         deadlines: DEADLINES,
+        restart: RESTART,
+        boot: BOOT,
         models: BTreeMap::new(),
         ports: PORTS,
         source: file.map(|file| file.path.clone()),
@@ -57,6 +73,12 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
             gpu.finish();
         }
         settings.deadlines = deadlines(&mut root, settings.deadlines);
+        settings.restart = restart(&mut root, settings.restart);
+        if let Some(mut boot) = root.table("boot") {
+            settings.boot.gpus = boot.duration("gpus").unwrap_or(settings.boot.gpus);
+            settings.boot.files = boot.duration("files").unwrap_or(settings.boot.files);
+            boot.finish();
+        }
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
                 match range(text.get_ref()) {
@@ -95,6 +117,21 @@ pub(super) fn deadlines(root: &mut Table<'_, '_>, otherwise: Deadlines) -> Deadl
     let start = table.duration("start").unwrap_or(otherwise.start);
     table.finish();
     Deadlines { stop, release, start }
+}
+
+fn restart(root: &mut Table<'_, '_>, otherwise: Restart) -> Restart {
+    let Some(mut table) = root.table("restart") else { return otherwise };
+    let restart = Restart {
+        first: table.duration("first").unwrap_or(otherwise.first),
+        longest: table.duration("longest").unwrap_or(otherwise.longest),
+        healthy: table.duration("healthy").unwrap_or(otherwise.healthy),
+        failures: table
+            .whole("failures", 1..=1000, "a whole number from 1 to 1000")
+            .map_or(otherwise.failures, Spanned::into_inner),
+        window: table.duration("window").unwrap_or(otherwise.window),
+    };
+    table.finish();
+    restart
 }
 
 fn range(text: &str) -> Result<PortRange, String> {

@@ -25,6 +25,7 @@ pub(super) struct Draft {
     pub(super) shares_port: bool,
     pub(super) aliases: Vec<(String, Place)>,
     pub(super) retired: bool,
+    pub(super) fallback: Option<(String, Place)>,
 }
 
 /// Reads one model's file. `deadlines` are the node's.
@@ -36,6 +37,7 @@ pub(super) fn read(file: &SourceFile, deadlines: Deadlines) -> (Draft, Vec<Confi
         shares_port: false,
         aliases: Vec::new(),
         retired: false,
+        fallback: None,
     };
     let reader = Reader::new(file);
     if file.path.to_string_lossy().contains('\0') {
@@ -81,6 +83,10 @@ impl Derive<'_, '_> {
             shares_port: declared.shares_port,
             aliases,
             retired: declared.retired,
+            fallback: declared
+                .fallback
+                .as_ref()
+                .map(|name| (name.get_ref().clone(), self.reader.place(&name.span(), ""))),
         };
         let Some(command) = &declared.command else {
             // What is declared can be compared with other files all the same.
@@ -135,6 +141,8 @@ impl Derive<'_, '_> {
             memory: declared.memory.map_or(Demand::Undeclared, Spanned::into_inner),
             aliases: declared.aliases.into_iter().map(Spanned::into_inner).collect(),
             retired: declared.retired,
+            fallback: declared.fallback.and_then(|name| name.get_ref().parse().ok()),
+            priority: declared.priority.map_or(0, Spanned::into_inner),
             ready,
             deadlines: declared.deadlines,
             declared: BTreeMap::new(),

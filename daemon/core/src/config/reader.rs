@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -174,6 +174,31 @@ impl<'r, 'a> Table<'r, 'a> {
             return None;
         };
         Some(Spanned::new(value.span(), port))
+    }
+
+    /// A whole number within `range`; `expected` says what it is, with its bounds.
+    pub(super) fn whole<T>(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<T>,
+        expected: &str,
+    ) -> Option<Spanned<T>>
+    where
+        T: TryFrom<i64> + PartialOrd,
+    {
+        let value = self.take(key)?;
+        let Some(number) = value.get_ref().as_integer() else {
+            self.wrong_type(key, value, expected);
+            return None;
+        };
+        let number = i64::from_str_radix(number.as_str(), number.radix()).ok();
+        match number.and_then(|number| T::try_from(number).ok()).filter(|number| range.contains(number)) {
+            Some(number) => Some(Spanned::new(value.span(), number)),
+            None => {
+                self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), &value.span(), "");
+                None
+            }
+        }
     }
 
     /// A value written as text: a size, an address …

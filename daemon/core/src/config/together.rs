@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{ConfigError, Place};
 use super::model_file::Draft;
+use super::reader::nearest;
 use super::{API_PORT, Derived, PROXY_PORT, PortRange, SourceFile};
 
 /// Notes every clash between two models' files.
@@ -19,6 +20,7 @@ pub(super) fn check(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
     }
     check_aliases(drafts, errors);
     check_ports(drafts, errors);
+    check_fallbacks(drafts, errors);
 }
 
 fn check_aliases(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
@@ -38,6 +40,26 @@ fn check_aliases(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
             Some(first) => errors.push(clash(&format!("the alias `{alias}` is given twice"), place, first)),
             None => _ = taken.insert(alias, place),
         }
+    }
+}
+
+fn check_fallbacks(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
+    for draft in drafts {
+        let (Some((name, _)), Some((fallback, place))) = (&draft.name, &draft.fallback) else { continue };
+        let of = |other: &&Draft| other.name.as_ref().is_some_and(|(name, _)| name.as_str() == fallback);
+        let wrong = match drafts.iter().find(of) {
+            Some(_) if name.as_str() == fallback => "a model can't stand in for itself".to_owned(),
+            Some(other) if other.retired => format!("{fallback} is retired, so it never serves"),
+            Some(_) => continue,
+            None => {
+                let names =
+                    drafts.iter().filter_map(|draft| draft.name.as_ref()).map(|(name, _)| name.as_str());
+                nearest(fallback, names.filter(|other| *other != name.as_str()))
+                    .map_or("no model is called so".to_owned(), |near| format!("did you mean \"{near}\"?"))
+            }
+        };
+        let message = format!("`fallback` of {name} must be another model that can serve");
+        errors.push(ConfigError { message, places: vec![place.labelled(&wrong)], help: None });
     }
 }
 

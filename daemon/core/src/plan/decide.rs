@@ -163,6 +163,28 @@ impl Context<'_> {
         }
     }
 
+    /// Lifts a quarantine: the model is started in its place, which its stand-in leaves for it.
+    pub(super) fn retry(&self, model: &Model) -> Verdict {
+        let name = &model.name;
+        let wanted = self.state.home.models.contains(name) && !self.state.is_serving(name);
+        if !wanted && !self.state.troubles.contains_key(name) {
+            return Verdict::Nothing(format!("{name} is not quarantined."));
+        }
+        let home = self.state.home.clone();
+        if !wanted {
+            return self.go(Verb::Retry, Some(name), Vec::new(), Vec::new(), home);
+        }
+        if let Err(refusal) = self.check_itself(model) {
+            return Verdict::Refused { refusal: *refusal, nearest: None };
+        }
+        let stands_in = self.state.stand_in(name).filter(|name| self.state.is_resident(name)).cloned();
+        let stops: Vec<ModelName> = stands_in.into_iter().collect();
+        match self.place(model, &stops) {
+            Ok(start) => self.go(Verb::Retry, Some(name), stops, vec![start], home),
+            Err(unplaced) => self.refuse(Verb::Retry, name, stops, unplaced),
+        }
+    }
+
     pub(super) fn back(&self) -> Verdict {
         let Some(target) = self.state.previous.clone().filter(|home| *home != self.state.home) else {
             return Verdict::Refused {

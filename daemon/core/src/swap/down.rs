@@ -24,6 +24,7 @@ impl Swap {
         }
         for model in &stops {
             if let Some(claim) = world.state.claims.get_mut(model) {
+                self.phases.insert(model.clone(), claim.phase);
                 claim.phase = Phase::Ending;
             }
         }
@@ -85,8 +86,10 @@ impl Swap {
     pub(super) fn not_recorded(&mut self, world: &mut World, why: &str, actions: &mut Vec<Action>) {
         if let Stage::Stopping { stops, .. } = &self.stage {
             for model in stops {
-                if let Some(claim) = world.state.claims.get_mut(model) {
-                    claim.phase = Phase::Serving;
+                if let (Some(claim), Some(phase)) =
+                    (world.state.claims.get_mut(model), self.phases.get(model))
+                {
+                    claim.phase = *phase;
                 }
             }
         }
@@ -105,7 +108,7 @@ impl Swap {
         let runs = world.facts.units.get(model).is_some_and(|unit| unit.active == Active::Active);
         if let (Err(why), true, Some(claim)) = (result, runs, world.state.claims.get_mut(model)) {
             if !self.going_back {
-                claim.phase = Phase::Serving;
+                claim.phase = self.phases.get(model).copied().unwrap_or(Phase::Serving);
             }
             return self.fail(world, format!("{model} could not be stopped: {why}"), None, actions);
         }

@@ -5,7 +5,8 @@ use super::words::{millis, names, one};
 use super::{Action, Direction, Stage, Swap, Watch, World};
 use crate::backend::Failure;
 use crate::name::ModelName;
-use crate::report::{Outcome, Step, StepReport, StepState, What};
+use crate::plan::Start;
+use crate::report::{Outcome, Step, StepReport, StepState, Verb, What};
 use crate::state::{Phase, State};
 
 impl Swap {
@@ -17,10 +18,12 @@ impl Swap {
                     let reason = format!("{} ended while others were started", start.model);
                     return self.fail(world, reason, None, actions);
                 }
-                for start in &self.plan.starts {
-                    if let Some(claim) = world.state.claims.get_mut(&start.model) {
-                        claim.phase = Phase::Serving;
-                    }
+                serve(world, &self.plan.starts);
+                for model in &self.plan.stops {
+                    world.state.stand_ins.remove(model);
+                }
+                if self.plan.verb != Verb::Restore {
+                    self.take_word(world);
                 }
                 world.state.home = self.plan.home.clone();
                 if let Some(previous) = &self.plan.previous {
@@ -30,15 +33,22 @@ impl Swap {
                 self.end(world, Outcome::Done, actions);
             }
             Direction::Back => {
-                for start in &self.restores {
-                    if let Some(claim) = world.state.claims.get_mut(&start.model) {
-                        claim.phase = Phase::Serving;
-                    }
-                }
+                serve(world, &self.restores);
                 let outcome = if home_is_missed(world) { Outcome::Degraded } else { Outcome::Restored };
                 self.end(world, outcome, actions);
             }
         }
+    }
+
+    /// An operator's word counts from now on, and what it started is ready: what was held against that is over.
+    fn take_word(&self, world: &mut World) {
+        let retried = self.plan.model.iter().filter(|_| self.plan.verb == Verb::Retry);
+        for model in self.plan.starts.iter().map(|start| &start.model).chain(retried) {
+            world.state.troubles.remove(model);
+        }
+        world.state.stand_ins.retain(|model, _| !self.plan.home.models.contains(model));
+        let seen = world.facts.gpus().iter().filter(|gpu| gpu.memory.value().is_some());
+        world.state.gpus = seen.map(|gpu| (gpu.index, gpu.id.clone())).collect();
     }
 
     /// The step under way failed: back to what served, or degraded where this was the way back already.
@@ -78,7 +88,9 @@ impl Swap {
         if stuck {
             return self.end(world, Outcome::Degraded, actions);
         }
-        self.restores.retain(|start| !world.state.is_serving(&start.model));
+        // What was not stopped in the end need not come back.
+        let runs_on = |model: &ModelName| world.state.is_resident(model) && !started.contains(model);
+        self.restores.retain(|start| !runs_on(&start.model));
         self.stop(world, Direction::Back, started, actions);
     }
 
@@ -120,6 +132,7 @@ impl Swap {
                 outcome = Outcome::Degraded;
             }
         }
+        leave_stopped(world.state);
         let summary = &mut self.summary;
         summary.outcome = Some(outcome);
         summary.elapsed_ms = millis(world.now.saturating_sub(self.began));
@@ -147,7 +160,7 @@ impl Swap {
             summary.steps.push(step.clone());
             actions.push(Action::Say(What::SwapStep { swap: summary.id, step }));
         }
-        world.state.swap = None;
+        world.state.intent = None;
         while world.state.swaps.len() >= State::KEPT_SWAPS {
             world.state.swaps.pop_front();
         }
@@ -158,6 +171,32 @@ impl Swap {
         actions.push(Action::End);
         self.stage = Stage::Over;
     }
+}
+
+/// These are ready.
+fn serve(world: &mut World, started: &[Start]) {
+    for Start { model, .. } in started {
+        if let Some(claim) = world.state.claims.get_mut(model) {
+            claim.phase = Phase::Serving;
+            world.state.note_ready(model, world.now_ms);
+        }
+    }
+}
+
+/// What was stopped by hand while the swap went on is not home again by its end.
+fn leave_stopped(state: &mut State) {
+    let stopped = |model: &ModelName| state.stopped.get(model).is_some_and(|stopped| stopped.by_hand);
+    let gone: Vec<ModelName> = state
+        .home
+        .models
+        .iter()
+        .filter(|model| stopped(model) && !state.is_resident(model))
+        .cloned()
+        .collect();
+    state.home.models.retain(|model| !gone.contains(model));
+    state.home.default = state.home.default.take().filter(|model| !gone.contains(model));
+    let resident: Vec<ModelName> = state.residents().map(|(model, _)| model.clone()).collect();
+    state.stopped.retain(|model, _| !resident.contains(model));
 }
 
 /// Whether a model of home does not serve.

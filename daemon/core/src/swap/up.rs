@@ -16,6 +16,8 @@ use crate::state::{Claim, ClaimedGpu, Phase, Times};
 
 /// How long the reading of a failed server's log may take.
 const DIAGNOSIS_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a model that an earlier berthd started may be silent until it is taken for one that does not serve.
+const SETTLING: Duration = Duration::from_secs(30);
 /// A start whose memory grew within this time, or a tenth of its deadline where that is shorter, is still loading:
 /// its deadline extends, up to twice what was set.
 const GROWING: Duration = Duration::from_secs(10);
@@ -103,7 +105,10 @@ impl Swap {
         // History may lengthen the deadline, never shorten it.
         let slowest =
             world.state.times.get(&model).and_then(|times| times.load.iter().max().copied()).unwrap_or(0);
-        let within = declared.max(Duration::from_millis(slowest.saturating_mul(2)));
+        let within = match self.settling {
+            true => SETTLING,
+            false => declared.max(Duration::from_millis(slowest.saturating_mul(2))),
+        };
         let loading = Loading {
             deadline: world.now + within,
             cap: world.now + within * 2,
@@ -133,7 +138,15 @@ impl Swap {
                 loading.answers = true;
                 "it answers, and systemd does not say yet that it runs".clone_into(&mut loading.said);
             }
-            Event::NotReady(whose, said) if whose == model => loading.said = said,
+            Event::NotReady(whose, said)
+                if whose == model && self.settling && direction == Direction::Forward =>
+            {
+                let reason = format!("{model} was not ready when berthd came back: {said}");
+                return self.fail(world, reason, None, actions);
+            }
+            Event::NotReady(whose, said) | Event::Silent(whose, said) if whose == model => {
+                loading.said = said
+            }
             _ => {}
         }
         if died(world, &model) {
@@ -148,6 +161,14 @@ impl Swap {
                 Times::note(&mut world.state.times.entry(model.clone()).or_default().load, took);
             }
             self.ended_step(world, StepState::Done, String::new(), actions);
+            // Those that come after it run already.
+            if let Some(next) =
+                self.start_at(direction, index + 1).filter(|_| self.settling && !self.going_back)
+            {
+                let next = next.model.clone();
+                self.began_step(world, Step::Ready, direction, Some(next), actions);
+                return self.readying(world, direction, index + 1, actions);
+            }
             return self.start(world, direction, index + 1, actions);
         }
         let held = held_by(world, &model);

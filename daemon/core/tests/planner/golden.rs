@@ -241,6 +241,11 @@ fn a_model_that_outgrew_its_claim_counts_with_what_it_holds() {
     assert_snapshot!(told(&tower, Verb::Start, Some("glm-flash")));
 }
 
+fn restored(machine: &Machine, waiting: &[ModelName]) -> plan::Plan {
+    let held = plan::HeldBack { waiting: waiting.iter().cloned().collect(), ..plan::HeldBack::default() };
+    plan::restore(&machine.settings, &machine.facts, &machine.state, &held).plan.unwrap()
+}
+
 #[test]
 fn the_first_place_is_left_to_whom_has_no_other() {
     let home = |models: &[&str]| {
@@ -251,11 +256,11 @@ fn the_first_place_is_left_to_whom_has_no_other() {
     let gpu = |start: &plan::Start| (start.model.as_str().to_owned(), start.gpus[0].index);
     // pair needs most of GPU 0.
     let tower = home(&["small", "pair"]);
-    let restored = plan::restore(&tower.settings, &tower.facts, &tower.state, &[]).unwrap();
-    assert_eq!(gpu(&restored.starts[0]), ("small".to_owned(), 1));
+    let plan = restored(&tower, &[]);
+    assert_eq!(gpu(&plan.starts[0]), ("small".to_owned(), 1));
     let held_off = [name("small")];
-    let restored = plan::restore(&tower.settings, &tower.facts, &tower.state, &held_off).unwrap();
-    assert_eq!(gpu(&restored.starts[0]), ("pair".to_owned(), 0));
+    let plan = restored(&tower, &held_off);
+    assert_eq!(gpu(&plan.starts[0]), ("pair".to_owned(), 0));
     let Verdict::Go(plan) = Machine::bare(2).before(&["small", "pair"]).plan(Verb::Back, None) else {
         panic!()
     };
@@ -267,6 +272,6 @@ fn the_first_place_is_left_to_whom_has_no_other() {
     assert_eq!(gpu(&plan.starts[0]), ("small".to_owned(), 1));
     // Where somebody else has what pair needs, small serves nevertheless.
     let tower = home(&["pair", "small"]).foreign(0, "train.py", 8000);
-    let restored = plan::restore(&tower.settings, &tower.facts, &tower.state, &[]).unwrap();
-    assert_eq!(gpu(&restored.starts[0]), ("small".to_owned(), 0));
+    let plan = restored(&tower, &[]);
+    assert_eq!(gpu(&plan.starts[0]), ("small".to_owned(), 0));
 }

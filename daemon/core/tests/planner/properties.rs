@@ -6,7 +6,7 @@ use berth_core::bytes::Bytes;
 use berth_core::config::{Demand, Policy};
 use berth_core::facts::Known;
 use berth_core::name::ModelName;
-use berth_core::plan::{Plan, Verdict, restore};
+use berth_core::plan::{HeldBack, Plan, Verdict, restore};
 use berth_core::report::Verb;
 use berth_core::state::{Home, Phase};
 use proptest::prelude::*;
@@ -209,7 +209,8 @@ proptest! {
                 }
             }
         }
-        if let Some(plan) = restore(&machine.settings, &machine.facts, &machine.state, &[]) {
+        let held = HeldBack::default();
+        if let Some(plan) = restore(&machine.settings, &machine.facts, &machine.state, &held).plan {
             safe(&drawn, &machine, &plan)?;
         }
     }

@@ -11,9 +11,10 @@ use berth_core::facts::Facts;
 use berth_core::name::ModelName;
 use berth_core::plan::{self, Plan, Start, Verdict};
 use berth_core::release::Proofs;
-use berth_core::report::{Actor, Outcome, Request, SwapSummary, Verb, What};
+use berth_core::report::{Actor, ModelState, Outcome, Request, SwapSummary, Verb, What};
 use berth_core::state::{Phase, State};
 use berth_core::swap::{self, Action, Event, Swap, Watch};
+use berth_core::upkeep::{Deed, End, Upkeep};
 
 use super::nature::{Nature, RESERVED, TOTAL};
 use crate::story::{DRIVER, device, settings};
@@ -41,6 +42,8 @@ enum Due {
     StopEnded(u64, ModelName, Result<(), String>),
     Probe(u64, ModelName, u32),
     Diagnosed(u64, ModelName),
+    Ended(ModelName),
+    Looked(ModelName),
 }
 
 /// Berth in the simulated world.
@@ -65,8 +68,12 @@ pub(crate) struct World {
     probes: u32,
     queue: BTreeMap<(u64, u64), Due>,
     sequence: u64,
-    retries: BTreeMap<ModelName, (u32, u64)>,
-    strays: BTreeMap<ModelName, u64>,
+    /// What the disk has.
+    pub(crate) ledger: State,
+    pub(crate) upkeep: Upkeep,
+    /// Models whose stop by hand was taken for an operator's word.
+    pub(crate) stopped_by_hand: Vec<ModelName>,
+    boots: u32,
     waiting: Option<Request>,
 }
 
@@ -90,10 +97,14 @@ impl World {
             probes: 0,
             queue: BTreeMap::new(),
             sequence: 0,
-            retries: BTreeMap::new(),
-            strays: BTreeMap::new(),
+            ledger: State::default(),
+            upkeep: Upkeep::default(),
+            stopped_by_hand: Vec::new(),
+            boots: 0,
             waiting: None,
         };
+        world.state.boot = world.boot();
+        world.record();
         world.due(0, Due::Observe);
         world.due(0, Due::Tick);
         world
@@ -137,7 +148,7 @@ impl World {
         match plan::plan(&self.settings, &self.facts, &self.state, &request, &BTreeMap::new()) {
             Verdict::Go(plan) => {
                 let by = Actor { uid: 1000, user: "op".to_owned(), pid: 1 };
-                self.begin(plan, Some(by));
+                self.begin(plan, Some(by), Event::Begin);
                 None
             }
             Verdict::Nothing(_) => None,
@@ -145,13 +156,16 @@ impl World {
         }
     }
 
-    fn begin(&mut self, plan: Plan, by: Option<Actor>) {
+    fn begin(&mut self, plan: Plan, by: Option<Actor>, first: Event) {
+        if by.is_some() {
+            self.upkeep.gives_way();
+        }
         self.state.last_swap_id += 1;
         let id = self.state.last_swap_id;
         self.began = self.nature.now;
         let world = world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, self.nature.now);
         self.swap = Some(Swap::new(plan, id, by, 0, &world));
-        self.step(Event::Begin);
+        self.step(first);
     }
 
     fn step(&mut self, event: Event) {
@@ -169,7 +183,7 @@ impl World {
             if self.state.home != home {
                 let ended = actions.iter().any(|action| {
                     matches!(action, Action::Say(What::SwapEnded { swap })
-                        if swap.by.is_some() && (stopping || swap.outcome == Some(Outcome::Done)))
+                        if swap.verb != Verb::Restore && (stopping || swap.outcome == Some(Outcome::Done)))
                 });
                 assert!(ended || stopping && beginning, "home changed without an operator's swap being done");
             }
@@ -188,6 +202,7 @@ impl World {
         for action in actions {
             match action {
                 Action::Record { first } => {
+                    self.record();
                     if self.ledger_fails && first && !ending {
                         return Some(Event::RecordFailed("no space left on device".to_owned()));
                     }
@@ -301,79 +316,99 @@ impl World {
             }
             Outcome::Degraded => {}
         }
-        assert!(self.state.claims.values().all(|claim| claim.phase != Phase::Starting), "{swap:?}");
-        if swap.outcome != Some(Outcome::Done) {
-            let missing: Vec<ModelName> = self.state.home.models.clone();
-            for model in missing.iter().filter(|model| !swap.serving.contains(model)) {
-                self.put_off(model);
-            }
-        }
+        // What an earlier berthd left is settled by itself.
+        let its = |model: &ModelName| swap.starts.contains(model) && !swap.stops.contains(model);
+        let half = self.state.claims.iter().find(|(model, c)| c.phase == Phase::Starting && its(model));
+        assert_eq!(half, None, "{swap:?}");
+        let deeds = self.with_upkeep(|upkeep, world| upkeep.ended(world, &swap));
+        self.fulfil(deeds);
         self.ended.push(swap);
-    }
-
-    fn put_off(&mut self, model: &ModelName) {
-        let now = self.nature.now;
-        let (failures, not_before) = self.retries.entry(model.clone()).or_insert((0, now));
-        if now.saturating_sub(*not_before) > 600_000 {
-            *failures = 0;
-        }
-        *not_before = now + (1000u64 << (*failures).min(16)).min(300_000);
-        *failures += 1;
     }
 
     fn observed(&mut self) {
         self.facts.at = Duration::from_millis(self.nature.now);
-        if self.swap.is_some() {
-            self.step(Event::Facts);
-        } else {
-            self.settle();
+        let swapping = self.swap.is_some();
+        let deeds = self.with_upkeep(|upkeep, world| upkeep.observe(world, swapping));
+        self.fulfil(deeds);
+        if swapping {
+            return self.step(Event::Facts);
+        }
+        self.events += 1;
+        self.restore();
+    }
+
+    fn restore(&mut self) {
+        if self.swap.is_some() || self.ledger_fails || self.waiting.is_some() {
+            return;
+        }
+        let (begun, deeds) = self.with_upkeep(|upkeep, world| upkeep.next(world));
+        self.fulfil(deeds);
+        if let Some((plan, first)) = begun {
+            self.begin(plan, None, first);
         }
     }
 
-    fn settle(&mut self) {
-        self.events += 1;
-        self.state.note_units(&self.facts);
-        self.proofs.weigh(&mut self.state, &self.facts);
-        let units = &self.facts.units;
-        let fallen: Vec<ModelName> = self
-            .state
-            .claims
-            .iter()
-            .filter(|(model, claim)| {
-                let down = units
-                    .get(*model)
-                    .is_none_or(|unit| unit.active.is_down() || unit.invocation != claim.invocation);
-                claim.phase == Phase::Serving && down
-            })
-            .map(|(model, _)| model.clone())
-            .collect();
-        for model in fallen {
-            self.state.claims.get_mut(&model).unwrap().phase = Phase::Ending;
-            self.put_off(&model);
+    fn with_upkeep<T>(&mut self, decide: impl FnOnce(&mut Upkeep, &mut swap::World) -> T) -> T {
+        let mut world =
+            world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, self.nature.now);
+        decide(&mut self.upkeep, &mut world)
+    }
+
+    fn fulfil(&mut self, deeds: Vec<Deed>) {
+        if deeds.contains(&Deed::Record) {
+            self.record();
         }
-        let now = self.nature.now;
-        let ending = self.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
-        let strays: Vec<ModelName> = ending
-            .filter(|(model, _)| self.facts.units.get(*model).is_some_and(|unit| !unit.active.is_down()))
-            .filter(|(model, _)| self.strays.get(*model).is_none_or(|at| now - at >= 10_000))
-            .map(|(model, _)| model.clone())
-            .collect();
-        for model in strays {
-            self.strays.insert(model.clone(), now);
-            self.stop(0, &model);
+        for deed in deeds {
+            match deed {
+                Deed::Record => {}
+                Deed::Stop(model) => self.stop(0, &model),
+                Deed::Kill(model) => {
+                    self.nature.kill(&model);
+                    self.unit_changes(&model);
+                }
+                Deed::Diagnose(model) => self.due(200, Due::Ended(model)),
+                Deed::Look(model) => self.due(3, Due::Looked(model)),
+                Deed::Say(What::Model { model, state: ModelState::Stopping, .. }) => {
+                    self.stopped_by_hand.push(model);
+                }
+                Deed::Say(_) => {}
+            }
         }
-        let held_off: Vec<ModelName> = self
-            .retries
-            .iter()
-            .filter(|(_, (_, not_before))| *not_before > now)
-            .map(|(model, _)| model.clone())
-            .collect();
-        if !self.ledger_fails
-            && self.waiting.is_none()
-            && let Some(plan) = plan::restore(&self.settings, &self.facts, &self.state, &held_off)
-        {
-            self.begin(plan, None);
+    }
+
+    /// A write to the ledger that is synced, unless the disk is full.
+    fn record(&mut self) {
+        if !self.ledger_fails {
+            self.ledger = self.state.clone();
         }
+    }
+
+    /// berthd dies, and the next one takes over from the ledger what it finds.
+    pub(crate) fn berthd_dies(&mut self) {
+        (self.swap, self.waiting) = (None, None);
+        self.queue.clear();
+        self.proofs = Proofs::default();
+        self.watch = Watch::Idle;
+        self.probes += 1;
+        self.state = self.ledger.clone();
+        self.facts = self.nature.facts();
+        let (boot, now) = (self.boot(), self.nature.now);
+        let at = Duration::from_millis(now);
+        self.upkeep = Upkeep::adopt(&self.settings, &mut self.state, &self.facts, &boot, at, now);
+        self.record();
+        self.due(0, Due::Observe);
+        self.due(0, Due::Tick);
+    }
+
+    fn boot(&self) -> String {
+        format!("boot-{}", self.boots)
+    }
+
+    /// The power fails and comes back.
+    pub(crate) fn power_fails(&mut self) {
+        self.nature.power_fails();
+        self.boots += 1;
+        self.berthd_dies();
     }
 
     /// Lets so many milliseconds pass.
@@ -454,6 +489,23 @@ impl World {
                 }
             }
             Due::Probe(..) => {}
+            Due::Ended(model) => {
+                let end = match self.nature.stopped_by_hand(&model) {
+                    true => End::ByHand,
+                    false => End::Failed("it exited with status 1".to_owned()),
+                };
+                let deeds = self.with_upkeep(|upkeep, world| upkeep.diagnosed(world, &model, end));
+                self.fulfil(deeds);
+                self.restore();
+            }
+            Due::Looked(model) => {
+                let missing = self
+                    .nature
+                    .unmounted(&model)
+                    .then(|| ("/models/x".into(), "it does not exist".to_owned()));
+                self.upkeep.looked(&model, missing, Duration::from_millis(self.nature.now));
+                self.restore();
+            }
             Due::Diagnosed(id, model) => {
                 let failure =
                     Failure { class: FailureClass::Unclassified, line: "no".to_owned(), exit: None };
@@ -468,15 +520,25 @@ impl World {
         }
     }
 
-    /// Ends every fault and waits until all of home serves, and nothing else.
+    /// Ends every fault, lifts what is quarantined, and waits until all of home serves, and nothing else.
     pub(crate) fn heal_and_settle(&mut self) {
         self.nature.heal();
         self.ledger_fails = false;
-        let settled = self.wait_until(2_000_000, |world| {
-            let home: BTreeSet<&ModelName> = world.state.home.models.iter().collect();
-            let serving: BTreeSet<&ModelName> = world.state.claims.keys().collect();
-            !world.busy() && home == serving && home.iter().all(|model| world.nature.ready(model))
-        });
+        let mut settled = false;
+        for _ in 0..2000 {
+            self.wait(1000);
+            let home: BTreeSet<&ModelName> = self.state.home.models.iter().collect();
+            let serving: BTreeSet<&ModelName> = self.state.claims.keys().collect();
+            settled = !self.busy() && home == serving && home.iter().all(|model| self.nature.ready(model));
+            let quarantined =
+                home.iter().find(|model| self.state.quarantine(model).is_some()).copied().cloned();
+            if settled {
+                break;
+            }
+            if let Some(model) = quarantined.filter(|_| !self.busy()) {
+                _ = self.ask(Verb::Retry, Some(model.as_str()));
+            }
+        }
         assert!(
             settled,
             "home does not serve again: home {:?}, claims {:?}, last {:#?}",

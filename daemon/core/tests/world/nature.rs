@@ -88,6 +88,7 @@ struct Run {
     allocated: bool,
     ends_at: u64,
     asked: Option<u64>,
+    by_hand: bool,
 }
 
 /// Everything that is not Berth.
@@ -101,6 +102,8 @@ pub(crate) struct Nature {
     pub(crate) blind_until: BTreeMap<usize, u64>,
     /// Allocations that failed.
     pub(crate) failed_allocations: u32,
+    /// Until when the files of a model are on a disk that is not mounted.
+    pub(crate) unmounted_until: BTreeMap<ModelName, u64>,
     held: Vec<Held>,
     runs: BTreeMap<ModelName, Run>,
     count: u32,
@@ -192,6 +195,7 @@ impl Nature {
             parts,
             allocated: false,
             asked: None,
+            by_hand: false,
         };
         self.runs.insert(start.model.clone(), run);
         if active == Active::Failed { Err("exit status 1".to_owned()) } else { Ok(()) }
@@ -210,6 +214,39 @@ impl Nature {
         run.asked = run.asked.or(Some(now));
         run.ends_at = run.ends_at.min(now.saturating_add(run.manner.term));
         Ok(())
+    }
+
+    /// `systemctl stop`, past Berth.
+    pub(crate) fn stop_by_hand(&mut self, model: &ModelName) {
+        let runs = self.runs.get(model).is_some_and(|run| run.active == Active::Active);
+        if runs && self.stop(model).is_ok() {
+            self.runs.get_mut(model).unwrap().by_hand = true;
+        }
+    }
+
+    /// Whether its last run was ended so.
+    pub(crate) fn stopped_by_hand(&self, model: &ModelName) -> bool {
+        self.runs.get(model).is_some_and(|run| run.by_hand)
+    }
+
+    /// A server dies of itself.
+    pub(crate) fn crash(&mut self, model: &ModelName) {
+        let now = self.now;
+        if let Some(run) = self.runs.get_mut(model).filter(|run| !run.active.is_down()) {
+            run.ends_at = now;
+        }
+    }
+
+    /// No process and no memory outlives it.
+    pub(crate) fn power_fails(&mut self) {
+        self.held.clear();
+        self.runs.clear();
+        self.foreign.clear();
+    }
+
+    /// Whether a model's files can't be found.
+    pub(crate) fn unmounted(&self, model: &ModelName) -> bool {
+        self.unmounted_until.get(model).is_some_and(|until| self.now < *until)
     }
 
     pub(crate) fn kill(&mut self, model: &ModelName) {
@@ -243,6 +280,7 @@ impl Nature {
         self.manners.clear();
         self.foreign.clear();
         self.blind_until.clear();
+        self.unmounted_until.clear();
         for run in self.runs.values_mut().filter(|run| !run.active.is_down()) {
             run.manner = Manner { load: run.manner.load.min(3000), ..Manner::default() };
             let due = if run.asked.is_some() { now } else { NEVER };

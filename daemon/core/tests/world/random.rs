@@ -26,9 +26,15 @@ enum Happening {
     Foreign(usize, u64),
     Blind(usize, u64),
     Ledger(bool),
+    BerthdDies,
+    PowerFails,
+    Crash(usize),
+    StopByHand(usize),
+    Unmounted(usize, u64),
 }
 
-const VERBS: [Verb; 6] = [Verb::Switch, Verb::Start, Verb::Stop, Verb::StopAll, Verb::Restart, Verb::Back];
+const VERBS: [Verb; 7] =
+    [Verb::Switch, Verb::Start, Verb::Stop, Verb::StopAll, Verb::Restart, Verb::Back, Verb::Retry];
 
 fn manner() -> impl Strategy<Value = Manner> {
     let start = (
@@ -63,12 +69,17 @@ fn manner() -> impl Strategy<Value = Manner> {
 
 fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
-        6 => (0usize..6, 0usize..6).prop_map(|(verb, model)| Happening::Ask(VERBS[verb], model)),
+        6 => (0usize..7, 0usize..6).prop_map(|(verb, model)| Happening::Ask(VERBS[verb], model)),
         6 => prop_oneof![0u64..3000, 3000u64..40_000].prop_map(Happening::Wait),
         4 => (0usize..6, manner()).prop_map(|(model, manner)| Happening::Manner(model, manner)),
         1 => (0usize..2, prop_oneof![Just(0), 100u64..15_000]).prop_map(|(gpu, mib)| Happening::Foreign(gpu, mib)),
         1 => (0usize..2, 0u64..30_000).prop_map(|(gpu, ms)| Happening::Blind(gpu, ms)),
         1 => prop::bool::weighted(0.3).prop_map(Happening::Ledger),
+        1 => Just(Happening::BerthdDies),
+        1 => Just(Happening::PowerFails),
+        2 => (0usize..6).prop_map(Happening::Crash),
+        1 => (0usize..6).prop_map(Happening::StopByHand),
+        1 => (0usize..6, 0u64..60_000).prop_map(|(model, ms)| Happening::Unmounted(model, ms)),
     ]
 }
 
@@ -78,6 +89,7 @@ fn expected(swap: &SwapSummary, was: &Home, previous: Option<&Home>) -> BTreeSet
     match (swap.verb, &swap.model) {
         (Verb::Back, _) => return previous.unwrap().models.iter().cloned().collect(),
         (Verb::StopAll, _) => home.clear(),
+        (Verb::Retry, _) => {}
         (Verb::Stop, Some(model)) => _ = home.remove(model),
         (Verb::Switch, Some(model)) => {
             home.retain(|other| !swap.stops.contains(other));
@@ -94,15 +106,35 @@ struct Reference {
     home: Home,
     previous: Option<Home>,
     seen: usize,
+    by_hand: usize,
+    /// Whether something was committed that the ledger does not have, or a stop was under way.
+    unsure: bool,
 }
 
 impl Reference {
+    /// After berthd died, what is committed is what the ledger has: all of it, but for what could not be written.
+    fn read_again(&mut self, world: &World) {
+        if self.unsure {
+            (self.home, self.previous) = (world.state.home.clone(), world.state.previous.clone());
+        }
+        self.seen = world.ended.len();
+    }
+
     /// Holds what the world says of home against what the swaps since then make of it.
     fn check(&mut self, world: &World) -> Result<(), TestCaseError> {
         let ended = &world.ended[self.seen..];
         self.seen = world.ended.len();
-        let done: Vec<&SwapSummary> =
-            ended.iter().filter(|swap| swap.by.is_some() && swap.outcome == Some(Outcome::Done)).collect();
+        let done: Vec<&SwapSummary> = ended
+            .iter()
+            .filter(|swap| swap.verb != Verb::Restore && swap.outcome == Some(Outcome::Done))
+            .collect();
+        // What was stopped by hand is stopped as by an operator's word.
+        let by_hand = &world.stopped_by_hand[self.by_hand..];
+        for model in by_hand {
+            self.home.models.retain(|other| other != model);
+            self.home.default = self.home.default.take().filter(|default| default != model);
+        }
+        self.by_hand = world.stopped_by_hand.len();
         // A stop counts from its first moment, whatever comes of it.
         let stops = |verb| matches!(verb, Verb::Stop | Verb::StopAll);
         let stopping = world.swap.as_ref().is_some_and(|swap| stops(swap.verb()))
@@ -115,7 +147,9 @@ impl Reference {
                 let expected = expected(swap, &self.home, self.previous.as_ref());
                 let home: BTreeSet<ModelName> = world.state.home.models.iter().cloned().collect();
                 // A switch also lets go of what failed and has no place beside the new model.
-                let absent = |model: &ModelName| swap.verb == Verb::Switch && !world.state.is_resident(model);
+                let absent = |model: &ModelName| {
+                    swap.verb == Verb::Switch && !world.state.is_resident(model) || by_hand.contains(model)
+                };
                 prop_assert!(home.is_subset(&expected), "{home:?} after {swap:?}");
                 prop_assert!(expected.difference(&home).all(absent), "{home:?}, not {expected:?}: {swap:?}");
                 if swap.verb == Verb::Switch {
@@ -127,6 +161,9 @@ impl Reference {
         let default = world.state.home.default.as_ref();
         prop_assert!(default.is_none_or(|model| world.state.home.models.contains(model)));
         (self.home, self.previous) = (world.state.home.clone(), world.state.previous.clone());
+        self.unsure = world.ledger.home != world.state.home
+            || world.ledger.previous != world.state.previous
+            || world.swap.as_ref().is_some_and(|swap| stops(swap.verb()));
         Ok(())
     }
 }
@@ -147,11 +184,12 @@ static EVENTS: AtomicU64 = AtomicU64::new(0);
 #[test]
 fn whatever_happens_home_serves_in_the_end() {
     let scenario = (1usize..3, prop::collection::vec(happening(), 1..40));
-    runner(400)
+    runner(700)
         .run(&scenario, |(gpus, happenings)| {
             let mut world = World::new(gpus);
             let names = world.names();
-            let mut reference = Reference { home: Home::default(), previous: None, seen: 0 };
+            let mut reference =
+                Reference { home: Home::default(), previous: None, seen: 0, by_hand: 0, unsure: false };
             for happening in happenings {
                 match happening {
                     Happening::Ask(verb, model) => {
@@ -166,6 +204,20 @@ fn whatever_happens_home_serves_in_the_end() {
                         world.nature.blind_until.insert(gpu % gpus, until);
                     }
                     Happening::Ledger(fails) => world.ledger_fails = fails,
+                    Happening::BerthdDies => {
+                        world.berthd_dies();
+                        reference.read_again(&world);
+                    }
+                    Happening::PowerFails => {
+                        world.power_fails();
+                        reference.read_again(&world);
+                    }
+                    Happening::Crash(model) => world.nature.crash(&names[model]),
+                    Happening::StopByHand(model) => world.nature.stop_by_hand(&names[model]),
+                    Happening::Unmounted(model, ms) => {
+                        let until = world.nature.now + ms;
+                        world.nature.unmounted_until.insert(names[model].clone(), until);
+                    }
                 }
                 reference.check(&world)?;
             }

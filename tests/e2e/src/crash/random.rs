@@ -30,9 +30,6 @@ const VERBS: [&str; 11] = [
     "back",
     "back",
 ];
-/// A model is tried again after a pause that doubles with each failure, until berthd is a new one: after so many
-/// crashes it shall be one, or the walk would mostly wait.
-const CRASHES: u32 = 2;
 /// A command and what disturbs it must have ended by then.
 const ENDED: Duration = Duration::from_secs(60);
 
@@ -212,18 +209,10 @@ pub fn walk(seed: u64, time: Duration, mut progress: impl FnMut(usize, &str)) ->
     let (mut dice, mut reference) = (Dice(seed), Reference::default());
     // Nothing was home before: known for certain.
     reference.before = Some(Rest::default());
-    let (mut steps, mut crashes) = (0, 0);
+    let mut steps = 0;
     let start = Instant::now();
     while start.elapsed() < time {
-        let mut step = dice.step();
-        crashes = match step.blow {
-            Blow::Crash(_) if crashes < CRASHES => crashes + 1,
-            Blow::Crash(_) | Blow::KillBerthd | Blow::Cut => 0,
-            Blow::None => crashes,
-        };
-        if matches!(step.blow, Blow::Crash(_)) && crashes == 0 {
-            step.blow = Blow::KillBerthd;
-        }
+        let step = dice.step();
         steps += 1;
         let taken = guarded(|| take(&mut berth, &step, &mut reference));
         match taken {

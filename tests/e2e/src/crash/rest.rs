@@ -88,10 +88,10 @@ fn look(berth: &Berth) -> std::result::Result<Rest, String> {
     let ledger = ledger(berth)?;
     let claims: Vec<String> = ledger.claims.keys().map(ToString::to_string).collect();
     let recorded = sorted(ledger.home.models.iter().map(ToString::to_string).collect());
-    if claims != serving || recorded != home || ledger.swap.is_some() {
+    if claims != serving || recorded != home || ledger.intent.is_some() {
         return Err(format!(
-            "{serving:?} serve; the ledger has home {recorded:?}, claims {claims:?}, swap {:?}",
-            ledger.swap
+            "{serving:?} serve; the ledger has home {recorded:?}, claims {claims:?}, and means to do {:?}",
+            ledger.intent
         ));
     }
     if let Some((model, claim)) = ledger.claims.iter().find(|(_, claim)| claim.phase != Phase::Serving) {

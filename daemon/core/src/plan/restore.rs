@@ -1,0 +1,150 @@
+//! What berthd brings back by itself: home, or who serves in its place.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Context, Plan, Start};
+use crate::config::{Model, Settings};
+use crate::facts::Facts;
+use crate::name::ModelName;
+use crate::report::{Refusal, Verb};
+use crate::state::{Phase, State};
+
+/// Who is not to be started now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HeldBack {
+    /// For a while: backing off, or something is waited for. A model of home keeps its place meanwhile.
+    pub waiting: BTreeSet<ModelName>,
+    /// Models of home that won't be able to serve for long: somebody else may serve in their place.
+    pub out: BTreeSet<ModelName>,
+}
+
+/// What there is to do for home.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Restoration {
+    /// What can be done now.
+    pub plan: Option<Plan>,
+    /// Who serves in whose place by it.
+    pub stand_in: Option<(ModelName, ModelName)>,
+    /// Models of home that find no place, and why.
+    pub refused: BTreeMap<ModelName, Refusal>,
+}
+
+/// Starts the first missing model of home that is not held back, or somebody in the place of one that is out, and
+/// stops what nobody wants: what an uncommitted swap left behind, and who served in the place of one that is back.
+/// Models come in the order of their priority, then `default`, then as they were started.
+pub fn restore(settings: &Settings, facts: &Facts, state: &State, held: &HeldBack) -> Restoration {
+    let preflight = BTreeMap::new();
+    let context = Context { settings, facts, state, preflight: &preflight };
+    let mut stops = context.unwanted();
+    let absent = context.missing(held);
+    let may = |name: &ModelName| !held.waiting.contains(name);
+    let mut done = Restoration::default();
+    let mut start = None;
+    if let Some(places) = context.place_all(&absent, &stops, Vec::new()) {
+        start = places.into_iter().find(|start| may(&start.model));
+    } else {
+        // Not all of them find a place now: what can serve, serves.
+        for model in &absent {
+            match context.place_for(model, &stops) {
+                Ok((place, gone)) if start.is_none() && may(&model.name) => {
+                    stops.extend(gone);
+                    start = Some(place);
+                }
+                Ok(_) => {}
+                Err(refusal) => _ = done.refused.insert(model.name.clone(), *refusal),
+            }
+        }
+    }
+    if start.is_none()
+        && let Some((place, of)) = context.in_place_of_another(&absent, &stops, held)
+    {
+        done.stand_in = Some((place.model.clone(), of));
+        start = Some(place);
+    }
+    if start.is_some() || !stops.is_empty() {
+        done.plan = Some(Plan {
+            verb: Verb::Restore,
+            model: start.as_ref().map(|start| start.model.clone()),
+            stops,
+            starts: start.into_iter().collect(),
+            home: state.home.clone(),
+            previous: None,
+        });
+    }
+    done
+}
+
+impl Context<'_> {
+    /// Models that run and that nobody wants.
+    fn unwanted(&self) -> Vec<ModelName> {
+        let state = self.state;
+        // A stand-in makes room when the other one is started, and where both have room, once that one serves.
+        let needed = |of: &ModelName| state.home.models.contains(of) && !state.is_serving(of);
+        let unwanted = state.claims.iter().filter(|(name, claim)| match state.stand_ins.get(*name) {
+            Some(of) => claim.phase != Phase::Ending && !state.home.models.contains(name) && !needed(of),
+            None => claim.phase == Phase::Starting && !state.is_wanted(name),
+        });
+        unwanted.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Models of home that don't run and could, first the one that is to come first.
+    fn missing(&self, held: &HeldBack) -> Vec<&Model> {
+        let home = &self.state.home;
+        let absent = home.models.iter().filter(|name| !self.state.claims.contains_key(*name));
+        let declared = absent.filter_map(|name| self.settings.models.get(name));
+        let mut missing: Vec<&Model> =
+            declared.filter(|model| !model.retired && !held.out.contains(&model.name)).collect();
+        missing.sort_by_key(|model| (-model.priority, home.default.as_ref() != Some(&model.name)));
+        missing
+    }
+
+    /// A place for a model of home, and who serves in its stead and has to go for it.
+    fn place_for(&self, model: &Model, gone: &[ModelName]) -> Result<(Start, Vec<ModelName>), Box<Refusal>> {
+        let refused = match self.place(model, gone) {
+            Ok(start) => return Ok((start, Vec::new())),
+            Err(unplaced) => unplaced.refusal,
+        };
+        let stands_in = self.state.stand_in(&model.name).filter(|name| self.state.is_resident(name)).cloned();
+        let stands_in: Vec<ModelName> = stands_in.into_iter().collect();
+        match self.place(model, &[gone, &stands_in].concat()) {
+            Ok(start) => Ok((start, stands_in)),
+            Err(_) => Err(refused),
+        }
+    }
+
+    /// The first model that can serve in the place of one that is out, which is named second: its declared fallback
+    /// or, where `default` or everything would be missed, whoever served last.
+    fn in_place_of_another(
+        &self,
+        absent: &[&Model],
+        gone: &[ModelName],
+        held: &HeldBack,
+    ) -> Option<(Start, ModelName)> {
+        let home = &self.state.home;
+        let out = home.models.iter().filter(|name| held.out.contains(*name));
+        out.filter(|name| self.state.stand_in(name).is_none()).find_map(|of| {
+            let missed = home.default.as_ref() == Some(of)
+                || !home.models.iter().any(|name| self.state.is_resident(name));
+            let declared = self.settings.models.get(of).and_then(|model| model.fallback.as_ref());
+            let mut served: Vec<&ModelName> = self.state.served.keys().filter(|_| missed).collect();
+            served.sort_by_key(|name| std::cmp::Reverse(self.state.served[*name].at_ms));
+            let candidates =
+                declared.into_iter().chain(served).filter_map(|name| self.settings.models.get(name));
+            let able = candidates.filter(|model| {
+                let name = &model.name;
+                !model.retired
+                    && !home.models.contains(name)
+                    && !self.state.claims.contains_key(name)
+                    && !self.state.stopped.contains_key(name)
+                    && self.state.quarantine(name).is_none()
+                    && !held.waiting.contains(name)
+            });
+            let beside: Vec<&Model> = absent.to_vec();
+            let place = |model: &Model| {
+                let all = [beside.as_slice(), &[model]].concat();
+                self.place_all(&all, gone, Vec::new())?.pop()
+            };
+            Some((able.into_iter().find_map(place)?, of.clone()))
+        })
+    }
+}

@@ -1,0 +1,81 @@
+//! What core's upkeep asks for without an operator is performed here.
+
+use berth_core::facts::Moment;
+use berth_core::name::ModelName;
+use berth_core::swap::Event;
+use berth_core::upkeep::{Deed, End};
+
+use super::{BEYOND, Driver, RECORD_AGAIN};
+use crate::proc::monotonic_now;
+
+impl Driver {
+    /// Takes new facts in; home is brought back by `restore`.
+    pub(super) fn observed(&mut self) {
+        let now = monotonic_now();
+        self.facts.at = now;
+        let swapping = self.swap.is_some();
+        let deeds = self.with_world(|upkeep, world| upkeep.observe(world, swapping));
+        self.fulfil(deeds);
+        if swapping {
+            self.step(Event::Facts);
+        } else {
+            self.record_again(now);
+        }
+        self.notice();
+    }
+
+    /// A ledger that could not be written to is tried again now and then.
+    fn record_again(&mut self, now: Moment) {
+        if self.memory.ledger_error.is_some() && now.saturating_sub(self.recorded_at) >= RECORD_AGAIN {
+            self.record();
+        }
+    }
+
+    /// Begins to bring home back, where something of it is missing and can be started now.
+    pub(super) fn restore(&mut self) {
+        if self.swap.is_some() || self.waiting.is_some() || self.memory.ledger_error.is_some() {
+            return;
+        }
+        let (begun, deeds) = self.with_world(|upkeep, world| upkeep.next(world));
+        self.fulfil(deeds);
+        if let Some((plan, first)) = begun {
+            self.begin(plan, None, 0, first);
+        }
+    }
+
+    /// How a model that fell has ended.
+    pub(super) fn diagnosed(&mut self, model: &ModelName, end: End) {
+        match &end {
+            End::Failed(why) => tracing::warn!(%model, "{model} failed: {why}"),
+            End::ByHand => tracing::info!(%model, "{model} was stopped by hand"),
+            End::Shutdown => tracing::info!(%model, "the machine goes down"),
+        }
+        let deeds = self.with_world(|upkeep, world| upkeep.diagnosed(world, model, end));
+        self.fulfil(deeds);
+        self.notice();
+    }
+
+    pub(super) fn fulfil(&mut self, deeds: Vec<Deed>) {
+        // One write holds all that led to these.
+        if deeds.contains(&Deed::Record) {
+            self.record();
+        }
+        for deed in deeds {
+            match deed {
+                Deed::Record => {}
+                Deed::Stop(model) => {
+                    tracing::info!(%model, "stopping it: it runs and should not");
+                    self.hands.stop(0, &model, BEYOND);
+                }
+                Deed::Kill(model) => self.hands.kill(&model),
+                Deed::Diagnose(model) => {
+                    if let Some(claim) = self.state.claims.get(&model) {
+                        self.hands.diagnose(None, &model, claim.invocation.clone(), claim.earlier.clone());
+                    }
+                }
+                Deed::Look(model) => self.hands.look(&model),
+                Deed::Say(what) => self.events.say(super::now_ms(), what),
+            }
+        }
+    }
+}

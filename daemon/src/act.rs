@@ -153,10 +153,11 @@ impl Hands {
                 Ok(job) => job.wait().await,
                 Err(error) => Err(error),
             };
-            if let Err(SystemdError::Unreachable { .. }) = result
+            if let Err(SystemdError::Unreachable { .. } | SystemdError::NoAnswer { .. }) = result
                 && Instant::now() < end
             {
-                // The bus comes back, and a unit that was not told to stop runs on.
+                // The bus comes back, and a unit that was not told to stop runs on. Where only the answer was lost, it
+                // would be taken for one that was stopped by hand.
                 tokio::time::sleep(BUS_PAUSE).await;
                 return hands.order(UnitJob::Stop { id, model, end });
             }

@@ -27,6 +27,7 @@ Change:
   restart MODEL   the same again
   back            whatever served before
   retry MODEL     start what is quarantined again
+  repair          go on from what a damaged ledger still tells; keeps the file
 Before you do:
   plan VERB …     say what a change would do, touch nothing
   check           validate and explain the configuration; needs no berthd
@@ -44,7 +45,8 @@ Examples:
 
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
-  status, plan, check   one document
+  status, plan, check, repair
+                        one document
   events, logs          one document a line
   switch, start, stop, restart, back, retry
                         one event a line while it is followed; the last line has
@@ -137,6 +139,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Mend a damaged ledger; models that run go on
+    ///
+    /// The damaged file is kept as /var/lib/berth/ledger.damaged-TIME. From now
+    /// on the last line of it counts whose checksum is right; where there is
+    /// none, Berth begins anew from what runs, and nothing is home until you
+    /// switch or start a model. With a sound ledger nothing is changed.
+    #[command(after_help = "Example:\n  berthctl repair\n\n\
+        Exits 3 where a new ledger can't be written; nothing was changed then.")]
+    Repair,
     /// Say what a change would do, touch nothing
     #[command(after_help = "Example:\n  berthctl plan switch llama70b\n\n\
         Exits 3 where the change would be refused.")]

@@ -46,6 +46,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
     Ok(match cli.verb.unwrap_or(Command::Status { watch: false }) {
         Command::Status { watch } => until_interrupted(watch, berth.status(watch)).await,
         Command::Plan { verb } => berth.plan(&verb.request()).await,
+        Command::Repair => berth.repair().await,
         Command::Logs { model, follow, lines } => {
             until_interrupted(follow, berth.logs(&model.name, lines, follow)).await
         }

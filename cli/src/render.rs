@@ -4,6 +4,7 @@
 
 pub(crate) mod events;
 pub(crate) mod plan;
+pub(crate) mod repair;
 pub(crate) mod status;
 pub(crate) mod swap;
 pub(crate) mod table;

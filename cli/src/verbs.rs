@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_core::report::{
-    Accepted, Event, LogLine, PlanReport, Request, SCHEMA, Status, SwapSummary, Verdict,
+    Accepted, Event, LogLine, PlanReport, Repaired, Request, SCHEMA, Status, SwapSummary, Verdict,
 };
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -146,6 +146,17 @@ impl Context {
             Out::say(&swap::end(swap, self.out.paint));
         }
         exit
+    }
+
+    /// `repair`.
+    pub(crate) async fn repair(&self) -> Result<Exit, Complaint> {
+        let repaired: Repaired = self.client.post("/api/v1/repair", &()).await?;
+        if self.out.json {
+            Out::document(&repaired);
+        } else {
+            Out::say(&render::repair::repaired(&repaired));
+        }
+        Ok(Exit::Done)
     }
 
     /// `logs MODEL`.

@@ -9,8 +9,8 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use berth_core::report::{
-    Accepted, ApiProblem, LogLine, PlanReport, Refusal, Request, Status, StepReport, StepState, SwapSummary,
-    Verb, Verdict, What,
+    Accepted, ApiProblem, LogLine, PlanReport, Refusal, Repaired, Request, Status, StepReport, StepState,
+    SwapSummary, Verb, Verdict, What,
 };
 use common::examples::{NOW, degraded, name, restored, switched, tower, under_way};
 use common::{Berthd, Ran, Say, Script, berthctl, events, folder, run};
@@ -362,6 +362,37 @@ fn a_plan_exits_0_or_3() {
         let read: PlanReport = serde_json::from_str(&ran.stdout).unwrap();
         assert_eq!(read, verdict);
     }
+}
+
+#[test]
+fn a_repair_exits_0_with_what_counts_now_and_3_where_it_could_not_be_made() {
+    let repaired = Repaired {
+        schema: 1,
+        damage: Some("line 2 is damaged".into()),
+        kept: Some("/var/lib/berth/ledger.damaged-1".into()),
+        line: Some(3),
+        home: vec![name("genesis")],
+        default: Some(name("genesis")),
+        serving: vec![name("genesis")],
+    };
+    let folder = folder();
+    let berthd = Berthd::start(
+        &folder.path().join("s"),
+        Script::default().answer("POST /api/v1/repair", 200, &repaired),
+    );
+    let ran = run(&berthd.socket, &["repair"]);
+    assert_eq!(ran.code, Some(0));
+    assert!(ran.stdout.contains("counts   line 3"), "{}", ran.stdout);
+    let ran = run(&berthd.socket, &["repair", "--json"]);
+    assert_eq!((ran.code, &ran.documents()[0]["line"]), (Some(0), &serde_json::json!(3)));
+
+    berthd.change(|script| {
+        script.answers[0] =
+            ("POST /api/v1/repair".into(), 409, serde_json::to_value(problem(409, "ledger")).unwrap());
+    });
+    let ran = run(&berthd.socket, &["repair"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(3), ""));
+    assert!(ran.told().contains("REFUSED: ledger it is. Try: this"), "{}", ran.stderr);
 }
 
 #[test]

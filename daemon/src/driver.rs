@@ -4,6 +4,7 @@
 //! perform what comes of it. It waits for nothing but messages and the ledger's fsync.
 
 mod decide;
+mod repair;
 mod show;
 mod upkeep;
 
@@ -20,7 +21,9 @@ use berth_core::facts::{Facts, Gpu, Known, Moment, Preflight, Unit};
 use berth_core::name::ModelName;
 use berth_core::plan::Plan;
 use berth_core::release::Proofs;
-use berth_core::report::{Accepted, Actor, Outcome, PlanReport, Request, Status, SwapSummary, What};
+use berth_core::report::{
+    Accepted, Actor, Outcome, PlanReport, Refusal, Repaired, Request, Status, SwapSummary, What,
+};
 use berth_core::state::State;
 use berth_core::status;
 use berth_core::swap::{Action, Event, Swap, Watch, World};
@@ -32,7 +35,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::act::{Hands, Probes};
 use crate::events::Events;
 use crate::fault;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerError};
 use crate::observe::Order;
 use crate::proc::{host_memory, monotonic_now};
 
@@ -64,6 +67,8 @@ pub enum Message {
     Decide(Box<Decide>),
     /// The state of the node.
     Status(oneshot::Sender<Status>),
+    /// An operator wants a damaged ledger mended.
+    Repair(oneshot::Sender<Result<Repaired, Refusal>>),
     /// One swap.
     SwapById(u64, oneshot::Sender<Option<SwapSummary>>),
     /// berthd is to end.
@@ -139,6 +144,7 @@ impl Driver {
         for (model, claim) in &state.claims {
             tracing::info!(%model, phase = ?claim.phase, "taken over from the ledger");
         }
+        let ledger_error = ledger.damage().as_ref().map(LedgerError::refusal);
         let held = Arc::new(Mutex::new(String::new()));
         let said = Arc::clone(&held);
         hands.tickets.set_reason(move |model| {
@@ -158,7 +164,7 @@ impl Driver {
             recorded_at: monotonic_now(),
             host: host_memory(),
             proofs: Proofs::default(),
-            memory: status::Memory::default(),
+            memory: status::Memory { ledger_error, ..status::Memory::default() },
             swap: None,
             probes: Probes::default(),
             upkeep,
@@ -230,6 +236,11 @@ impl Driver {
                 self.restore();
             }
             Message::Decide(decide) => self.decide(*decide),
+            Message::Repair(reply) => {
+                let done = self.repair();
+                // Whether the asker still listens changes nothing.
+                _ = reply.send(done);
+            }
             Message::Status(reply) => {
                 self.host = host_memory();
                 // The asker may be gone.
@@ -309,8 +320,7 @@ impl Driver {
             let _effect = fault::action(&action);
             match action {
                 Action::Record { first } => {
-                    self.record();
-                    if let Some(why) = self.memory.ledger_error.clone().filter(|_| first && !ending) {
+                    if let Some(why) = self.record().filter(|_| first && !ending) {
                         return Some(Event::RecordFailed(why));
                     }
                 }
@@ -340,7 +350,7 @@ impl Driver {
                 Action::Say(What::SwapEnded { mut swap }) => {
                     if let Some(why) = &self.memory.ledger_error {
                         swap.outcome = Some(Outcome::Degraded);
-                        let also = format!("the outcome can't be recorded: {why}");
+                        let also = why.text.clone();
                         swap.reason =
                             Some(swap.reason.map_or(also.clone(), |reason| format!("{reason}; {also}")));
                     }
@@ -397,14 +407,17 @@ impl Driver {
         decide(&mut self.upkeep, &mut world)
     }
 
-    /// Writes the state to the ledger. The error stays in `memory` for as long as it can't be written.
-    fn record(&mut self) {
+    /// Writes the state to the ledger, or gives why it could not. The error stays in `memory` for as long as it
+    /// can't be written.
+    fn record(&mut self) -> Option<String> {
         self.recorded_at = monotonic_now();
-        let result = tokio::task::block_in_place(|| self.ledger.record(&self.state));
-        self.memory.ledger_error = result.err().map(|error| error.to_string());
-        if let Some(error) = &self.memory.ledger_error {
+        let error = tokio::task::block_in_place(|| self.ledger.record(&self.state)).err();
+        self.memory.ledger_error = error.as_ref().map(LedgerError::refusal);
+        // That it is damaged has been said, and stays so until it is repaired.
+        if let Some(error @ LedgerError::Io { .. }) = &error {
             tracing::error!("{error}");
         }
+        error.map(|error| error.to_string())
     }
 }
 

@@ -82,6 +82,7 @@ pub async fn serve(listener: UnixListener, api: Api) -> io::Result<()> {
         .route("/api/v1/plan", post(dry_run))
         .route("/api/v1/swaps", post(begin))
         .route("/api/v1/swaps/{id}", get(swap))
+        .route("/api/v1/repair", post(repair))
         .route("/api/v1/events", get(events))
         .route("/api/v1/models/{name}/logs", get(logs))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not_found", "no such resource", &[]) })
@@ -173,12 +174,44 @@ async fn begin(
     }
 }
 
+async fn repair(State(api): State<Api>, ConnectInfo(peer): ConnectInfo<Peer>) -> Response {
+    let Some(actor) = peer.actor() else {
+        return problem(StatusCode::FORBIDDEN, "unknown_peer", "the kernel does not say who asks", &[]);
+    };
+    // As with a change: it is done and written down though the asker vanishes.
+    match tokio::spawn(repaired(api, actor)).await {
+        Ok(response) => response,
+        Err(_) => no_answer(),
+    }
+}
+
+/// Has a damaged ledger mended, and writes down who asked for it.
+async fn repaired(api: Api, actor: Actor) -> Response {
+    let command = command_of(&actor);
+    let (reply, answer) = oneshot::channel();
+    let (outcome, response) = match api.ask(Message::Repair(reply), answer).await {
+        Some(Ok(repaired)) => {
+            let outcome = match (&repaired.damage, repaired.line) {
+                (None, _) => "nothing to do".to_owned(),
+                (Some(damage), Some(line)) => format!("{damage}; line {line} counts from now on"),
+                (Some(damage), None) => format!("{damage}; begun anew from what runs"),
+            };
+            (outcome, Json(repaired).into_response())
+        }
+        Some(Err(refusal)) => (
+            format!("refused: {}", refusal.text),
+            problem(StatusCode::CONFLICT, &refusal.code, &refusal.text, &refusal.hints),
+        ),
+        None => ("berthd did not answer".to_owned(), no_answer()),
+    };
+    audit(actor, &command, "repair", "", &outcome);
+    response
+}
+
 /// Has a change decided, and writes down who asked for it.
 async fn asked(api: Api, request: Request, actor: Actor) -> Response {
-    // Read at once: whoever asks may be gone when the answer is there.
-    let command = std::fs::read(format!("/proc/{}/cmdline", actor.pid)).unwrap_or_default();
-    let command = String::from_utf8_lossy(&command).replace('\0', " ");
-    let (command, verb) = (command.trim(), request.verb.as_str());
+    let command = command_of(&actor);
+    let verb = request.verb.as_str();
     let model = request.model.clone().unwrap_or_default();
     let answer = api.decide(request, Some(actor.clone())).await;
     let (outcome, response) = match answer {
@@ -192,7 +225,21 @@ async fn asked(api: Api, request: Request, actor: Actor) -> Response {
         }
         None => ("berthd did not answer".to_owned(), no_answer()),
     };
+    audit(actor, &command, verb, &model, &outcome);
+    response
+}
+
+/// What the asking process was started as. Read at once: whoever asks may be gone when the answer is there.
+fn command_of(actor: &Actor) -> String {
+    let command = std::fs::read(format!("/proc/{}/cmdline", actor.pid)).unwrap_or_default();
+    String::from_utf8_lossy(&command).replace('\0', " ").trim().to_owned()
+}
+
+/// Who asked for a change, and what came of it, for the journal.
+fn audit(actor: Actor, command: &str, verb: &str, model: &str, outcome: &str) {
     let Actor { uid, user, pid } = actor;
+    let what = format!("{verb} {model}");
+    let what = what.trim_end();
     tracing::info!(
         audit = true,
         uid,
@@ -202,9 +249,8 @@ async fn asked(api: Api, request: Request, actor: Actor) -> Response {
         verb,
         model,
         outcome,
-        "audit: {user} (uid {uid}) by pid {pid} ({command}) asked: {verb} {model}: {outcome}",
+        "audit: {user} (uid {uid}) by pid {pid} ({command}) asked: {what}: {outcome}",
     );
-    response
 }
 
 #[derive(Deserialize)]

@@ -13,7 +13,7 @@ use berthd::act::Hands;
 use berthd::driver::{Driver, Message, now_ms};
 use berthd::events::Events;
 use berthd::http::{self, Api};
-use berthd::ledger::{Ledger, LedgerError};
+use berthd::ledger::Ledger;
 use berthd::nvml::Nvml;
 use berthd::observe::{self, Order};
 use berthd::proc::monotonic_now;
@@ -65,11 +65,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             last_words(&error);
-            // Starting again does not mend a ledger.
-            let lasting = error.downcast_ref().is_some_and(|error| {
-                matches!(error, LedgerError::Damaged { .. } | LedgerError::Version { .. })
-            });
-            if lasting { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::FAILURE }
+            ExitCode::FAILURE
         }
     }
 }

@@ -449,6 +449,26 @@ pub struct Accepted {
     pub plan: PlanReport,
 }
 
+/// The answer of `POST /api/v1/repair`: what was done about a ledger that was damaged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repaired {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What was wrong with it; None where it was sound, and nothing was changed.
+    pub damage: Option<String>,
+    /// Where the damaged file is kept.
+    pub kept: Option<String>,
+    /// The line of it whose state counts from now on; None where none can be believed, so that Berth begins anew from
+    /// what runs.
+    pub line: Option<usize>,
+    /// What an operator last committed, as far as is known now.
+    pub home: Vec<ModelName>,
+    /// What clients of `default` get.
+    pub default: Option<ModelName>,
+    /// What serves now, untouched.
+    pub serving: Vec<ModelName>,
+}
+
 /// Something that happened: one SSE message of `GET /api/v1/events`, whose id is `id`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {

@@ -8,9 +8,10 @@ use crate::config::{Model, Settings};
 use crate::facts::{Facts, Gpu, Known, Moment};
 use crate::name::ModelName;
 use crate::plan;
-use crate::release::{Proofs, Reading};
+use crate::release::{Proofs, Reading, Unproved};
 use crate::report::{
-    GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, SCHEMA, Status, SwapSummary,
+    GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Refusal, SCHEMA, Status,
+    SwapSummary,
 };
 use crate::state::{Claim, Phase, State, Times};
 use crate::upkeep::Upkeep;
@@ -22,8 +23,8 @@ pub struct Memory {
     pub since: BTreeMap<ModelName, (ModelState, u64)>,
     /// Since when each problem stands, by its key.
     pub problems: BTreeMap<String, u64>,
-    /// Why the ledger can't be written, while it can't.
-    pub ledger_error: Option<String>,
+    /// What a change is refused with while nothing can be recorded: the ledger can't be written, or not be believed.
+    pub ledger_error: Option<Refusal>,
 }
 
 /// Everything a picture is made of.
@@ -224,8 +225,7 @@ pub fn problems(view: &View) -> Vec<Problem> {
         found.push(problem);
     };
     if let Some(why) = &view.memory.ledger_error {
-        let text = format!("what Berth does can't be recorded: {why}; no swap is begun");
-        add("ledger", String::new(), text, "make room on the disk of /var/lib/berth".to_owned());
+        add(&why.code, String::new(), why.text.clone(), why.hints.join("; or "));
     }
     for name in &view.state.home.models {
         let serves = view.state.claims.get(name).is_some_and(|claim| claim.phase == Phase::Serving);
@@ -258,7 +258,9 @@ pub fn problems(view: &View) -> Vec<Problem> {
     }
     let ending = view.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
     for (name, claim) in ending.filter(|_| view.swap.is_none()) {
-        for unproved in view.proofs.unproved(name, claim) {
+        // One more reading is no problem.
+        let held = |unproved: &Unproved| unproved.reading != Reading::Back;
+        for unproved in view.proofs.unproved(name, claim).into_iter().filter(held) {
             let next = match &unproved.reading {
                 Reading::Held { by, .. } if !by.is_empty() => {
                     let pids: Vec<String> = by.iter().map(|process| process.pid.to_string()).collect();

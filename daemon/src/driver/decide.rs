@@ -21,15 +21,15 @@ impl Driver {
         if self.memory.ledger_error.is_some() {
             self.record();
         }
+        let unrecorded = self.memory.ledger_error.clone();
+        let unrecorded = unrecorded.map(|refusal| Verdict::Refused { refusal, nearest: None });
         let Some(by) = decide.by.clone() else {
-            let verdict = self.plan(&decide, &self.state);
+            let verdict = unrecorded.unwrap_or_else(|| self.plan(&decide, &self.state));
             let report = self.report(&decide, &verdict);
             return answer(decide, Answer::Plan(report));
         };
-        let verdict = match (&self.swap, &self.memory.ledger_error) {
-            (_, Some(why)) => {
-                refused("ledger", format!("what Berth does can't be recorded: {why}"), Vec::new())
-            }
+        let verdict = match (&self.swap, unrecorded) {
+            (_, Some(refused)) => refused,
             (Some(own), None) if own.verb() == Verb::Restore && self.waiting.is_none() => {
                 match self.beside_own(&decide, own) {
                     // What an operator asks for comes before what berthd does by itself.

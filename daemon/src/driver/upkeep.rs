@@ -60,9 +60,11 @@ impl Driver {
         if deeds.contains(&Deed::Record) {
             self.record();
         }
+        let acting = self.ledger.damage().is_none();
         for deed in deeds {
             match deed {
                 Deed::Record => {}
+                Deed::Stop(_) | Deed::Kill(_) if !acting => {}
                 Deed::Stop(model) => {
                     tracing::info!(%model, "stopping it: it runs and should not");
                     self.hands.stop(0, &model, BEYOND);

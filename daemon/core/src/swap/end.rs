@@ -199,7 +199,12 @@ fn leave_stopped(state: &mut State) {
     state.stopped.retain(|model, _| !resident.contains(model));
 }
 
-/// Whether a model of home does not serve.
+/// Whether a model of home does not serve, nor another in its place.
 fn home_is_missed(world: &World) -> bool {
-    world.state.home.models.iter().any(|model| !world.state.is_serving(model))
+    let state = &*world.state;
+    let serves = |model: &ModelName| {
+        let stands_in = state.quarantine(model).and_then(|_| state.stand_in(model));
+        state.is_serving(stands_in.unwrap_or(model))
+    };
+    !state.home.models.iter().all(serves)
 }

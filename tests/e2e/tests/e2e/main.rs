@@ -9,6 +9,7 @@
 
 mod crash;
 mod failures;
+mod home;
 mod input;
 mod machine;
 mod release;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use berth_core::report::{ModelState, Outcome};
 use berth_tests::Berth;
+use serde_json::{Value, json};
 
 const EACH: &str = "14300MiB";
 const SOON: Duration = Duration::from_secs(20);
@@ -45,14 +46,138 @@ fn the_ledger_is_lost_and_fought_for() {
     berth.switch("genesis");
     assert_eq!(berth.serving(), ["genesis"]);
     berth.assert_no_failed_allocation();
+}
 
-    // One that is damaged is not believed, and the models run on.
-    let genesis = berth.run_of("genesis");
+/// What is done to the ledger while berthd is down; what it is then.
+fn spoil(berth: &Berth, how: &str) -> String {
     _ = berth.systemctl(&["stop", "berthd.service"]).with_code(0);
-    _ = berth.run(None, &["sed", "-i", "2s/boot/bo0t/", "/var/lib/berth/ledger"]).with_code(0);
-    _ = berth.systemctl(&["start", "berthd.service"]);
-    assert!(berth.journal("berthd.service").contains("line 2 is damaged"));
+    _ = berth.run(None, &["sh", "-ec", &format!("cd /var/lib/berth; {how}")]).with_code(0);
+    let spoilt = ledger(berth);
+    _ = berth.systemctl(&["start", "berthd.service"]).with_code(0);
+    berth.wait_for_berthd(SOON).unwrap();
+    spoilt
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn ledger(berth: &Berth) -> String {
+    berth.run(None, &["cat", "/var/lib/berth/ledger"]).with_code(0).stdout
+}
+
+/// What it is, with what repairs it, as the problem and as the refusal of a switch.
+fn assert_damaged(berth: &Berth, why: &str) {
+    let problems = berth.status().problems;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(problems[0].code, "ledger_damaged");
+    assert!(problems[0].text.contains("ledger /var/lib/berth/ledger: ") && problems[0].text.contains(why));
+    assert!(problems[0].next.contains("berthctl repair"), "{problems:?}");
+    let refused = berth.change(&["switch", "aeon"]).with_code(3);
+    let problem = &refused.last["problem"];
+    assert_eq!((&problem["code"], &problem["title"]), (&json!("ledger_damaged"), &json!(problems[0].text)));
+    assert!(problem["hints"].to_string().contains("berthctl repair"), "{problem:#}");
+}
+
+/// Rules 5, 8: a torn tail is cut off and said. A ledger that is damaged is not believed: berthd observes, and
+/// starts and stops nothing, over restarts too, until somebody has it repaired; the file is kept.
+#[test]
+fn a_damaged_ledger_stops_acting_and_not_observing() {
+    let berth = Berth::builder().fake("aeon", EACH, &[]).fake("genesis", EACH, &[]).boot();
+    berth.switch("aeon");
+    berth.switch("genesis");
+    let genesis = berth.run_of("genesis");
+
+    _ = spoil(&berth, r#"printf '0badcafe {"home":' >> ledger"#);
+    let journal = berth.journal("berthd.service");
+    assert!(journal.contains("ledger: cut off 17 bytes of a write that was interrupted"), "{journal}");
+    berth.assert_home("genesis");
+
+    let spoilt = spoil(&berth, "sed -i 2s/boot/bo0t/ ledger");
+    let why = "line 2 is damaged (its checksum is wrong)";
+    berth.wait_serving("genesis", SOON);
+    assert_damaged(&berth, why);
+    berth.restart_berthd();
+    berth.wait_serving("genesis", SOON);
+    assert_damaged(&berth, why);
+    for verb in [&["start", "aeon"][..], &["stop", "--all"], &["back"], &["plan", "back"]] {
+        let refused = berth.ctl(verb).with_code(3);
+        let said = one_line(&format!("{}{}", refused.stdout, refused.stderr));
+        assert!(said.contains(why) && said.contains("Try: berthctl repair"), "{verb:?}: {refused}");
+    }
+    let events = berth.ctl(&["events"]).with_code(0).stdout;
+    assert!(one_line(&events).contains(why), "{events}");
+    _ = berth.ctl(&["logs", "genesis"]).with_code(0);
+    assert!(!berth.ask("genesis").is_empty());
+    assert_eq!((ledger(&berth), berth.run_of("genesis")), (spoilt.clone(), genesis.clone()));
+
+    // One who may not use the socket may not repair.
+    _ = berth.ctl_as("mallory", &["repair"]).with_code(6);
+    let text = berth.ctl_as("frank", &["repair"]).with_code(0).stdout;
+    let lines = spoilt.lines().count();
+    assert!(one_line(&text).contains(why) && text.contains(&format!("line {lines}, the last one")), "{text}");
+    assert!(text.contains("home     genesis; `default` is genesis"), "{text}");
+    let kept = text.lines().find_map(|line| line.strip_prefix("  kept     ")).unwrap();
+    assert_eq!(berth.run(None, &["cat", kept]).with_code(0).stdout, spoilt);
+    berth.assert_home("genesis");
+    let journal = berth.journal("berthd.service");
+    assert!(
+        journal.contains("audit: frank (uid")
+            && journal.contains("asked: repair: ledger /var/lib/berth/ledger: line 2"),
+        "{journal}"
+    );
+    let again = berth.ctl(&["repair"]).with_code(0).stdout;
+    assert_eq!(again, "Nothing to repair: the ledger is sound.\n");
     assert_eq!(berth.run_of("genesis"), genesis);
+    berth.switch("aeon");
+
+    // An older line counts where the newest are damaged. What runs is not stopped for it.
+    let aeon = berth.run_of("aeon");
+    _ = spoil(&berth, r#"sed -i '/"home":{"models":\["aeon"\]/s/boot/bo0t/' ledger"#);
+    berth.wait_serving("aeon", SOON);
+    let repaired = berth.ctl_json(&["repair"]);
+    assert_eq!((&repaired["home"], &repaired["serving"]), (&json!(["genesis"]), &json!(["aeon"])));
+    let problems = berth.status().problems;
+    assert!(problems.len() == 1 && problems[0].text.contains("genesis should serve"), "{problems:?}");
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(berth.run_of("aeon"), aeon);
+    berth.switch("genesis");
+    berth.switch("aeon");
+
+    // A model that falls meanwhile is seen to, once there is a ledger again.
+    _ = spoil(&berth, "sed -i 2s/boot/bo0t/ ledger");
+    berth.wait_serving("aeon", SOON);
+    _ = berth.systemctl(&["kill", "--signal=KILL", "berth-model@aeon.service"]).with_code(0);
+    berth.wait_for("aeon's end", SOON, |berth| (berth.state_of("aeon") == ModelState::Off).then_some(()));
+    assert_eq!(berth.run_of("aeon").main_pid, 0);
+    _ = berth.ctl(&["repair"]).with_code(0);
+    berth.wait_serving("aeon", SOON);
+    berth.assert_home("aeon");
+
+    // Where nothing can be believed, what runs serves on, and what is home is asked for.
+    let aeon = berth.run_of("aeon");
+    for (how, why) in [
+        ("sed -i 2,\\$s/boot/bo0t/ ledger", "line 2 is damaged"),
+        ("sed -i '1s/2/3/' ledger", "begins with `berth-ledger 3`: a newer Berth wrote it"),
+        (": > ledger", "line 1 is damaged (it has no end)"),
+    ] {
+        _ = spoil(&berth, how);
+        berth.wait_serving("aeon", SOON);
+        assert_damaged(&berth, why);
+        let repaired = berth.ctl_json(&["repair"]);
+        assert_eq!(
+            (&repaired["line"], &repaired["serving"][0]),
+            (&Value::Null, &json!("aeon")),
+            "{repaired:#}"
+        );
+        assert_eq!((repaired["home"].as_array().unwrap().len(), berth.status().problems), (0, vec![]));
+        assert_eq!((berth.serving(), berth.run_of("aeon")), (vec!["aeon".to_owned()], aeon.clone()));
+    }
+    let files = berth.run(None, &["ls", "/var/lib/berth"]).with_code(0).stdout;
+    assert_eq!(files.matches("ledger.damaged-").count(), 6, "{files}");
+    berth.switch("genesis");
+    berth.assert_home("genesis");
+    berth.assert_no_failed_allocation();
 }
 
 /// S2, rule 8: a model of home that was on its way up when berthd died is waited for, not started again; and a

@@ -126,7 +126,8 @@ impl Reference {
                 home.default = home.default.filter(|name| name != model);
             }
             "stop --all" => home = Rest::default(),
-            _ => return self.before.clone().filter(|before| *before != self.home),
+            // What was empty is nothing to go back to.
+            _ => return self.before.clone().filter(|to| *to != self.home && !to.models.is_empty()),
         }
         home.models.sort();
         Some(home)
@@ -152,7 +153,7 @@ impl Reference {
             ensure!(told.code == Some(code), "undisturbed it should end with {code}: {text}");
         }
         if now != was {
-            // What was empty is nothing to go back to.
+            // An empty home is not kept as the one before.
             let kept = if was.models.is_empty() { self.before.clone() } else { Some(was.clone()) };
             self.before = kept.filter(|_| told.done);
             self.home = now.clone();

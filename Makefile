@@ -93,8 +93,9 @@ deps:
 assets:
 	@tests/assets/fetch
 
-# What a switch costs, beside what others do: ten minutes; docs/measurements.md has the last figures. Of what is
-# installed, so of a release build, in a tree of its own. BENCH="SWITCHES OTHERS WAIT_SECONDS" for a shorter run.
+# What a switch costs, beside what others do, what a killed berthd and a power cut do, and 1,000 restarts at the edge of
+# memory: 20 minutes; docs/measurements.md has the last figures. Of what is installed, so of a release build, in a tree
+# of its own. BENCH="edge=100 adopt" for parts of it: switch, others, wait, adopt, recovery, edge, each with how many.
 # Before all else that runs on this machine (FIRST= for among it), so that it measures Berth and not a compiler.
 first = $(if $(filter undefined,$(origin FIRST)),chrt --rr 1,$(FIRST))
 bench: PROFILE = release

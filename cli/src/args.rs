@@ -28,6 +28,7 @@ Change:
   back            whatever served before
   retry MODEL     start what is quarantined again
   repair          go on from what a damaged ledger still tells; keeps the file
+  device clear N  use a GPU that is suspect again at once
 Before you do:
   plan VERB …     say what a change would do, touch nothing
   check           validate and explain the configuration; needs no berthd
@@ -45,7 +46,7 @@ Examples:
 
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
-  status, plan, check, repair
+  status, plan, check, repair, device clear
                         one document
   events, logs          one document a line
   switch, start, stop, restart, back, retry
@@ -155,6 +156,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         verb: PlanVerb,
     },
+    /// Take a GPU as it is
+    #[command(after_help = "Example:\n  berthctl device clear 1")]
+    Device {
+        #[command(subcommand)]
+        verb: DeviceVerb,
+    },
     /// Show what a model's server said
     #[command(after_help = "Example:\n  berthctl logs qwen32b -n 30")]
     Logs {
@@ -228,6 +235,27 @@ pub(crate) enum PlanVerb {
     Back,
     /// Starting a quarantined model again
     Retry(ModelArg),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceVerb {
+    /// Use a suspect GPU again at once, and wait no longer for memory there that nobody can be named for
+    ///
+    /// A GPU that was lost, reported a critical Xid, was silent or contradicted itself is suspect: nothing is placed
+    /// there until it was read soundly for a while. This ends that at once; what is wrong with it anew makes it
+    /// suspect again.
+    ///
+    /// Where a model ended and memory of it did not come back, that is given up too, if all its processes are gone
+    /// and none is listed on this GPU: it counts as foreign use from then on. The answer says how much it was and
+    /// whose. Memory of a process that still runs or is listed is never given up.
+    #[command(after_help = "Examples:\n  berthctl device clear 1\n  \
+        berthctl device clear GPU-8fe1c2d4-3a31-4c1e-9f0b-2f6d1f7f4a55\n\n\
+        Exits 0 also where there was nothing to clear, 3 where there is no such GPU.")]
+    Clear {
+        /// Its index, as `berthctl status` shows it, or its UUID
+        #[arg(value_name = "GPU")]
+        gpu: String,
+    },
 }
 
 impl PlanVerb {

@@ -19,7 +19,7 @@ mod verbs;
 use berth_core::report::{Request, Verb};
 use clap::Parser as _;
 
-use crate::args::{Cli, Command, request};
+use crate::args::{Cli, Command, DeviceVerb, request};
 use crate::client::Client;
 use crate::complaint::Complaint;
 use crate::exit::Exit;
@@ -47,6 +47,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Status { watch } => until_interrupted(watch, berth.status(watch)).await,
         Command::Plan { verb } => berth.plan(&verb.request()).await,
         Command::Repair => berth.repair().await,
+        Command::Device { verb: DeviceVerb::Clear { gpu } } => berth.clear(gpu).await,
         Command::Logs { model, follow, lines } => {
             until_interrupted(follow, berth.logs(&model.name, lines, follow)).await
         }

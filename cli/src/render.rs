@@ -2,6 +2,7 @@
 //!
 //! Nothing here prints, asks or reads a clock. Colour carries nothing that the text doesn't say.
 
+pub(crate) mod device;
 pub(crate) mod events;
 pub(crate) mod plan;
 pub(crate) mod repair;

@@ -76,6 +76,7 @@ fn gpu(gpu: Gpu) -> GpuStatus {
         name: gpu.name,
         age_ms: 0,
         memory,
+        suspect: None,
         holders,
         temperature_c: gpu.temperature_c,
         power_w: gpu.power_w,
@@ -85,13 +86,15 @@ fn gpu(gpu: Gpu) -> GpuStatus {
 
 /// The processes by whose they are, largest first.
 fn holders(processes: Vec<GpuProcess>) -> Vec<Holder> {
-    let mut found: BTreeMap<(bool, String), Holder> = BTreeMap::new();
+    let mut found: BTreeMap<(bool, String, Option<String>), Holder> = BTreeMap::new();
     for process in processes {
         let ours = process.model.is_some();
         let name = process.model.map_or(process.program, String::from);
-        let holder = found.entry((ours, name.clone())).or_insert_with(|| Holder {
+        let unit = process.unit;
+        let holder = found.entry((ours, name.clone(), unit.clone())).or_insert_with(|| Holder {
             name,
             ours,
+            unit,
             pids: Vec::new(),
             memory: Known::Value(Bytes::ZERO),
         });
@@ -119,6 +122,7 @@ mod tests {
             program: program.into(),
             memory,
             model: model.map(|name| name.parse().unwrap()),
+            unit: None,
         }
     }
 

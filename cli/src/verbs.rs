@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use berth_core::report::{
-    Accepted, Event, LogLine, PlanReport, Repaired, Request, SCHEMA, Status, SwapSummary, Verdict,
+    Accepted, ClearRequest, Cleared, Event, LogLine, PlanReport, Repaired, Request, SCHEMA, Status,
+    SwapSummary, Verdict,
 };
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -98,6 +99,17 @@ impl Context {
             Out::say(&render::plan::plan(&plan, self.out.paint));
         }
         Ok(if matches!(plan.verdict, Verdict::Refused(_)) { Exit::Refused } else { Exit::Done })
+    }
+
+    /// `device clear GPU`.
+    pub(crate) async fn clear(&self, device: String) -> Result<Exit, Complaint> {
+        let cleared: Cleared = self.client.post("/api/v1/devices/clear", &ClearRequest { device }).await?;
+        if self.out.json {
+            Out::document(&cleared);
+        } else {
+            Out::say(&render::device::cleared(&cleared));
+        }
+        Ok(Exit::Done)
     }
 
     /// `switch`, `start`, `stop`, `restart`, `back`.

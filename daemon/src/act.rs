@@ -29,7 +29,7 @@ use crate::ticket::Tickets;
 const TICKET_LIFE: Duration = Duration::from_secs(30);
 /// How long a job of systemd may take before it counts as failed; the machine's own deadlines are for the rest.
 const JOB: Duration = Duration::from_secs(25);
-/// Between two attempts to stop a unit while the bus is away.
+/// Between two attempts to start or stop a unit while the bus or systemd is away.
 const BUS_PAUSE: Duration = Duration::from_millis(300);
 /// Between two probes of a server that is not ready: a part of the time that it has been loading, within these.
 const PROBE_PAUSE: Duration = Duration::from_millis(5);
@@ -140,8 +140,16 @@ impl Hands {
             let _effect = fault::effect("ticket");
             self.tickets.grant(&start.model, &launch, expires).map_err(|error| error.to_string())?;
         }
-        let job = self.systemd.start(&start.model, (Instant::now() + JOB).into()).await;
-        job.map_err(|error| error.to_string())
+        let end = Instant::now() + JOB;
+        loop {
+            match self.systemd.start(&start.model, end.into()).await {
+                // Whether systemd heard it is not known. The ticket is good for one start all the same.
+                Err(SystemdError::Unreachable { .. }) if Instant::now() < end => {
+                    tokio::time::sleep(BUS_PAUSE).await;
+                }
+                job => return job.map_err(|error| error.to_string()),
+            }
+        }
     }
 
     async fn queue_stop(&self, id: u64, model: ModelName, end: Instant) {

@@ -4,6 +4,8 @@
 //! perform what comes of it. It waits for nothing but messages and the ledger's fsync.
 
 mod decide;
+mod device;
+mod health;
 mod repair;
 mod show;
 mod upkeep;
@@ -18,12 +20,15 @@ use std::time::Duration;
 use berth_core::bytes::Bytes;
 use berth_core::config::Settings;
 use berth_core::facts::{Facts, Gpu, Known, Moment, Preflight, Unit};
+use berth_core::health::Verdict;
 use berth_core::name::ModelName;
 use berth_core::plan::Plan;
 use berth_core::release::Proofs;
 use berth_core::report::{
-    Accepted, Actor, Outcome, PlanReport, Refusal, Repaired, Request, Status, SwapSummary, What,
+    Accepted, Actor, Cleared, Outcome, PlanReport, Refusal, Repaired, Request, Status, SwapSummary, What,
 };
+use berth_core::rivals::Service;
+use berth_core::soundness::Soundness;
 use berth_core::state::State;
 use berth_core::status;
 use berth_core::swap::{Action, Event, Swap, Watch, World};
@@ -35,14 +40,16 @@ use tokio::time::{Instant, sleep_until};
 use crate::act::{Hands, Probes};
 use crate::events::Events;
 use crate::fault;
+use crate::health::Checking;
 use crate::ledger::{Ledger, LedgerError};
+use crate::nvml::Xid;
 use crate::observe::Order;
 use crate::proc::{host_memory, monotonic_now};
 
 /// Between two looks at deadlines while a swap is under way, and otherwise.
 const TICK: Duration = Duration::from_millis(100);
 const IDLE_TICK: Duration = Duration::from_secs(1);
-/// Between two signs of life to systemd.
+/// Between two signs of life to systemd, unless its watchdog is set so short that it needs more.
 const WATCHDOG: Duration = Duration::from_secs(5);
 /// A job that stops a unit may take this much longer than the machine waits for it.
 const BEYOND: Duration = Duration::from_secs(20);
@@ -59,12 +66,27 @@ pub enum Message {
     Unit(ModelName, Option<Unit>),
     /// What came of an action of this swap.
     Swap(u64, Event),
+    /// The services that are enabled for boot.
+    Enabled(Vec<Service>),
     /// How a model that served has ended.
     Ended(ModelName, End),
     /// What of a model's files is missing, and why.
     Looked(ModelName, Option<(PathBuf, String)>),
+    /// What the checks of one run (an InvocationID) of a model in service come to.
+    Health {
+        /// The model.
+        model: ModelName,
+        /// The run.
+        run: String,
+        /// The verdict.
+        verdict: Verdict,
+    },
     /// An operator asks, with what was looked up for it.
     Decide(Box<Decide>),
+    /// The driver of the GPUs reported an Xid.
+    Xid(Xid),
+    /// An operator takes this GPU as it is.
+    Clear(String, oneshot::Sender<Result<Cleared, Box<Refusal>>>),
     /// The state of the node.
     Status(oneshot::Sender<Status>),
     /// An operator wants a damaged ledger mended.
@@ -117,10 +139,12 @@ pub struct Driver {
     recorded_at: Moment,
     host: Known<(Bytes, Bytes)>,
     proofs: Proofs,
+    soundness: Soundness,
     memory: status::Memory,
     swap: Option<Swap>,
     probes: Probes,
     upkeep: Upkeep,
+    checking: watch::Sender<Checking>,
     /// A request that waits for berthd's own swap to give way.
     waiting: Option<Decide>,
     /// Who holds which GPU, in words: told to those who start a unit by hand.
@@ -153,6 +177,7 @@ impl Driver {
         });
         Self {
             settings,
+            checking: crate::health::spawn(&hands),
             hands,
             ledger,
             events,
@@ -164,6 +189,7 @@ impl Driver {
             recorded_at: monotonic_now(),
             host: host_memory(),
             proofs: Proofs::default(),
+            soundness: Soundness::default(),
             memory: status::Memory { ledger_error, ..status::Memory::default() },
             swap: None,
             probes: Probes::default(),
@@ -181,9 +207,10 @@ impl Driver {
             self.hands.reference(model);
         }
         let mut alive_at = Instant::now();
+        let alive_every = sd_notify::watchdog_enabled().map_or(WATCHDOG, |within| WATCHDOG.min(within / 3));
         loop {
             let pause = if self.swap.is_some() { TICK } else { IDLE_TICK };
-            let next = Instant::now() + pause;
+            let next = Instant::now() + pause.min(alive_every);
             tokio::select! {
                 message = messages.recv() => match message {
                     None | Some(Message::Quit) => return,
@@ -191,7 +218,7 @@ impl Driver {
                 },
                 () = sleep_until(next) => self.step(Event::Tick),
             }
-            if alive_at.elapsed() >= WATCHDOG {
+            if alive_at.elapsed() >= alive_every {
                 alive_at = Instant::now();
                 // Without a service manager there is nobody to tell.
                 _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
@@ -227,6 +254,10 @@ impl Driver {
                     self.step(event);
                 }
             }
+            Message::Enabled(services) => {
+                self.memory.rivals.take(services);
+                self.notice();
+            }
             Message::Ended(model, end) => {
                 self.diagnosed(&model, end);
                 self.restore();
@@ -235,11 +266,18 @@ impl Driver {
                 self.upkeep.looked(&model, missing, monotonic_now());
                 self.restore();
             }
+            Message::Health { model, run, verdict } => self.judged(model, &run, verdict),
             Message::Decide(decide) => self.decide(*decide),
             Message::Repair(reply) => {
                 let done = self.repair();
                 // Whether the asker still listens changes nothing.
                 _ = reply.send(done);
+            }
+            Message::Xid(xid) => self.xid(&xid),
+            Message::Clear(device, reply) => {
+                // Whether the asker still listens changes nothing.
+                _ = reply.send(self.clear(&device));
+                self.restore();
             }
             Message::Status(reply) => {
                 self.host = host_memory();

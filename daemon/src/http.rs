@@ -2,6 +2,8 @@
 //!
 //! Who may connect is the socket's mode: root and the group `berth`. Who asked for a change goes into the journal.
 
+mod devices;
+
 use std::convert::Infallible;
 use std::fs;
 use std::io;
@@ -83,6 +85,7 @@ pub async fn serve(listener: UnixListener, api: Api) -> io::Result<()> {
         .route("/api/v1/swaps", post(begin))
         .route("/api/v1/swaps/{id}", get(swap))
         .route("/api/v1/repair", post(repair))
+        .route("/api/v1/devices/clear", post(devices::clear))
         .route("/api/v1/events", get(events))
         .route("/api/v1/models/{name}/logs", get(logs))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not_found", "no such resource", &[]) })
@@ -187,7 +190,7 @@ async fn repair(State(api): State<Api>, ConnectInfo(peer): ConnectInfo<Peer>) ->
 
 /// Has a damaged ledger mended, and writes down who asked for it.
 async fn repaired(api: Api, actor: Actor) -> Response {
-    let command = command_of(&actor);
+    let audit = Audit::new(actor, "repair", String::new());
     let (reply, answer) = oneshot::channel();
     let (outcome, response) = match api.ask(Message::Repair(reply), answer).await {
         Some(Ok(repaired)) => {
@@ -204,16 +207,14 @@ async fn repaired(api: Api, actor: Actor) -> Response {
         ),
         None => ("berthd did not answer".to_owned(), no_answer()),
     };
-    audit(actor, &command, "repair", "", &outcome);
+    audit.write(&outcome);
     response
 }
 
 /// Has a change decided, and writes down who asked for it.
 async fn asked(api: Api, request: Request, actor: Actor) -> Response {
-    let command = command_of(&actor);
-    let verb = request.verb.as_str();
-    let model = request.model.clone().unwrap_or_default();
-    let answer = api.decide(request, Some(actor.clone())).await;
+    let audit = Audit::new(actor.clone(), request.verb.as_str(), request.model.clone().unwrap_or_default());
+    let answer = api.decide(request, Some(actor)).await;
     let (outcome, response) = match answer {
         Some(Answer::Accepted(accepted)) => {
             let outcome = accepted.swap.map_or("nothing to do".to_owned(), |id| format!("swap {id}"));
@@ -225,32 +226,42 @@ async fn asked(api: Api, request: Request, actor: Actor) -> Response {
         }
         None => ("berthd did not answer".to_owned(), no_answer()),
     };
-    audit(actor, &command, verb, &model, &outcome);
+    audit.write(&outcome);
     response
 }
 
-/// What the asking process was started as. Read at once: whoever asks may be gone when the answer is there.
-fn command_of(actor: &Actor) -> String {
-    let command = std::fs::read(format!("/proc/{}/cmdline", actor.pid)).unwrap_or_default();
-    String::from_utf8_lossy(&command).replace('\0', " ").trim().to_owned()
+/// Who asks for which change.
+struct Audit {
+    actor: Actor,
+    command: String,
+    verb: &'static str,
+    model: String,
 }
 
-/// Who asked for a change, and what came of it, for the journal.
-fn audit(actor: Actor, command: &str, verb: &str, model: &str, outcome: &str) {
-    let Actor { uid, user, pid } = actor;
-    let what = format!("{verb} {model}");
-    let what = what.trim_end();
-    tracing::info!(
-        audit = true,
-        uid,
-        user,
-        pid,
-        command,
-        verb,
-        model,
-        outcome,
-        "audit: {user} (uid {uid}) by pid {pid} ({command}) asked: {what}: {outcome}",
-    );
+impl Audit {
+    /// Looked up at once: whoever asks may be gone when the answer is there.
+    fn new(actor: Actor, verb: &'static str, model: String) -> Self {
+        let command = std::fs::read(format!("/proc/{}/cmdline", actor.pid)).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ").trim().to_owned();
+        Self { actor, command, verb, model }
+    }
+
+    fn write(self, outcome: &str) {
+        let Self { actor: Actor { uid, user, pid }, command, verb, model } = self;
+        let what = format!("{verb} {model}");
+        let what = what.trim_end();
+        tracing::info!(
+            audit = true,
+            uid,
+            user,
+            pid,
+            command,
+            verb,
+            model,
+            outcome,
+            "audit: {user} (uid {uid}) by pid {pid} ({command}) asked: {what}: {outcome}",
+        );
+    }
 }
 
 #[derive(Deserialize)]
@@ -385,12 +396,23 @@ fn refused(report: PlanReport) -> Response {
     as_problem(status, &body)
 }
 
+/// What can be asked for, with the name in it.
+trait Asked {
+    fn name(&self) -> Option<&String>;
+}
+
+impl Asked for Request {
+    fn name(&self) -> Option<&String> {
+        self.model.as_ref()
+    }
+}
+
 /// A request, or the answer to what is none.
 #[allow(clippy::result_large_err)]
-fn understood(request: Result<Json<Request>, JsonRejection>) -> Result<Request, Response> {
+fn understood<T: Asked>(request: Result<Json<T>, JsonRejection>) -> Result<T, Response> {
     match request {
-        Ok(Json(request)) if request.model.as_ref().is_some_and(|name| name.len() > LONGEST_NAME) => {
-            let text = format!("no model's name has more than {LONGEST_NAME} bytes");
+        Ok(Json(request)) if request.name().is_some_and(|name| name.len() > LONGEST_NAME) => {
+            let text = format!("no name has more than {LONGEST_NAME} bytes");
             Err(malformed(StatusCode::BAD_REQUEST, &text))
         }
         Ok(Json(request)) => Ok(request),

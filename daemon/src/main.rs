@@ -17,6 +17,7 @@ use berthd::ledger::Ledger;
 use berthd::nvml::Nvml;
 use berthd::observe::{self, Order};
 use berthd::proc::monotonic_now;
+use berthd::rivals;
 use berthd::systemd::Systemd;
 use berthd::ticket::Tickets;
 use clap::Parser;
@@ -145,6 +146,7 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
     let listener = http::bind(&args.run.join("berth.sock")).context("the control socket can't be made")?;
     let driver = Driver::new(hands, ledger, events.clone(), order, state, facts, boot.trim());
     observe::spawn(nvml.clone(), systemd.clone(), orders, to_driver.clone());
+    rivals::spawn(systemd.clone(), to_driver.clone());
     let api = Api { driver: to_driver.clone(), events, nvml, systemd, settings: Arc::clone(&settings) };
     let server = tokio::spawn(http::serve(listener, api));
     let driving = tokio::spawn(driver.run(messages));

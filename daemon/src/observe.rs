@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::driver::Message;
 use crate::fault;
-use crate::nvml::Nvml;
+use crate::nvml::{Nvml, Xid};
 use crate::systemd::{Change, Systemd, UnitChange, UnitReading};
 
 /// Between two full readings when nothing goes on.
@@ -59,8 +59,17 @@ pub enum Order {
 /// Starts observing. Facts go to `driver`; the order is taken from `order` whenever it changes.
 pub fn spawn(nvml: Nvml, systemd: Systemd, order: watch::Receiver<Order>, driver: mpsc::Sender<Message>) {
     let unit_changed = Arc::new(Notify::new());
+    tokio::spawn(xids(nvml.xids(), driver.clone()));
     tokio::spawn(gpus(nvml, order.clone(), Arc::clone(&unit_changed), driver.clone()));
     tokio::spawn(units(systemd, order, unit_changed, driver));
+}
+
+async fn xids(mut xids: mpsc::UnboundedReceiver<Xid>, driver: mpsc::Sender<Message>) {
+    while let Some(xid) = xids.recv().await {
+        if driver.send(Message::Xid(xid)).await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn gpus(
@@ -249,10 +258,12 @@ fn matters(change: &UnitChange, known: Option<&UnitReading>) -> bool {
     change.active.is_some_and(|now| now.is_down() || now == Active::Active) && change.active != was
 }
 
-/// The unit with the processes that are in its cgroup now.
+/// The unit with the processes that are in its cgroup now, and what they have read by now.
 fn refreshed(reading: &UnitReading) -> Unit {
     let mut unit = reading.unit.clone();
-    unit.processes = crate::proc::cgroup_processes(&reading.control_group);
+    let used = crate::proc::cgroup_processes(&reading.control_group);
+    unit.processes = crate::proc::started_of(&used);
+    unit.brought = crate::proc::brought_by(&used, &reading.control_group);
     unit
 }
 

@@ -1,7 +1,8 @@
 //! Whether a model's server is ready: one attempt at a time, asked as a client would.
 //!
 //! A port can be answered by anyone, and a server can be healthy and dead. So the kernel is asked first whose
-//! socket takes the connection, and a healthy server must also generate one token.
+//! socket takes the connection, and a healthy server must also generate one token. In service the two are asked for
+//! one by one, and what gives no answer is told from what answers with an error.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,8 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use berth_core::backend::GenerateProbe;
+use berth_core::health::Outcome;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
+use hyper::client::conn::http1::SendRequest;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -114,6 +117,48 @@ pub async fn probe_noting(target: &ProbeTarget, deadline: Duration, healthy: &At
     attempt.run().await.unwrap_or_else(|other| other)
 }
 
+/// One health check of a server in service; it takes at most `deadline`.
+///
+/// # Errors
+/// Whose socket answers can't be found out, so nothing was asked; why, as a clause.
+pub async fn health(target: &ProbeTarget, deadline: Duration) -> Result<Outcome, String> {
+    let attempt = Attempt { target, end: Instant::now() + deadline, healthy: &AtomicBool::new(false) };
+    let answer = attempt.ask(Method::GET, &target.health_path, None, deadline).await;
+    outcome(answer.and_then(|answer| {
+        if answer.status.is_success() {
+            return Ok(());
+        }
+        let (path, status) = (&target.health_path, answer.status.as_u16());
+        Err(NoAnswer::Failed(format!("GET {path} answered {status}: {}", answer.text())))
+    }))
+}
+
+/// One token of a server in service, asked for by `generate`; as [`health`].
+///
+/// # Errors
+/// As [`health`].
+pub async fn token(
+    target: &ProbeTarget,
+    generate: &GenerateProbe,
+    deadline: Duration,
+) -> Result<Outcome, String> {
+    let attempt = Attempt { target, end: Instant::now() + deadline, healthy: &AtomicBool::new(true) };
+    outcome(attempt.generate(generate).await)
+}
+
+fn outcome(result: Result<(), NoAnswer>) -> Result<Outcome, String> {
+    match result {
+        Ok(()) => Ok(Outcome::Passed),
+        Err(NoAnswer::Late(text)) => Ok(Outcome::Unanswered(text)),
+        Err(NoAnswer::Failed(text)) => Ok(Outcome::Failed(text)),
+        Err(NoAnswer::NotAsked(Probe::Unknown(why))) => Err(why),
+        Err(NoAnswer::NotAsked(Probe::NotListening)) => {
+            Ok(Outcome::Failed("nothing listens on its port any more".to_owned()))
+        }
+        Err(NoAnswer::NotAsked(other)) => Ok(Outcome::Failed(other.to_string())),
+    }
+}
+
 struct Attempt<'a> {
     target: &'a ProbeTarget,
     end: Instant,
@@ -130,6 +175,8 @@ struct Answer {
 enum NoAnswer {
     /// Nothing was asked, and what that means for the attempt.
     NotAsked(Probe),
+    /// It was asked and did not answer in time, as a clause.
+    Late(String),
     /// It was asked; what happened, as a clause about the server.
     Failed(String),
 }
@@ -140,7 +187,10 @@ impl Attempt<'_> {
         self.health().await?;
         self.healthy.store(true, Ordering::Relaxed);
         if let Some(generate) = &self.target.generate {
-            self.generate(generate).await?;
+            self.generate(generate).await.map_err(|no_answer| match no_answer {
+                NoAnswer::NotAsked(result) => result,
+                NoAnswer::Late(detail) | NoAnswer::Failed(detail) => Probe::NotGenerating { detail },
+            })?;
         }
         Ok(Probe::Ready)
     }
@@ -150,7 +200,9 @@ impl Attempt<'_> {
         let answer = match self.ask(Method::GET, path, None, HEALTH).await {
             Ok(answer) => answer,
             Err(NoAnswer::NotAsked(result)) => return Err(result),
-            Err(NoAnswer::Failed(text)) => return Err(Probe::Loading { status: None, text }),
+            Err(NoAnswer::Late(text) | NoAnswer::Failed(text)) => {
+                return Err(Probe::Loading { status: None, text });
+            }
         };
         if answer.status.is_success() {
             return Ok(());
@@ -158,14 +210,10 @@ impl Attempt<'_> {
         Err(Probe::Loading { status: Some(answer.status.as_u16()), text: answer.text() })
     }
 
-    async fn generate(&self, generate: &GenerateProbe) -> Result<(), Probe> {
+    async fn generate(&self, generate: &GenerateProbe) -> Result<(), NoAnswer> {
         let path = &generate.path;
-        let failed = |detail| Err(Probe::NotGenerating { detail });
-        let answer = match self.ask(Method::POST, path, Some(generate), self.left()).await {
-            Ok(answer) => answer,
-            Err(NoAnswer::NotAsked(result)) => return Err(result),
-            Err(NoAnswer::Failed(detail)) => return failed(detail),
-        };
+        let failed = |detail| Err(NoAnswer::Failed(detail));
+        let answer = self.ask(Method::POST, path, Some(generate), self.left()).await?;
         if !answer.status.is_success() {
             return failed(format!("POST {path} answered {}: {}", answer.status.as_u16(), answer.text()));
         }
@@ -193,14 +241,29 @@ impl Attempt<'_> {
         let what = format!("{method} {path}");
         let stream = self.connect().await?;
         let failed = |error: &dyn fmt::Display| NoAnswer::Failed(format!("{what} failed: {error}"));
-        let in_time = |limit: Duration| limit.min(self.left());
-
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failed(&error))?;
-        let _connection = Background(tokio::spawn(connection));
+        let mut connection = Background(tokio::spawn(connection));
+        let answer = self.exchange(sender, &method, path, generate, begins).await;
+        // Whoever counts the server's clients next is not to count this one.
+        connection.end().await;
+        answer
+    }
+
+    async fn exchange(
+        &self,
+        mut sender: SendRequest<Full<Bytes>>,
+        method: &Method,
+        path: &str,
+        generate: Option<&GenerateProbe>,
+        begins: Duration,
+    ) -> Result<Answer, NoAnswer> {
+        let what = format!("{method} {path}");
+        let failed = |error: &dyn fmt::Display| NoAnswer::Failed(format!("{what} failed: {error}"));
+        let in_time = |limit: Duration| limit.min(self.left());
         let mut request =
-            Request::builder().method(method).uri(path).header(HOST, self.target.address.to_string());
+            Request::builder().method(method.clone()).uri(path).header(HOST, self.target.address.to_string());
         let mut body = String::new();
         if let Some(generate) = generate {
             body = generate.body.to_string();
@@ -214,7 +277,7 @@ impl Attempt<'_> {
 
         let begun = Instant::now();
         let late = |what: &str, begun: Instant| {
-            NoAnswer::Failed(format!("{what} for {:.1} s", begun.elapsed().as_secs_f64()))
+            NoAnswer::Late(format!("{what} for {:.1} s", begun.elapsed().as_secs_f64()))
         };
         let response = timeout(in_time(begins), sender.send_request(request))
             .await
@@ -250,7 +313,7 @@ impl Attempt<'_> {
             Ok(Err(error)) => {
                 return Err(NoAnswer::Failed(format!("connecting to {server} failed: {error}")));
             }
-            Err(_) => return Err(NoAnswer::Failed(format!("{server} listens and accepts no connection"))),
+            Err(_) => return Err(NoAnswer::Late(format!("{server} listens and accepts no connection"))),
         };
         // Another socket may have taken the port meanwhile, or share it: this very connection is what counts.
         let end = stream.local_addr().and_then(|client| sockets::answers(server, client));
@@ -303,6 +366,15 @@ impl Answer {
 
 /// A task that ends with its owner.
 struct Background<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Background<T> {
+    /// Ends it and waits until it has ended.
+    async fn end(&mut self) {
+        self.0.abort();
+        // Aborted, or ended before that.
+        _ = (&mut self.0).await;
+    }
+}
 
 impl<T> Drop for Background<T> {
     fn drop(&mut self) {

@@ -92,16 +92,33 @@ impl fmt::Display for Holder {
 /// # Errors
 /// When the kernel can't be asked: no netlink socket may be made, or it has no `inet_diag`.
 pub fn listeners(port: Option<u16>) -> io::Result<Vec<Socket>> {
+    let mut found = both_families(|asker, family| asker.listeners(family, port.unwrap_or(0)))?;
+    // The port in the question is a hint to the kernel.
+    found.retain(|socket| socket.listens && port.is_none_or(|port| socket.port == port));
+    Ok(found)
+}
+
+/// How many connections there are to a port of sockets that were made in these cgroups, those that the server has not
+/// accepted yet too.
+///
+/// # Errors
+/// As [`listeners`].
+pub fn clients(port: u16, cgroups: &BTreeSet<u64>) -> io::Result<usize> {
+    let found = both_families(|asker, family| asker.connected(family, port))?;
+    Ok(found.iter().filter(|socket| !socket.listens && socket.port == port && socket.is_of(cgroups)).count())
+}
+
+fn both_families(
+    mut list: impl FnMut(&mut netlink::Asker, netlink::Family) -> io::Result<Vec<Socket>>,
+) -> io::Result<Vec<Socket>> {
     let mut asker = netlink::Asker::new()?;
-    let mut found = asker.listeners(netlink::Family::V4, port.unwrap_or(0))?;
-    match asker.listeners(netlink::Family::V6, port.unwrap_or(0)) {
+    let mut found = list(&mut asker, netlink::Family::V4)?;
+    match list(&mut asker, netlink::Family::V6) {
         Ok(more) => found.extend(more),
         // Machines without IPv6 have no such sockets.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    // The port in the question is a hint to the kernel.
-    found.retain(|socket| socket.listens && port.is_none_or(|port| socket.port == port));
     Ok(found)
 }
 

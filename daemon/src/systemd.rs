@@ -1,26 +1,30 @@
 //! systemd over the system bus: model units started, stopped, read and watched.
 //!
 //! This owns the connection to the bus and keeps it: when the bus or systemd goes away it connects again and
-//! says so ([`Change::Lost`], [`Change::Back`]). It handles instances of `berth-model@.service` and decides
-//! nothing. berthd is no root here; a polkit rule lets it make exactly the calls that are made below.
+//! says so ([`Change::Lost`], [`Change::Back`]). It handles instances of `berth-model@.service`, lists which services
+//! are enabled for boot, and decides nothing. berthd is no root here; a polkit rule lets it make exactly the calls that are made below.
 
 mod bus;
+mod enabled;
 mod job;
 mod path;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use berth_core::facts::{Active, Unit};
 use berth_core::name::ModelName;
+use berth_core::rivals::Service;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::fault;
 
+use self::job::Wanted;
 pub use self::job::{Job, JobResult};
 
 /// How long systemd may take to answer one call. It is slow only while it loads all units anew.
@@ -181,6 +185,12 @@ pub struct Systemd {
     _keeper: Arc<Keeper>,
 }
 
+impl fmt::Debug for Systemd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Systemd")
+    }
+}
+
 /// The task that keeps the connection.
 struct Keeper(JoinHandle<()>);
 
@@ -241,21 +251,28 @@ impl Systemd {
 
     /// Whether the machine is going down: systemd stops everything then.
     pub async fn is_going_down(&self) -> Result<bool, SystemdError> {
-        let state = read::system_state(&self.connection("read the state of the system")?).await?;
+        let connection = self.connection("read the state of the system")?;
+        let state = fault::call("SystemState", read::system_state(&connection)).await?;
         Ok(state == "stopping")
+    }
+
+    /// All services that are enabled for boot, Berth's and others.
+    pub async fn enabled(&self) -> Result<Vec<Service>, SystemdError> {
+        let connection = self.connection("list the services that are enabled for boot")?;
+        fault::call("ListUnitFiles", enabled::all(&connection)).await
     }
 
     /// Starts the model's unit. Returns once the job is queued; `deadline` is for the job's end.
     ///
     /// A stop that is still running is not overruled: that start is refused.
     pub async fn start(&self, model: &ModelName, deadline: Instant) -> Result<Job, SystemdError> {
-        self.queue(model, "start", "Start", "fail", deadline).await
+        self.queue(model, Wanted::Up, "start", "Start", "fail", deadline).await
     }
 
     /// Stops the model's unit. Returns once the job is queued; `deadline` is for the job's end. A start that is
     /// still running is called off.
     pub async fn stop(&self, model: &ModelName, deadline: Instant) -> Result<Job, SystemdError> {
-        self.queue(model, "stop", "Stop", "replace", deadline).await
+        self.queue(model, Wanted::Down, "stop", "Stop", "replace", deadline).await
     }
 
     /// Sends a signal to all processes of the model's unit.
@@ -302,6 +319,7 @@ impl Systemd {
     async fn queue(
         &self,
         model: &ModelName,
+        wanted: Wanted,
         verb: &str,
         member: &str,
         mode: &str,
@@ -312,12 +330,13 @@ impl Systemd {
         let connection = self.connection(&doing)?;
         // Before the call: the job can end before its name is known here.
         let (ends, waiter) = mpsc::unbounded_channel();
-        self.inner.waiters().push(Waiter { unit: unit.clone(), ends });
+        self.inner.waiters().push(Waiter { unit, ends });
         let began = Instant::now();
         let (path, body) = (path::of(model), (mode,));
         let call = bus::call(&connection, &doing, bus::SYSTEMD, &path, UNIT, member, &body);
         let job: OwnedObjectPath = fault::call(member, call).await?;
-        Ok(Job { doing, unit, object: job.as_str().to_owned(), began, deadline, waiter })
+        let (systemd, model, object) = (self.clone(), model.clone(), job.as_str().to_owned());
+        Ok(Job { systemd, model, doing, wanted, object, began, deadline, waiter })
     }
 
     async fn on_unit<B>(

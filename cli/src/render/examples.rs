@@ -34,12 +34,14 @@ pub(crate) fn gpu(index: u32, held: &[(&str, bool, u64)]) -> GpuStatus {
             kept: Bytes::mib(held.iter().filter(|h| h.1).map(|h| h.2).sum::<u64>()),
             headroom: Bytes::mib(256),
         }),
+        suspect: None,
         holders: Known::Value(
             held.iter()
                 .zip(1001..)
                 .map(|((name, ours, mib), pid)| Holder {
                     name: (*name).into(),
                     ours: *ours,
+                    unit: None,
                     pids: vec![pid],
                     memory: Known::Value(Bytes::mib(*mib)),
                 })

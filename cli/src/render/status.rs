@@ -99,7 +99,10 @@ fn gpu_row(gpu: &GpuStatus, balance: &GpuBalance) -> Vec<(Tone, String)> {
     let celsius = gpu.temperature_c.map_or_else(String::new, |c| format!("{c} C"));
     let watts = gpu.power_w.map_or_else(String::new, |w| format!("{w} W"));
     vec![
-        (Tone::Plain, format!("GPU {}", gpu.index)),
+        match gpu.suspect {
+            Some(_) => (Tone::Warn, format!("GPU {} suspect", gpu.index)),
+            None => (Tone::Plain, format!("GPU {}", gpu.index)),
+        },
         (tone, bar(balance.used, balance.total, BAR)),
         (tone, of(balance.used, balance.total)),
         (Tone::Plain, celsius),
@@ -136,6 +139,9 @@ fn holder(holder: &Holder) -> String {
         Some(pid) if name.is_empty() => format!("pid {pid}"),
         _ => name,
     };
+    // Of a login or a user's own systemd the program says more than the unit.
+    let service = holder.unit.as_deref().filter(|unit| unit.ends_with(".service") && !unit.contains('/'));
+    let name = service.map_or(name.clone(), |service| format!("{name} ({})", clean(service)));
     match &holder.memory {
         Known::Value(bytes) => format!("{name} {}", gib(*bytes)),
         Known::Unknown(_) => format!("{name} (unknown)"),

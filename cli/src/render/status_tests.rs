@@ -49,6 +49,40 @@ fn a_gpu_that_is_lost_is_unknown_and_never_nought() {
 }
 
 #[test]
+fn a_foreign_program_is_shown_with_its_service() {
+    let shown_of = |unit: Option<&str>| {
+        let mut one = gpu(0, &[("llama-server", false, 3174)]);
+        let Known::Value(holders) = &mut one.holders else { panic!("no holders") };
+        holders[0].unit = unit.map(str::to_owned);
+        let mut tower = tower();
+        tower.gpus = Known::Value(vec![one]);
+        // A name that is too long for its column goes on below.
+        shown(&tower).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let text = shown_of(Some("aeon.service"));
+    assert!(text.contains("llama-server (aeon.service) 3.1"), "{text}");
+    for plain in [None, Some("session-3.scope"), Some("user@1000.service/aeon.service")] {
+        let text = shown_of(plain);
+        assert!(text.contains("llama-server 3.1"), "{text}");
+    }
+}
+
+#[test]
+fn a_suspect_gpu_is_marked() {
+    let mut tower = tower();
+    let mut gpus = tower.gpus.value().unwrap().clone();
+    let why = "the driver reported Xid 79; see `dmesg`; it is used again in 7 s if all goes well";
+    gpus[1].suspect = Some(why.into());
+    tower.gpus = Known::Value(gpus);
+    tower.problems = vec![problem(
+        "gpu_suspect",
+        &format!("GPU 1 is suspect, nothing is placed there: {why}"),
+        "wait, or use it at once: berthctl device clear 1",
+    )];
+    insta::assert_snapshot!(shown(&tower));
+}
+
+#[test]
 fn a_degraded_node_says_what_is_wrong_and_what_to_do() {
     let mut tower = tower();
     tower.default = None;
@@ -126,6 +160,7 @@ fn whatever_the_names_and_sizes_it_fits_eighty_columns() {
     let held: Vec<(&str, bool, u64)> = held.iter().map(|(name, mib)| (name.as_str(), false, *mib)).collect();
     let mut gpus: Vec<GpuStatus> = (0..8).map(|index| gpu(index, &held)).collect();
     gpus[0].temperature_c = None;
+    gpus[1].suspect = Some("why".into());
     gpus[7].power_w = Some(1200);
     wide.gpus = Known::Value(gpus);
     wide.models = vec![ModelStatus {

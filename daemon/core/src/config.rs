@@ -58,7 +58,7 @@ pub fn load(sources: &Sources, host_name: &str) -> Result<Settings, Vec<ConfigEr
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let mut drafts = Vec::new();
     for file in files {
-        let (draft, wrong) = model_file::read(file, settings.deadlines);
+        let (draft, wrong) = model_file::read(file, &settings);
         drafts.push(draft);
         errors.extend(wrong);
     }
@@ -81,12 +81,16 @@ pub struct Settings {
     pub node: String,
     /// GPU memory per device that is never given to a model.
     pub headroom: Bytes,
+    /// For how long a GPU that misbehaved must be read soundly before it is used again.
+    pub sound: Duration,
     /// How long each step of a swap may take, where a model does not say otherwise.
     pub deadlines: Deadlines,
     /// How models that fail are brought back.
     pub restart: Restart,
     /// What is waited for before what served is brought back.
     pub boot: Boot,
+    /// How models in service are checked, where a model does not say otherwise.
+    pub health: Health,
     /// Every declared model, retired ones too.
     pub models: BTreeMap<ModelName, Model>,
     /// Where models that declare no port get one from.
@@ -130,6 +134,19 @@ pub struct Boot {
     pub gpus: Duration,
     /// For the files of a model: a disk that is mounted late.
     pub files: Duration,
+}
+
+/// How a model in service is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// Between two health checks; None where nothing is checked.
+    pub every: Option<Duration>,
+    /// How many failures in a row make it count as hung.
+    pub failures: u32,
+    /// How long an idle model may go without generating before it is asked for a token; None where it never is.
+    pub token: Option<Duration>,
+    /// How long it may leave checks unanswered while it works.
+    pub busy: Duration,
 }
 
 /// A range of ports, both ends included.
@@ -185,6 +202,8 @@ pub struct Model {
     pub ready: Ready,
     /// How long its steps may take.
     pub deadlines: Deadlines,
+    /// How it is checked while it serves. No token is asked of one that does not generate.
+    pub health: Health,
     /// The line of `source` on which each key stands that was written down (`cmd`, `memory.gpu` …).
     pub declared: BTreeMap<String, usize>,
     /// Each value above that was not written down, and where it came from: for `berthctl check`.

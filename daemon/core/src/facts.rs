@@ -98,6 +98,12 @@ pub struct Gpu {
     pub memory: Known<GpuMemory>,
     /// The processes that hold memory on it, compute and graphics, each pid once.
     pub processes: Known<Vec<GpuProcess>>,
+    /// The driver has lost it: it fell off the bus, needs a reset, or is listed no more.
+    #[serde(default)]
+    pub lost: bool,
+    /// It misbehaved lately, and nothing is placed there. Not read, but judged from what was (`soundness`).
+    #[serde(default)]
+    pub suspect: Option<Suspicion>,
     /// Degrees Celsius.
     pub temperature_c: Option<u32>,
     /// Watts drawn.
@@ -110,6 +116,31 @@ impl Gpu {
     /// What all listed processes hold together; None where the driver does not say of each.
     pub fn listed(&self) -> Option<Bytes> {
         self.processes.value()?.iter().map(|process| process.memory.value().copied()).sum()
+    }
+}
+
+/// Why a GPU is not relied on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspicion {
+    /// What it did, as one plain clause.
+    pub why: String,
+    /// Since when.
+    pub since: Moment,
+    /// When it is relied on again if all goes well; None as long as it is not read soundly.
+    pub until: Option<Moment>,
+}
+
+impl Suspicion {
+    /// Why, and when it is used again, seen from `now`.
+    pub fn sentence(&self, now: Moment) -> String {
+        let why = &self.why;
+        match self.until {
+            Some(until) => {
+                let left = until.saturating_sub(now).as_secs_f64().ceil();
+                format!("{why}; it is used again in {left:.0} s if all goes well")
+            }
+            None => format!("{why}; it is used again once it has been read soundly for a while"),
+        }
     }
 }
 
@@ -140,6 +171,18 @@ pub struct GpuProcess {
     pub memory: Known<Bytes>,
     /// The model in whose unit's cgroup it runs; None for a foreign process.
     pub model: Option<ModelName>,
+    /// The systemd unit of a foreign process, where there is one: `aeon.service`, `session-3.scope`; of a user's own
+    /// systemd with both units, `user@1000.service/aeon.service`.
+    #[serde(default)]
+    pub unit: Option<String>,
+}
+
+impl GpuProcess {
+    /// "pid 812 (llama-server) of aeon.service".
+    pub fn named(&self) -> String {
+        let unit = self.unit.as_ref().map(|unit| format!(" of {unit}")).unwrap_or_default();
+        format!("pid {} ({}){unit}", self.pid, self.program)
+    }
 }
 
 /// A model's unit as systemd tells it.
@@ -162,6 +205,42 @@ pub struct Unit {
     /// Processes in the unit's cgroup and below, with their start time in clock ticks since boot. Unknown when
     /// the cgroup can't be read; empty when it is gone.
     pub processes: Known<BTreeMap<u32, u64>>,
+    /// What these processes have brought into memory.
+    pub brought: Known<Brought>,
+}
+
+/// What processes have brought into the host's memory, by the kernel's three ways to count it. Only that it grows
+/// says something: a server that loads from a slow disk is still at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Brought {
+    /// What is resident now.
+    pub resident: Bytes,
+    /// Pages for which a process had to wait for a disk, since its start.
+    pub faulted: Bytes,
+    /// What their cgroup is charged, page cache included; zero where the memory controller is off.
+    pub charged: Bytes,
+}
+
+impl Brought {
+    /// Less than this is noise: buffers of connections, a log.
+    const GROWTH: Bytes = Bytes(256 << 10);
+
+    /// Whether `now` is visibly more than this, in any way; then this becomes it.
+    pub fn grows(&mut self, now: &Self) -> bool {
+        let mut grew = false;
+        let counts = [
+            (&mut self.resident, now.resident),
+            (&mut self.faulted, now.faulted),
+            (&mut self.charged, now.charged),
+        ];
+        for (most, now) in counts {
+            if now >= most.plus(Self::GROWTH) {
+                *most = now;
+                grew = true;
+            }
+        }
+        grew
+    }
 }
 
 /// systemd's `ActiveState`.

@@ -1,9 +1,10 @@
 //! What a request would do: settings + facts + state → a plan or a typed refusal. Nothing is touched here.
 //!
 //! `decide` knows the verbs, `restore` what berthd brings back by itself, `victims` who may have to go, `place` where a
-//! model fits, `report` how it is shown.
+//! model fits, `missing` why one of home does not, `report` how it is shown.
 
 mod decide;
+mod missing;
 mod place;
 mod report;
 mod restore;
@@ -16,11 +17,12 @@ use serde::{Deserialize, Serialize};
 use crate::backend::PlacedGpu;
 use crate::bytes::Bytes;
 use crate::config::{Model, Settings};
-use crate::facts::{DeviceId, Facts, Preflight};
+use crate::facts::{DeviceId, Facts, Gpu, Known, Moment, Preflight, Suspicion};
 use crate::name::ModelName;
 use crate::report::{Refusal, Request, Verb};
 use crate::state::{Home, Phase, State};
 
+pub use missing::{Missing, missing};
 pub use report::{forecast, report};
 pub use restore::{HeldBack, Restoration, restore};
 
@@ -105,6 +107,25 @@ pub fn resolve<'a>(settings: &'a Settings, state: &State, asked: &str) -> Result
             }
         };
         Box::new(refusal("unknown_model", text, hints))
+    })
+}
+
+/// How a GPU asked for by index or UUID is found.
+pub fn resolve_gpu<'a>(facts: &'a Facts, asked: &str) -> Result<&'a Gpu, Box<Refusal>> {
+    if let Known::Unknown(why) = &facts.gpus {
+        return Err(Box::new(refusal("gpu_unknown", format!("the GPUs can't be seen: {why}"), Vec::new())));
+    }
+    let gpus = facts.gpus();
+    let found = gpus.iter().find(|gpu| gpu.id.0 == asked || gpu.index.to_string() == asked);
+    found.ok_or_else(|| {
+        let all: Vec<String> = gpus.iter().map(|gpu| format!("{} ({})", gpu.index, gpu.id)).collect();
+        let there = if all.is_empty() {
+            "there are none".to_owned()
+        } else {
+            format!("there are {}", all.join(", "))
+        };
+        let text = format!("no GPU is called `{}`; {there}", asked.escape_debug());
+        Box::new(refusal("unknown_gpu", text, vec!["nvidia-smi -L".to_owned()]))
     })
 }
 
@@ -263,6 +284,18 @@ fn refusal(code: &str, text: String, hints: Vec<String>) -> Refusal {
 fn gpu_unknown(index: u32, why: &str) -> Refusal {
     let text = format!("GPU {index} is unknown, so nothing is placed there: {why}");
     refusal("gpu_unknown", text, vec!["berthctl status".to_owned()])
+}
+
+fn gpu_suspect(index: u32, suspicion: &Suspicion, now: Moment) -> Refusal {
+    let why = suspicion.sentence(now);
+    let text = format!("GPU {index} is suspect, so nothing is placed there: {why}");
+    refusal("gpu_suspect", text, vec![format!("berthctl device clear {index}")])
+}
+
+/// Whether a device of this start can't be relied on now: it can't be seen, is unknown or suspect.
+pub fn is_unsound(facts: &Facts, start: &Start) -> bool {
+    let mut gpus = start.gpus.iter().map(|part| facts.gpu(&part.id));
+    gpus.any(|gpu| gpu.is_none_or(|gpu| gpu.memory.value().is_none() || gpu.suspect.is_some()))
 }
 
 /// The devices that a start will use.

@@ -218,22 +218,46 @@ impl Proofs {
         self.gone.get(model).copied()
     }
 
+    /// An operator takes memory for lost that nobody can be named for: what claims that are ending hold on this device
+    /// counts as proved where all their processes are gone and none of them is listed. Gives what was given up, whose
+    /// and how much, and what is kept since it does not meet that.
+    pub fn give_up(
+        &mut self,
+        state: &State,
+        facts: &Facts,
+        device: &DeviceId,
+    ) -> (Vec<(ModelName, Bytes)>, Vec<Unproved>) {
+        let (mut given_up, mut kept) = (Vec::new(), Vec::new());
+        let ending = state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
+        let here = ending.flat_map(|(model, claim)| claim.gpus.iter().map(move |part| (model, part)));
+        for (model, claimed) in here.filter(|(_, part)| part.placed.id == *device) {
+            let Some(missing) = self.missing(model, claimed) else { continue };
+            let gone = processes_gone(facts.units.get(model));
+            match (missing.reading, self.parts.get_mut(&(model.clone(), device.clone()))) {
+                (Reading::Held { bytes, by }, Some(part)) if gone && by.is_empty() => {
+                    part.proved = Some(facts.at);
+                    given_up.push((model.clone(), bytes));
+                }
+                (reading, _) => {
+                    kept.push(Unproved { model: missing.model, index: missing.index, reading });
+                }
+            }
+        }
+        (given_up, kept)
+    }
+
     /// What is missing for this claim's end.
     pub fn unproved(&self, model: &ModelName, claim: &Claim) -> Vec<Unproved> {
-        claim
-            .gpus
-            .iter()
-            .filter(|part| self.proved_at(model, &part.placed.id).is_none())
-            .map(|part| Unproved {
-                model: model.clone(),
-                index: part.placed.index,
-                reading: self
-                    .parts
-                    .get(&(model.clone(), part.placed.id.clone()))
-                    .map_or(Reading::Unknown("its processes have not ended".to_owned()), |p| {
-                        p.newest.clone()
-                    }),
-            })
-            .collect()
+        claim.gpus.iter().filter_map(|part| self.missing(model, part)).collect()
+    }
+
+    fn missing(&self, model: &ModelName, claimed: &ClaimedGpu) -> Option<Unproved> {
+        let part = self.parts.get(&(model.clone(), claimed.placed.id.clone()));
+        if part.is_some_and(|part| part.proved.is_some()) {
+            return None;
+        }
+        let not_ended = || Reading::Unknown("its processes have not ended".to_owned());
+        let reading = part.map_or_else(not_ended, |part| part.newest.clone());
+        Some(Unproved { model: model.clone(), index: claimed.placed.index, reading })
     }
 }

@@ -57,6 +57,9 @@ pub struct GpuStatus {
     pub age_ms: u64,
     /// Memory, or why it is unknown.
     pub memory: Known<GpuBalance>,
+    /// Why nothing is placed there although it is known, and when it is used again; None while it is sound.
+    #[serde(default)]
+    pub suspect: Option<String>,
     /// Who holds how much, largest first; unknown where the driver does not say.
     pub holders: Known<Vec<Holder>>,
     /// Degrees Celsius.
@@ -93,6 +96,9 @@ pub struct Holder {
     pub name: String,
     /// Whether it is one of Berth's models.
     pub ours: bool,
+    /// The systemd unit of a foreign program, where it has one.
+    #[serde(default)]
+    pub unit: Option<String>,
     /// The process ids.
     pub pids: Vec<u32>,
     /// What it holds.
@@ -163,7 +169,7 @@ pub enum ModelState {
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// Stable, for programs: `degraded`, `gpu_unknown`, `memory_held` …
+    /// Stable, for programs: `degraded`, `gpu_unknown`, `gpu_suspect`, `memory_held` …
     pub code: String,
     /// What it is about, where there can be several: a model, a GPU.
     #[serde(default)]
@@ -467,6 +473,42 @@ pub struct Repaired {
     pub default: Option<ModelName>,
     /// What serves now, untouched.
     pub serving: Vec<ModelName>,
+}
+
+/// Which GPU is to be cleared. `POST /api/v1/devices/clear` takes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClearRequest {
+    /// Its index or its UUID, as typed.
+    pub device: String,
+}
+
+/// What came of clearing a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleared {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// NVML's index.
+    pub index: u32,
+    /// Its UUID.
+    pub id: String,
+    /// Why it was suspect; None where it was not.
+    pub suspect: Option<String>,
+    /// Why it is still not used; None where it is.
+    pub unusable: Option<String>,
+    /// Memory of models that ended which is no longer awaited there.
+    pub given_up: Vec<GivenUp>,
+    /// Memory of models that ended which is still awaited there, each in one sentence.
+    pub kept: Vec<String>,
+}
+
+/// Memory that is no longer awaited, since nobody is listed for it. It counts as foreign use for as long as it is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenUp {
+    /// Whose it was.
+    pub model: ModelName,
+    /// How much of it was not back.
+    pub bytes: Bytes,
 }
 
 /// Something that happened: one SSE message of `GET /api/v1/events`, whose id is `id`.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use crate::bytes::Bytes;
 use crate::config::{Model, Settings};
 use crate::facts::{Facts, Gpu, Known, Moment};
+use crate::health::Verdict;
 use crate::name::ModelName;
 use crate::plan;
 use crate::release::{Proofs, Reading, Unproved};
@@ -13,6 +14,7 @@ use crate::report::{
     GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Refusal, SCHEMA, Status,
     SwapSummary,
 };
+use crate::rivals::Rivals;
 use crate::state::{Claim, Phase, State, Times};
 use crate::upkeep::Upkeep;
 
@@ -23,8 +25,12 @@ pub struct Memory {
     pub since: BTreeMap<ModelName, (ModelState, u64)>,
     /// Since when each problem stands, by its key.
     pub problems: BTreeMap<String, u64>,
+    /// The models in service whose last checks were not passed.
+    pub unwell: BTreeMap<ModelName, Verdict>,
     /// What a change is refused with while nothing can be recorded: the ledger can't be written, or not be believed.
     pub ledger_error: Option<Refusal>,
+    /// Services outside Berth that take GPU memory.
+    pub rivals: Rivals,
 }
 
 /// Everything a picture is made of.
@@ -132,9 +138,15 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
         } else {
             None
         },
-        last_error: last_error(view, name),
+        last_error: unwell(view, name).or_else(|| last_error(view, name)),
         stands_in_for: claim.and_then(|_| view.state.stand_ins.get(name)).cloned(),
     }
+}
+
+/// What is wrong with a model that serves, by its checks.
+fn unwell(view: &View, name: &ModelName) -> Option<String> {
+    let settings = view.settings.models.get(name)?.health;
+    view.memory.unwell.get(name)?.warning(name, &settings, view.now)
 }
 
 fn last_error(view: &View, name: &ModelName) -> Option<String> {
@@ -181,6 +193,7 @@ fn gpu_status(view: &View, gpu: &Gpu) -> GpuStatus {
         name: gpu.name.clone(),
         age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
         memory,
+        suspect: gpu.suspect.as_ref().map(|suspicion| suspicion.sentence(view.now)),
         holders: match &gpu.processes {
             Known::Value(_) => Known::Value(holders(view, gpu)),
             Known::Unknown(why) => Known::Unknown(why.clone()),
@@ -196,7 +209,11 @@ fn holders(view: &View, gpu: &Gpu) -> Vec<Holder> {
     for process in gpu.processes.value().into_iter().flatten() {
         let owner = view.state.owner(process);
         let name = owner.map_or_else(|| process.program.clone(), ToString::to_string);
-        match holders.iter_mut().find(|holder| holder.name == name && holder.ours == owner.is_some()) {
+        let unit = if owner.is_none() { process.unit.clone() } else { None };
+        let same = |holder: &&mut Holder| {
+            holder.name == name && holder.ours == owner.is_some() && holder.unit == unit
+        };
+        match holders.iter_mut().find(same) {
             Some(holder) => {
                 holder.pids.push(process.pid);
                 holder.memory = match (&holder.memory, &process.memory) {
@@ -207,6 +224,7 @@ fn holders(view: &View, gpu: &Gpu) -> Vec<Holder> {
             None => holders.push(Holder {
                 name,
                 ours: owner.is_some(),
+                unit,
                 pids: vec![process.pid],
                 memory: process.memory.clone(),
             }),
@@ -229,8 +247,8 @@ pub fn problems(view: &View) -> Vec<Problem> {
     }
     for name in &view.state.home.models {
         let serves = view.state.claims.get(name).is_some_and(|claim| claim.phase == Phase::Serving);
-        let retired = view.settings.models.get(name).is_some_and(|model| model.retired);
-        if serves || retired || view.swap.is_some() {
+        let model = view.settings.models.get(name);
+        if serves || model.is_some_and(|model| model.retired) || view.swap.is_some() {
             continue;
         }
         if let Some(quarantine) = view.state.quarantine(name) {
@@ -247,14 +265,26 @@ pub fn problems(view: &View) -> Vec<Problem> {
             );
             continue;
         }
-        let why = view.upkeep.errors.get(name).map(|why| format!(": {why}")).unwrap_or_default();
         let wait = view.upkeep.waits.get(name);
-        let waits = wait.map(|wait| format!("; now {}", wait.why)).unwrap_or_default();
-        let text = format!("{name} should serve and does not{why}{waits}");
-        let next = wait
-            .and_then(|wait| wait.next.clone())
-            .unwrap_or_else(|| format!("berthctl logs {name}; berthctl switch MODEL to serve another"));
+        let absent = model.filter(|_| !view.state.claims.contains_key(name));
+        let missing = absent.and_then(|model| plan::missing(view.settings, view.facts, view.state, model));
+        let now = wait.map(|wait| &wait.why).or(missing.as_ref().map(|missing| &missing.why));
+        let why: Vec<&str> =
+            view.upkeep.errors.get(name).into_iter().chain(now).map(String::as_str).collect();
+        let why = if why.is_empty() { String::new() } else { format!(": {}", why.join("; ")) };
+        let text = format!("{name} should serve and does not{why}");
+        let next = match missing {
+            Some(missing) if !missing.holders.is_empty() => view.memory.rivals.end(&missing.holders),
+            _ => wait
+                .and_then(|wait| wait.next.clone())
+                .unwrap_or_else(|| format!("berthctl logs {name}; berthctl switch MODEL to serve another")),
+        };
         add("degraded", name.to_string(), text, next);
+    }
+    for name in view.memory.unwell.keys() {
+        if let Some(text) = unwell(view, name) {
+            add("unhealthy", name.to_string(), text, format!("berthctl logs {name}"));
+        }
     }
     let ending = view.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
     for (name, claim) in ending.filter(|_| view.swap.is_none()) {
@@ -265,6 +295,12 @@ pub fn problems(view: &View) -> Vec<Problem> {
                 Reading::Held { by, .. } if !by.is_empty() => {
                     let pids: Vec<String> = by.iter().map(|process| process.pid.to_string()).collect();
                     format!("sudo kill -9 {}", pids.join(" "))
+                }
+                Reading::Held { .. } => {
+                    let index = unproved.index;
+                    format!(
+                        "wait; berthd goes on observing. If it is lost for good: berthctl device clear {index}"
+                    )
                 }
                 _ => "wait; berthd goes on observing".to_owned(),
             };
@@ -279,7 +315,16 @@ pub fn problems(view: &View) -> Vec<Problem> {
         if let Known::Unknown(why) = &gpu.memory {
             let text = format!("GPU {} is unknown, nothing is placed there: {why}", gpu.index);
             add("gpu_unknown", format!("GPU {}", gpu.index), text, format!("nvidia-smi -i {}", gpu.index));
+        } else if let Some(suspicion) = &gpu.suspect {
+            let why = suspicion.sentence(view.now);
+            let text = format!("GPU {} is suspect, nothing is placed there: {why}", gpu.index);
+            let next = format!("wait, or use it at once: berthctl device clear {}", gpu.index);
+            add("gpu_suspect", format!("GPU {}", gpu.index), text, next);
         }
+    }
+    // On a machine without GPUs there is nothing to be taken.
+    for rival in view.memory.rivals.found().filter(|_| !view.facts.gpus().is_empty()) {
+        add("rival", rival.unit, rival.text, rival.next);
     }
     found
 }

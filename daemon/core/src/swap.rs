@@ -270,6 +270,11 @@ impl Swap {
         self.going_back
     }
 
+    /// Whether it stops or starts this model.
+    pub fn concerns(&self, model: &ModelName) -> bool {
+        self.summary.stops.contains(model) || self.summary.starts.contains(model)
+    }
+
     /// What was asked.
     pub fn verb(&self) -> Verb {
         self.summary.verb

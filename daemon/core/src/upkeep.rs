@@ -33,6 +33,7 @@ const LOOKED: Duration = Duration::from_secs(2);
 
 /// What is to be done, in this order.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)]
 pub enum Deed {
     /// Write the state to the ledger and sync it.
     Record,
@@ -269,7 +270,7 @@ impl Upkeep {
         // Those that may stand in are not looked up beforehand: their start says what is missing.
         held.waiting.extend(self.undiagnosed.keys().cloned());
         held.waiting
-            .extend(state.troubles.keys().filter(|model| self.pause(world, model).is_some()).cloned());
+            .extend(state.troubles.keys().filter(|model| trouble::pause(world, model).is_some()).cloned());
         let gpus = self.awaited_gpus(world);
         for name in state.home.models.iter().filter(|name| !state.claims.contains_key(*name)) {
             let Some(model) = world.settings.models.get(name).filter(|model| !model.retired) else {
@@ -281,7 +282,7 @@ impl Upkeep {
             }
             let wait = if self.undiagnosed.contains_key(name) {
                 Some(Wait { why: "how it ended is being looked up".to_owned(), next: None })
-            } else if let Some(pause) = self.pause(world, name) {
+            } else if let Some(pause) = trouble::pause(world, name) {
                 let failures = state.troubles.get(name).map_or(0, |trouble| trouble.failures.len());
                 let why = format!(
                     "it is tried again in {:.0} s, after failure {failures}",

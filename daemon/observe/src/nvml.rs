@@ -11,15 +11,20 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use berth_core::facts::{DeviceId, Gpu, GpuMemory, GpuProcess, Known, Moment};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 
 mod card;
 mod progress;
 mod reader;
 mod reason;
+mod xids;
 
 use progress::Progress;
 use reader::Reader;
+use xids::Gate;
+
+pub use xids::Xid;
 
 /// Values per device, each with the moment at which the call for it was begun: it is at least that new.
 pub type PerDevice<T> = BTreeMap<DeviceId, (Moment, Known<T>)>;
@@ -29,6 +34,7 @@ pub type PerDevice<T> = BTreeMap<DeviceId, (Moment, Known<T>)>;
 pub struct Nvml {
     questions: mpsc::Sender<Question>,
     progress: Arc<Progress>,
+    gate: Arc<Gate>,
 }
 
 #[derive(Debug)]
@@ -43,13 +49,26 @@ impl Nvml {
     pub fn spawn() -> Self {
         let (questions, asked) = mpsc::channel();
         let progress = Arc::new(Progress::default());
-        let mut reader = Reader::new(Arc::clone(&progress));
+        let gate = Arc::new(Gate::default());
+        let mut reader = Reader::new(Arc::clone(&progress), Arc::clone(&gate));
         let thread = std::thread::Builder::new().name("nvml".to_owned());
         if let Err(error) = thread.spawn(move || reader.serve(&asked)) {
             // Its end of the channel is gone, which every question will be told.
             tracing::error!("NVML's thread can't be started: {error}");
         }
-        Self { questions, progress }
+        Self { questions, progress, gate }
+    }
+
+    /// The Xids that the driver reports from now on, where it lets them be watched. They are waited for on a thread of
+    /// their own, which ends with the receiver.
+    pub fn xids(&self) -> UnboundedReceiver<Xid> {
+        let (send, receive) = unbounded_channel();
+        let gate = Arc::clone(&self.gate);
+        let thread = std::thread::Builder::new().name("xids".to_owned());
+        if let Err(error) = thread.spawn(move || xids::watch(&gate, &send)) {
+            tracing::error!("the thread that waits for Xids can't be started: {error}");
+        }
+        receive
     }
 
     /// Everything that is known of every GPU, in NVML's order; those that were lost since come last.

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use berth_core::bytes::Bytes;
 use berth_core::facts::{DeviceId, Gpu, Known};
-use berth_observe::nvml::Nvml;
+use berth_observe::nvml::{Nvml, Xid};
 use berth_observe::proc::monotonic_now;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Long enough for anything that does not hang.
 const LONG: Duration = Duration::from_secs(5);
@@ -408,4 +409,82 @@ in_a_machine!(no_gpu_is_an_answer, machine, {
         found.value().is_some_and(|gpus| gpus.len() == 2 && gpus[1].memory.value().is_none())
     };
     until(&nvml, Duration::from_secs(12), "gone", gone).await;
+});
+
+/// Lets a GPU report an Xid until it arrives, and gives back which one did: one that is reported before it is watched
+/// for is not news. What was reported earlier and arrives late is passed over.
+async fn reported(machine: &Machine, xids: &mut UnboundedReceiver<Xid>, index: usize, number: u64) -> Xid {
+    let end = Instant::now() + 4 * LONG;
+    while xids.try_recv().is_ok() {}
+    loop {
+        assert!(Instant::now() < end, "Xid {number} of GPU {index} does not arrive");
+        machine.ctl(&format!("xid {number} --device {index}"));
+        match tokio::time::timeout(Duration::from_millis(300), xids.recv()).await {
+            Ok(Some(xid)) if xid.number == number => return xid,
+            Ok(None) => panic!("nobody waits for Xids any more"),
+            _ => {}
+        }
+    }
+}
+
+in_a_machine!(xids_arrive_whatever_becomes_of_the_library, machine, {
+    let nvml = Nvml::spawn();
+    let mut xids = nvml.xids();
+    // Nothing to watch yet.
+    assert!(!why_none(&nvml).await.is_empty());
+    machine.ready();
+    machine.ctl("events off --device 1");
+    until(&nvml, LONG, "well", all_well).await;
+    let ids: Vec<DeviceId> = gpus(&nvml).await.into_iter().map(|gpu| gpu.id).collect();
+    let expected = |index: usize, number| Xid { device: ids[index].clone(), number };
+    assert_eq!(reported(&machine, &mut xids, 0, 79).await, expected(0, 79));
+    // One that can't be watched is no harm to it or to the others, and is watched once it can be.
+    machine.ctl("xid 48 --device 1");
+    assert!(tokio::time::timeout(Duration::from_secs(1), xids.recv()).await.is_err());
+    assert!(all_well(&nvml.read_all(LONG).await));
+    machine.ctl("events on --device 1");
+    assert_eq!(reported(&machine, &mut xids, 1, 48).await, expected(1, 48));
+
+    // The other one falls off the bus and comes back.
+    machine.ctl("lose 0");
+    assert_eq!(reported(&machine, &mut xids, 1, 62).await, expected(1, 62));
+    machine.ctl("restore 0");
+    until(&nvml, LONG, "well", all_well).await;
+    assert_eq!(reported(&machine, &mut xids, 0, 13).await, expected(0, 13));
+
+    // The driver is restarted, with one more GPU, which only a new initialisation of the library sees.
+    machine.stop();
+    let unknown = |found: &Known<Vec<Gpu>>| {
+        found.value().is_none_or(|gpus| gpus.iter().all(|gpu| gpu.memory.value().is_none()))
+    };
+    until(&nvml, LONG, "unknown", unknown).await;
+    machine.start("3x16311");
+    until(&nvml, LONG, "three", |found| all_well(found) || found.value().is_some_and(|gpus| gpus.len() == 3))
+        .await;
+    assert_eq!(reported(&machine, &mut xids, 0, 94).await, expected(0, 94));
+    assert_eq!(reported(&machine, &mut xids, 2, 95).await.number, 95);
+    // Its thread ends with the one that asks.
+    drop(nvml);
+    assert_eq!(tokio::time::timeout(LONG, xids.recv()).await, Ok(None));
+});
+
+in_a_machine!(a_gpu_that_is_added_is_seen_while_xids_are_watched, machine, {
+    machine.install_library();
+    machine.start("1x16311");
+    let nvml = Nvml::spawn();
+    let mut xids = nvml.xids();
+    _ = gpus(&nvml).await;
+    assert_eq!(reported(&machine, &mut xids, 0, 79).await.number, 79);
+    // A session without all that were there is ended after a while.
+    machine.ctl("gpus 2x16311");
+    machine.ctl("lose 0");
+    until(&nvml, Duration::from_secs(15), "two", |found| found.value().is_some_and(|gpus| gpus.len() == 2))
+        .await;
+    let lost: Vec<bool> = gpus(&nvml).await.iter().map(|gpu| gpu.lost).collect();
+    assert_eq!(lost, [true, false]);
+    assert_eq!(reported(&machine, &mut xids, 1, 79).await.number, 79);
+    // One that was lost when its session began is watched as soon as it is back.
+    machine.ctl("restore 0");
+    until(&nvml, LONG, "well", all_well).await;
+    assert_eq!(reported(&machine, &mut xids, 0, 79).await.number, 79);
 });

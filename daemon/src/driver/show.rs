@@ -15,6 +15,7 @@ impl Driver {
     /// Notices changes that people are told of: states of models, problems.
     pub(super) fn notice(&mut self) {
         let now_ms = now_ms();
+        self.memory.rivals.note(self.facts.gpus());
         let (states, problems) = self.with_view(|view| {
             let states: Vec<(ModelName, ModelState)> = view
                 .settings

@@ -3,7 +3,7 @@
 use berth_core::facts::Moment;
 use berth_core::name::ModelName;
 use berth_core::swap::Event;
-use berth_core::upkeep::{Deed, End};
+use berth_core::upkeep::{Deed, End, Upkeep};
 
 use super::{BEYOND, Driver, RECORD_AGAIN};
 use crate::proc::monotonic_now;
@@ -13,6 +13,7 @@ impl Driver {
     pub(super) fn observed(&mut self) {
         let now = monotonic_now();
         self.facts.at = now;
+        self.soundness.judge(&mut self.facts.gpus, now, self.settings.sound);
         let swapping = self.swap.is_some();
         let deeds = self.with_world(|upkeep, world| upkeep.observe(world, swapping));
         self.fulfil(deeds);
@@ -21,6 +22,7 @@ impl Driver {
         } else {
             self.record_again(now);
         }
+        self.watch_health();
         self.notice();
     }
 
@@ -36,7 +38,7 @@ impl Driver {
         if self.swap.is_some() || self.waiting.is_some() || self.memory.ledger_error.is_some() {
             return;
         }
-        let (begun, deeds) = self.with_world(|upkeep, world| upkeep.next(world));
+        let (begun, deeds) = self.with_world(Upkeep::next);
         self.fulfil(deeds);
         if let Some((plan, first)) = begun {
             self.begin(plan, None, 0, first);

@@ -177,3 +177,40 @@ async fn bad_paths_fail_without_a_panic() {
     let found = probe(&target, LONG).await;
     assert!(matches!(found, Probe::Loading { status: None, .. }), "{found:?}");
 }
+
+#[tokio::test]
+async fn in_service_an_error_is_told_from_no_answer() {
+    let short = Duration::from_millis(300);
+    let ask = async |target: &ProbeTarget| health(target, short).await.unwrap();
+    assert_eq!(ask(&target(serve(healthy()).await)).await, Outcome::Passed);
+    let ill = Router::new().route("/health", get(|| async { (StatusCode::INTERNAL_SERVER_ERROR, "dead") }));
+    let answered = Outcome::Failed("GET /health answered 500: dead".to_owned());
+    assert_eq!(ask(&target(serve(ill).await)).await, answered);
+    let silent = Outcome::Unanswered("GET /health was not answered for 0.3 s".to_owned());
+    assert_eq!(ask(&target(serve_raw("").await)).await, silent);
+
+    let (listener, address) = listener().await;
+    let stranger = ProbeTarget { control_groups: vec!["/no-such.slice".to_owned()], ..target(address) };
+    let found = ask(&stranger).await;
+    assert!(matches!(&found, Outcome::Failed(why) if why.contains("a foreign process answers")), "{found:?}");
+    drop(listener);
+    let gone = Outcome::Failed("nothing listens on its port any more".to_owned());
+    assert_eq!(ask(&target(address)).await, gone);
+}
+
+#[tokio::test]
+async fn in_service_a_token_leaves_no_connection_behind() {
+    let hangs = healthy().route("/completion", post(std::future::pending::<()>));
+    let dead = healthy().route("/completion", post(|| async { (StatusCode::INTERNAL_SERVER_ERROR, "no") }));
+    let own: BTreeSet<u64> = own_groups().iter().flat_map(|group| proc::cgroup_ids(group)).collect();
+    for (app, expected) in [
+        (hangs, Outcome::Unanswered("POST /completion was not answered for 0.3 s".to_owned())),
+        (dead, Outcome::Failed("POST /completion answered 500: no".to_owned())),
+    ] {
+        let target = target(serve(app).await);
+        let generate = target.generate.clone().unwrap();
+        let found = token(&target, &generate, Duration::from_millis(300)).await;
+        assert_eq!(found, Ok(expected));
+        assert_eq!(sockets::clients(target.address.port(), &own).unwrap(), 0);
+    }
+}

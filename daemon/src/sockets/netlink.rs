@@ -27,6 +27,7 @@ const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 
 const IPPROTO_TCP: u8 = 6;
+const TCP_ESTABLISHED: u8 = 1;
 const TCP_LISTEN: u8 = 10;
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const INET_DIAG_CGROUP_ID: u16 = 21;
@@ -62,8 +63,17 @@ impl Asker {
 
     /// Every listening socket of a family, on this port or (0) on any.
     pub(super) fn listeners(&mut self, family: Family, port: u16) -> io::Result<Vec<Socket>> {
+        self.list(family, TCP_LISTEN, port)
+    }
+
+    /// Every end of a connection of a family whose own port is this one.
+    pub(super) fn connected(&mut self, family: Family, port: u16) -> io::Result<Vec<Socket>> {
+        self.list(family, TCP_ESTABLISHED, port)
+    }
+
+    fn list(&mut self, family: Family, state: u8, port: u16) -> io::Result<Vec<Socket>> {
         let none = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let body = request(family, 1 << TCP_LISTEN, SocketAddr::new(none.ip(), port), none);
+        let body = request(family, 1 << state, SocketAddr::new(none.ip(), port), none);
         for _ in 0..10 {
             if let Some(found) = self.ask(NLM_F_REQUEST | NLM_F_DUMP, &body)? {
                 return Ok(found);

@@ -101,3 +101,22 @@ fn more_sockets_than_one_message_holds_are_all_listed() {
     assert!(begin.elapsed() < Duration::from_millis(500));
     assert!(all.iter().all(|listener| found.contains(&listener.local_addr().unwrap().port())));
 }
+
+#[test]
+fn clients_are_counted_whether_accepted_or_not() {
+    for address in ["127.0.0.1:0", "[::]:0"] {
+        let listener = TcpListener::bind(address).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let count = || clients(port, &own_cgroups()).unwrap();
+        assert_eq!(count(), 0, "who listens is no client");
+        let connect = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let (first, second) = (connect(), connect());
+        let accepted = listener.accept().unwrap();
+        assert_eq!(count(), 2);
+        assert_eq!(clients(port, &BTreeSet::new()).unwrap(), 0, "another's are not counted");
+        drop(first);
+        assert_eq!(count(), 1, "the server has not closed its end");
+        drop((second, accepted));
+        assert_eq!(count(), 0);
+    }
+}

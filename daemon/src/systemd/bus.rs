@@ -86,7 +86,7 @@ pub(super) async fn keep(inner: Arc<Inner>, mut opened: Opened) {
         let why = listen(&inner, opened).await;
         warn!(%why, "the connection to systemd was lost");
         inner.link.send_replace(Link::Down(why.clone()));
-        // Whoever waits for a job learns by this that its end can't be seen.
+        // Whoever waits for a job learns by this that its end may be told while nobody listens.
         inner.waiters().clear();
         // No receiver is no error.
         _ = inner.changes.send(Change::Lost(why));

@@ -1,11 +1,15 @@
 //! The end of a job that systemd was asked for.
 
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use berth_core::name::ModelName;
 use tokio::sync::mpsc;
 
-use super::SystemdError;
+use super::{Systemd, SystemdError, read};
+
+/// Between two looks for the end of a job that systemd may have told while nobody could listen.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How a job ended, in systemd's words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,12 +66,21 @@ pub(super) struct JobEnd {
     pub(super) result: JobResult,
 }
 
+/// What a job is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Up,
+    Down,
+}
+
 /// A queued job. Dropping it leaves the job alone.
 #[derive(Debug)]
 #[must_use = "the job is only queued; wait for its end or drop it on purpose"]
 pub struct Job {
+    pub(super) systemd: Systemd,
+    pub(super) model: ModelName,
     pub(super) doing: String,
-    pub(super) unit: String,
+    pub(super) wanted: Wanted,
     /// Its object.
     pub(super) object: String,
     pub(super) began: Instant,
@@ -83,21 +96,29 @@ impl Job {
             return Err(SystemdError::JobLate { doing: self.doing, after });
         };
         match result {
-            Some(JobResult::Done) => Ok(()),
-            Some(result) => Err(SystemdError::Job { doing: self.doing, unit: self.unit, result }),
-            None => Err(SystemdError::Unreachable {
-                doing: format!("learn how it ended to {}", self.doing),
-                why: "the connection was lost while the job ran".to_owned(),
-            }),
+            JobResult::Done => Ok(()),
+            result => Err(SystemdError::Job { doing: self.doing, unit: self.model.unit(), result }),
         }
     }
 
-    async fn end(&mut self) -> Option<JobResult> {
-        loop {
-            let end = self.waiter.recv().await?;
+    async fn end(&mut self) -> JobResult {
+        while let Some(end) = self.waiter.recv().await {
             if end.object == self.object {
-                return Some(end.result);
+                return end.result;
             }
+        }
+        // The bus was away: what systemd told then is lost, and what came of it can be seen.
+        loop {
+            if let Ok(connection) = self.systemd.connection(&self.doing)
+                && let Ok(Some(active)) = read::settled(&connection, &self.model).await
+            {
+                return match self.wanted {
+                    Wanted::Up if !active.is_down() => JobResult::Done,
+                    Wanted::Down if active.is_down() => JobResult::Done,
+                    _ => JobResult::Failed,
+                };
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 }

@@ -11,8 +11,13 @@ const UNITS: &str = "/org/freedesktop/systemd1/unit/";
 
 /// The object of a model's unit.
 pub(super) fn of(model: &ModelName) -> String {
+    of_unit(&model.unit())
+}
+
+/// The object of any unit.
+pub(super) fn of_unit(unit: &str) -> String {
     let mut path = UNITS.to_owned();
-    for byte in model.unit().bytes() {
+    for byte in unit.bytes() {
         if byte.is_ascii_alphanumeric() {
             path.push(byte as char);
         } else {

@@ -9,14 +9,15 @@ use zbus::{Connection, OwnedObjectPath, OwnedVariant};
 
 use super::{MANAGER, SystemdError, UNIT, UnitReading, bus, path};
 
-const SERVICE: &str = "org.freedesktop.systemd1.Service";
+pub(super) const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// Readings before one that changed under the eyes is taken as it is: the next signal corrects it.
 const READINGS: usize = 3;
 
 /// One line of `ListUnitsByPatterns`: name, description, load, active and sub state, followed unit, object, job.
-type Listed = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+pub(super) type Listed =
+    (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
 /// All units of models.
 pub(super) async fn all(connection: &Connection) -> Result<BTreeMap<ModelName, UnitReading>, SystemdError> {
@@ -56,6 +57,21 @@ pub(super) async fn one(
     }
 }
 
+/// The unit's state once it has no job; None while it has one.
+pub(super) async fn settled(
+    connection: &Connection,
+    model: &ModelName,
+) -> Result<Option<Active>, SystemdError> {
+    let reader = Reader { connection, path: path::of(model), doing: format!("read {}", model.unit()) };
+    // First: what the state is after the job's end came of the job.
+    let (job, _) = reader.get::<(u32, OwnedObjectPath)>(UNIT, "Job").await?;
+    if job != 0 {
+        return Ok(None);
+    }
+    let active = reader.get::<String>(UNIT, "ActiveState").await?;
+    parse_active(&active).map(Some).ok_or_else(|| reader.unexpected("ActiveState"))
+}
+
 /// systemd's word for the state of the whole system.
 pub(super) async fn system_state(connection: &Connection) -> Result<String, SystemdError> {
     let doing = "read the state of the system".to_owned();
@@ -77,7 +93,7 @@ async fn read(connection: &Connection, model: &ModelName) -> Result<UnitReading,
 /// Reads the properties in one go, and says whether the unit's state was the same at its beginning and end. Not
 /// by `GetAll`: a service has 300 properties, some of which cost systemd a look into cgroups.
 async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitReading, bool), SystemdError> {
-    let reader = Reader { connection, path: path::of(model), doing: format!("read {}", model.unit()) };
+    let reader = Reader::of(connection, &model.unit());
     let (active, sub, invocation, result, code, status, started, pid, control_group, still, still_pid) = tokio::try_join!(
         reader.get::<String>(UNIT, "ActiveState"),
         reader.get::<String>(UNIT, "SubState"),
@@ -91,6 +107,7 @@ async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitRe
         reader.get::<String>(UNIT, "ActiveState"),
         reader.get::<u32>(SERVICE, "MainPID"),
     )?;
+    let used = crate::proc::cgroup_processes(&control_group);
     let unit = Unit {
         active: parse_active(&active).ok_or_else(|| reader.unexpected("ActiveState"))?,
         sub,
@@ -99,19 +116,29 @@ async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitRe
         invocation: hex(&invocation),
         started_at: (started > 0).then(|| Moment::from_micros(started)),
         main_pid: (pid > 0).then_some(pid),
-        processes: crate::proc::cgroup_processes(&control_group),
+        processes: crate::proc::started_of(&used),
+        brought: crate::proc::brought_by(&used, &control_group),
     };
     Ok((UnitReading { unit, control_group }, active == still && pid == still_pid))
 }
 
-struct Reader<'a> {
+/// Reads properties of one unit.
+pub(super) struct Reader<'a> {
     connection: &'a Connection,
     path: String,
     doing: String,
 }
 
-impl Reader<'_> {
-    async fn get<T: TryFrom<OwnedVariant>>(&self, interface: &str, name: &str) -> Result<T, SystemdError> {
+impl<'a> Reader<'a> {
+    pub(super) fn of(connection: &'a Connection, unit: &str) -> Self {
+        Self { connection, path: path::of_unit(unit), doing: format!("read {unit}") }
+    }
+
+    pub(super) async fn get<T: TryFrom<OwnedVariant>>(
+        &self,
+        interface: &str,
+        name: &str,
+    ) -> Result<T, SystemdError> {
         let value: OwnedVariant = bus::call(
             self.connection,
             &self.doing,

@@ -12,35 +12,45 @@
 //! overhead: asking and checking, polkit, both fsyncs, the lag, systemd's fork and the ticket, the exec, and
 //! what passes between ready and the client's knowing it.
 
-mod bus;
-mod client;
+pub(crate) mod bus;
+pub(crate) mod client;
+mod edge;
 mod figures;
 mod plain;
+mod recovery;
 mod switches;
 mod waiting;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::Berth;
 use crate::soak::EACH;
+use crate::{Berth, adoption, stage};
+use client::Client;
 use figures::{millis, percentile};
 use plain::{Plain, Way};
 use switches::{Stamps, Switcher};
 
-/// How much is measured.
+/// How much is measured. Zero leaves a part out.
 #[derive(Debug, Clone, Copy)]
 pub struct Bench {
     /// Switches by Berth.
     pub switches: u32,
     /// Switches each other way, spread over the run.
     pub others: u32,
-    /// Memory comes back after a random time of at most this, on each card another.
+    /// In those switches memory comes back after a random time of at most this, on each card another.
     pub linger: Duration,
-    /// How long memory lingers while berthd's CPU time is taken; zero leaves that out.
+    /// How long memory lingers while berthd's CPU time is taken.
     pub wait: Duration,
+    /// Kills of berthd under a running stream.
+    pub kills: u32,
+    /// Power cuts.
+    pub boots: u32,
+    /// Restarts of a model that takes nearly all of both cards.
+    pub restarts: u32,
 }
 
 /// A part of a switch: its name and how it is taken from the stamps.
@@ -51,6 +61,60 @@ type Part = (&'static str, fn(&Stamps) -> u64);
 /// # Errors
 /// A switch failed, or an allocation did: the figures would mean nothing.
 pub fn run(bench: &Bench) -> Result<()> {
+    println!("bench: setup {}", setup()?);
+    if bench.switches > 0 || !bench.wait.is_zero() {
+        switches(bench)?;
+    }
+    if bench.kills > 0 {
+        adopt(bench.kills)?;
+    }
+    if bench.boots > 0 {
+        let starts = recovery::measure(bench.boots, |done| said(done, bench.boots, "boots"))?;
+        println!(
+            "bench: recovery boots={} start_p50_ms={} start_max_ms={}",
+            bench.boots,
+            millis(percentile(&starts, 50)),
+            millis(percentile(&starts, 100))
+        );
+    }
+    if bench.restarts > 0 {
+        let waits = edge::measure(bench.restarts, |done| said(done, bench.restarts, "restarts"))?;
+        println!(
+            "bench: edge restarts={} failed_allocations=0 wait_p50_ms={} wait_p99_ms={} scale={}",
+            bench.restarts,
+            millis(percentile(&waits, 50)),
+            millis(percentile(&waits, 99)),
+            edge::SCALE
+        );
+    }
+    Ok(())
+}
+
+/// Says now and then how far it is.
+fn said(done: u32, of: u32, what: &str) {
+    if done.is_multiple_of(20) {
+        eprintln!("bench: {done} of {of} {what}");
+    }
+}
+
+/// How soon the next berthd has taken over, and whether the models' clients notice.
+fn adopt(kills: u32) -> Result<()> {
+    let berth = Berth::builder().fake("aeon", EACH, &["--token-delay", "5ms"]).try_boot()?;
+    Client::new(&berth).change("switch", "aeon")?.ended()?;
+    let adoption = adoption::under_a_stream(&berth, "aeon", kills, |done| said(done, kills, "kills"))?;
+    println!(
+        "bench: adopt kills={kills} p50_ms={} max_ms={} from_kill_p50_ms={} from_kill_max_ms={} streams_cut={}",
+        millis(percentile(&adoption.from_start, 50)),
+        millis(percentile(&adoption.from_start, 100)),
+        millis(percentile(&adoption.from_kill, 50)),
+        millis(percentile(&adoption.from_kill, 100)),
+        adoption.streams_cut
+    );
+    Ok(())
+}
+
+/// Switches, beside other ways to make them, and what waiting costs.
+fn switches(bench: &Bench) -> Result<()> {
     let load = ["--load-time", "20ms"];
     // The deadlines that a new installation has.
     let machine =
@@ -58,7 +122,6 @@ pub fn run(bench: &Bench) -> Result<()> {
     let boot = |seed| machine.clone().seed(seed).try_boot();
     // Two guests, so that neither way has the other's models on its cards.
     let (berth, others) = (boot(1)?, boot(2)?);
-    println!("bench: setup {}", setup(&berth)?);
 
     let linger = format!("{}ms", bench.linger.as_millis());
     for guest in [&berth, &others] {
@@ -68,7 +131,6 @@ pub fn run(bench: &Bench) -> Result<()> {
     let mut plain = Plain::new(&others)?;
     let mut lags: BTreeMap<Way, Vec<u64>> = BTreeMap::new();
     let mut starts = Vec::new();
-    let began = Instant::now();
     for done in 1..=bench.switches {
         switcher.switch()?;
         // Evenly over the run, so that whatever else this machine does falls on all ways alike.
@@ -79,19 +141,33 @@ pub fn run(bench: &Bench) -> Result<()> {
                 starts.push(cost.start);
             }
         }
-        if done % 20 == 0 {
-            eprintln!(
-                "bench: {done} of {} switches after {:.0} s",
-                bench.switches,
-                began.elapsed().as_secs_f64()
-            );
-        }
+        said(done, bench.switches, "switches");
     }
-    let stamps = switcher.stamps()?;
+    if bench.switches > 0 {
+        let failed_otherwise = others.stats().failed;
+        say_switches(bench, &berth, &switcher.stamps()?, &lags, &starts, failed_otherwise)?;
+    }
+    if !bench.wait.is_zero() {
+        let waiting = waiting::measure(&berth, &switcher, bench.wait)?;
+        println!(
+            "bench: wait cpu_percent={:.2} idle_cpu_percent={:.2} seconds={:.1}",
+            waiting.lingering_percent, waiting.idle_percent, waiting.seconds
+        );
+    }
+    Ok(())
+}
+
+/// What the switches took; `failed_otherwise`: what a fixed sleep costs when it is too short is the demo's to show.
+fn say_switches(
+    bench: &Bench,
+    berth: &Berth,
+    stamps: &[Stamps],
+    lags: &BTreeMap<Way, Vec<u64>>,
+    starts: &[u64],
+    failed_otherwise: u64,
+) -> Result<()> {
     let failed = berth.stats().failed;
     ensure!(failed == 0, "{failed} allocations failed with Berth: {:?}", berth.stats().failures);
-    // What a fixed sleep costs when it is too short is the demo's to show.
-    let failed_otherwise = others.stats().failed;
 
     let by = |part: fn(&Stamps) -> u64| stamps.iter().map(part).collect::<Vec<u64>>();
     let lag = by(Stamps::lag);
@@ -121,24 +197,19 @@ pub fn run(bench: &Bench) -> Result<()> {
         ("noticed", Stamps::noticed),
     ];
     let parts = parts.map(|(name, part)| format!("{name}_p50_ms={}", millis(percentile(&by(part), 50))));
-    let start = millis(percentile(&starts, 50));
+    let start = millis(percentile(starts, 50));
     println!("bench: parts {} plain_start_p50_ms={start}", parts.join(" "));
-    if !bench.wait.is_zero() {
-        let waiting = waiting::measure(&berth, &switcher, bench.wait)?;
-        println!(
-            "bench: wait cpu_percent={:.2} idle_cpu_percent={:.2} seconds={:.1}",
-            waiting.lingering_percent, waiting.idle_percent, waiting.seconds
-        );
-    }
     Ok(())
 }
 
 /// On what this is measured.
-fn setup(berth: &Berth) -> Result<String> {
-    let berthd = berth.sandbox().root().join("usr/bin/berthd");
+fn setup() -> Result<String> {
+    let berthd = stage()?.join("usr/bin/berthd");
     let size = std::fs::metadata(&berthd).with_context(|| format!("no {}", berthd.display()))?.len();
-    let systemd = berth.run(None, &["systemctl", "--version"]).with_code(0).stdout;
-    let systemd = systemd.split_whitespace().nth(1).unwrap_or("unknown").to_owned();
+    // A guest's programs are the host's.
+    let systemd = Command::new("systemctl").arg("--version").output().context("can't run systemctl")?;
+    let systemd = String::from_utf8_lossy(&systemd.stdout);
+    let systemd = systemd.split_whitespace().nth(1).unwrap_or("unknown");
     let cores = std::thread::available_parallelism()?;
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();

@@ -31,27 +31,36 @@ pub fn post(pid1: u32, port: u16, path: &str, body: &Value, deadline: Duration) 
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
-    let network = File::open(format!("/proc/{pid1}/ns/net")).context("the guest is gone")?;
-    // A network namespace is a thread's own; this thread must keep its old one.
-    let asking = thread::spawn(move || -> Result<Vec<u8>> {
-        setns(network, CloneFlags::CLONE_NEWNET).context("can't enter the guest's network: not root?")?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut stream = TcpStream::connect_timeout(&address, deadline)
-            .with_context(|| format!("nobody listens on {address} in the guest"))?;
-        stream.set_read_timeout(Some(deadline))?;
-        stream.set_write_timeout(Some(deadline))?;
-        stream.write_all(request.as_bytes())?;
-        let mut answer = Vec::new();
-        stream
-            .read_to_end(&mut answer)
-            .with_context(|| format!("no whole answer from {address} within {deadline:?}"))?;
-        Ok(answer)
-    });
-    let answer = asking.join().map_err(|_| anyhow!("the asking thread panicked"))??;
+    let mut stream = connect(pid1, port, deadline)?;
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    stream
+        .read_to_end(&mut answer)
+        .with_context(|| format!("no whole answer from port {port} within {deadline:?}"))?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").context("an answer that is no HTTP")?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     Ok(Answer { status: status.context("an answer without a status")?, body: body.to_owned() })
+}
+
+/// Connects to a loopback port in the network of the process `pid1`. No reading or writing may take longer than
+/// `deadline`.
+///
+/// # Errors
+/// Nobody listens.
+pub(crate) fn connect(pid1: u32, port: u16, deadline: Duration) -> Result<TcpStream> {
+    let network = File::open(format!("/proc/{pid1}/ns/net")).context("the guest is gone")?;
+    // A network namespace is a thread's own, this thread must keep its old one, and a socket stays where it was made.
+    let connecting = thread::spawn(move || -> Result<TcpStream> {
+        setns(network, CloneFlags::CLONE_NEWNET).context("can't enter the guest's network: not root?")?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let stream = TcpStream::connect_timeout(&address, deadline)
+            .with_context(|| format!("nobody listens on {address} in the guest"))?;
+        stream.set_read_timeout(Some(deadline))?;
+        stream.set_write_timeout(Some(deadline))?;
+        Ok(stream)
+    });
+    connecting.join().map_err(|_| anyhow!("the connecting thread panicked"))?
 }
 
 /// Asks the server on a port for a few words; gives them.

@@ -20,6 +20,7 @@
 //! assert!(!berth.ask("genesis").is_empty());
 //! ```
 
+pub mod adoption;
 mod assets;
 pub mod bench;
 mod berth;
@@ -29,6 +30,7 @@ mod declare;
 mod failure;
 mod http;
 pub mod soak;
+mod stream;
 mod told;
 
 pub use assets::{Assets, NoAssets};
@@ -36,4 +38,5 @@ pub use berth::{Berth, Change, CtlOutput, PROMPT, Run, Server, step_ms};
 pub use builder::{Builder, stage};
 pub use declare::{GUEST_ASSETS, declaration, fake, real, real_command};
 pub use http::{Answer, ask, post};
+pub use stream::Streamed;
 pub use told::Told;

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::Bytes;
 use axum::extract::{Request, State};
@@ -15,6 +15,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::stream::{self, StreamExt};
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::args::{Arguments, Style};
 use crate::tokens::{Wanted, token, wanted};
@@ -25,6 +26,11 @@ pub(crate) struct Server {
     pub arguments: Arguments,
     pub name: String,
     pub ready: AtomicBool,
+    /// Of the two that hang: from the start by a flag, from some moment on by a signal.
+    pub mute: AtomicBool,
+    pub numb: AtomicBool,
+    /// With --busy: who has it may do something.
+    turn: Arc<Semaphore>,
     grown: AtomicBool,
     answers: AtomicU64,
 }
@@ -35,9 +41,38 @@ impl Server {
             arguments: arguments.clone(),
             name: arguments.name(),
             ready: AtomicBool::new(false),
+            mute: AtomicBool::new(arguments.hang_health),
+            numb: AtomicBool::new(arguments.no_generate),
+            turn: Arc::new(Semaphore::new(1)),
             grown: AtomicBool::new(false),
             answers: AtomicU64::new(0),
         })
+    }
+}
+
+impl Server {
+    /// Waits until nothing else is done, with --busy.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        if !self.arguments.busy {
+            return None;
+        }
+        Arc::clone(&self.turn).acquire_owned().await.ok()
+    }
+
+    /// Lets the time for so many tokens pass; with --busy by computing.
+    async fn think(&self, tokens: u32) {
+        let time = self.arguments.token_delay * tokens;
+        if !self.arguments.busy {
+            return tokio::time::sleep(time).await;
+        }
+        let end = Instant::now() + time;
+        let spun = tokio::task::spawn_blocking(move || {
+            while Instant::now() < end {
+                std::hint::spin_loop();
+            }
+        });
+        // It can't fail.
+        _ = spun.await;
     }
 }
 
@@ -71,9 +106,10 @@ fn failure(status: StatusCode, message: &str, kind: &str) -> Response {
 }
 
 async fn health(State(server): Shared) -> Response {
-    if server.arguments.hang_health {
+    if server.mute.load(Ordering::SeqCst) {
         std::future::pending::<()>().await;
     }
+    _ = server.turn().await;
     match server.arguments.style {
         Style::Llama => Json(json!({"status": "ok"})).into_response(),
         Style::Vllm => StatusCode::OK.into_response(),
@@ -133,13 +169,14 @@ async fn generate(server: Arc<Server>, body: &Bytes, shape: Shape) -> Response {
             "server_error",
         );
     }
-    if server.arguments.no_generate {
+    if server.numb.load(Ordering::SeqCst) {
         std::future::pending::<()>().await;
     }
     let wanted = wanted(&body);
     grow(&server, wanted.prompt_tokens).await;
     let id = server.answers.fetch_add(1, Ordering::SeqCst);
-    let answer = Answer { server, shape, id: format!("fake-{id}"), created: now(), wanted };
+    let turn = server.turn().await;
+    let answer = Answer { server, turn, shape, id: format!("fake-{id}"), created: now(), wanted };
     if answer.wanted.stream { answer.stream() } else { answer.whole().await }
 }
 
@@ -160,6 +197,9 @@ async fn grow(server: &Arc<Server>, prompt_tokens: u64) {
 /// One answer on its way.
 struct Answer {
     server: Arc<Server>,
+    /// Held until the answer has gone out.
+    #[allow(dead_code, reason = "what is done with it is its end")]
+    turn: Option<OwnedSemaphorePermit>,
     shape: Shape,
     id: String,
     created: u64,
@@ -187,7 +227,7 @@ impl Answer {
 
     async fn whole(self) -> Response {
         let tokens = u32::try_from(self.wanted.tokens).unwrap_or(u32::MAX);
-        tokio::time::sleep(self.server.arguments.token_delay * tokens).await;
+        self.server.think(tokens).await;
         let text: String = (0..self.wanted.tokens).map(|i| token(&self.server.name, i)).collect();
         let choice = |key: &str, value: Value| json!([{"index": 0, key: value, "finish_reason": "length"}]);
         let answer = match self.shape {
@@ -243,13 +283,13 @@ impl Answer {
     }
 
     fn stream(self) -> Response {
-        let (tokens, delay) = (self.wanted.tokens, self.server.arguments.token_delay);
+        let tokens = self.wanted.tokens;
         let answer = Arc::new(self);
         let ending = answer.ending();
         let said = stream::iter(0..tokens).then(move |index| {
             let answer = Arc::clone(&answer);
             async move {
-                tokio::time::sleep(delay).await;
+                answer.server.think(1).await;
                 answer.chunk(&token(&answer.server.name, index)).to_string()
             }
         });

@@ -35,7 +35,8 @@ pub(crate) enum Role {
 }
 
 /// A model server without a model. Flags of llama-server and vllm that mean nothing here are passed over with
-/// a word on stderr; FAKELLM_FLAGS may hold more flags.
+/// a word on stderr; FAKELLM_FLAGS may hold more flags. From SIGUSR1 on /health never answers, from SIGUSR2 on
+/// generating never ends.
 #[derive(Debug, Clone, Parser)]
 #[command(version, args_override_self = true)]
 pub(crate) struct Arguments {
@@ -76,6 +77,9 @@ pub(crate) struct Arguments {
     /// Memory is taken in ten steps over this time; ready afterwards.
     #[arg(long, value_parser = parse_duration, default_value = "0s")]
     pub load_time: Duration,
+    /// The memory on GPUs is taken at once, and this much of the host's bit by bit over --load-time.
+    #[arg(long, value_parser = parse_size)]
+    pub load_rss: Option<u64>,
     /// Load for ever.
     #[arg(long)]
     pub never_ready: bool,
@@ -106,6 +110,9 @@ pub(crate) struct Arguments {
     /// Time for each token.
     #[arg(long, value_parser = parse_duration, default_value = "0s")]
     pub token_delay: Duration,
+    /// Answer nothing else while an answer is generated, and compute all the time.
+    #[arg(long)]
+    pub busy: bool,
     /// /health never answers.
     #[arg(long)]
     pub hang_health: bool,

@@ -31,11 +31,27 @@ pub(crate) fn load(arguments: &Arguments) -> Result<()> {
     if let Some(part) = arguments.gpu_memory_utilization {
         claims.on.extend(desired(part)?);
     }
+    if let Some(bytes) = arguments.load_rss {
+        take(&claims, arguments.style, Duration::ZERO)?;
+        fill(bytes, arguments.load_time);
+        return Ok(());
+    }
     if claims.is_empty() {
         std::thread::sleep(arguments.load_time);
         return Ok(());
     }
     take(&claims, arguments.style, arguments.load_time)
+}
+
+/// Fills memory of the host in small steps, as one that reads from a slow disk; it is kept.
+fn fill(bytes: u64, over: Duration) {
+    const STEPS: u32 = 100;
+    let step = usize::try_from(bytes / u64::from(STEPS)).unwrap_or(usize::MAX);
+    for _ in 0..STEPS {
+        // Written to, or no page of it would be resident.
+        std::mem::forget(vec![1_u8; step]);
+        std::thread::sleep(over / STEPS);
+    }
 }
 
 /// Takes these claims for this process.

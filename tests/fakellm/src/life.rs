@@ -80,8 +80,21 @@ async fn doom(arguments: Arguments) {
     }
 }
 
+/// Hangs from a signal on.
+async fn hang(server: Arc<Server>) {
+    let signals = (signal(SignalKind::user_defined1()), signal(SignalKind::user_defined2()));
+    let (Ok(mut health), Ok(mut tokens)) = signals else { return };
+    loop {
+        tokio::select! {
+            _ = health.recv() => server.mute.store(true, Ordering::SeqCst),
+            _ = tokens.recv() => server.numb.store(true, Ordering::SeqCst),
+        }
+    }
+}
+
 async fn serve(arguments: Arguments) -> Result<()> {
     let server = Server::new(&arguments);
+    tokio::spawn(hang(Arc::clone(&server)));
     let late = arguments.bind_late || arguments.style == Style::Vllm;
     let (began, began_ns) = (Instant::now(), now_ns());
     eprintln!("fakellm: {} loads: {}", server.name, gpu::summary(&arguments));

@@ -91,8 +91,12 @@ impl Fake {
     }
 
     fn terminate(&mut self) {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+    }
+
+    fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        nix::sys::signal::kill(pid, signal).unwrap();
     }
 }
 
@@ -164,6 +168,54 @@ fn ill_health_of_all_kinds() {
     }
     assert_eq!(mute.ask("GET", "/health", "", limit), None);
     assert_eq!(fake.get("/health").unwrap().0, 503);
+}
+
+#[test]
+fn ill_health_that_comes_later() {
+    use nix::sys::signal::Signal::{SIGUSR1, SIGUSR2};
+    let limit = Duration::from_millis(100);
+    let fake = Fake::start("");
+    fake.health(200);
+    assert_eq!(fake.post("/v1/completions", "{}").0, 200);
+    let until_silent = |method, path, body| {
+        let deadline = Instant::now() + PATIENCE;
+        while fake.ask(method, path, body, limit).is_some() {
+            assert!(Instant::now() < deadline, "{path} goes on");
+        }
+    };
+    fake.signal(SIGUSR2);
+    until_silent("POST", "/v1/completions", "{}");
+    assert_eq!(fake.get("/health").unwrap().0, 200);
+    fake.signal(SIGUSR1);
+    until_silent("GET", "/health", "");
+    assert_eq!(fake.get("/v1/models").unwrap().0, 200);
+}
+
+#[test]
+fn one_that_is_busy_answers_nothing_else() {
+    let fake = Fake::start("--busy --token-delay 100ms");
+    fake.health(200);
+    std::thread::scope(|scope| {
+        let request = r#"{"prompt":"x","max_tokens":8,"stream":true}"#;
+        let answer = scope.spawn(|| fake.post("/v1/completions", request).1);
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(fake.ask("GET", "/health", "", Duration::from_millis(100)), None);
+        assert!(answer.join().unwrap().contains("[DONE]"));
+    });
+    fake.health(200);
+}
+
+#[test]
+fn memory_of_the_host_fills_while_it_loads() {
+    let fake = Fake::start("--load-rss 64MiB --load-time 1s");
+    let resident = || {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", fake.child.id())).unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    };
+    fake.health(503);
+    let early = resident();
+    fake.health(200);
+    assert!(resident() >= early + 32 * MIB, "{early} {}", resident());
 }
 
 #[test]

@@ -138,6 +138,19 @@ pub(crate) enum Verb {
         #[command(flatten)]
         on: On,
     },
+    /// The next memory reading says that BYTES less are used, and the one after it is right again.
+    Jump {
+        #[arg(value_parser = parse_size)]
+        bytes: u64,
+        #[command(flatten)]
+        on: On,
+    },
+    /// Does the card report events (Xids)?
+    Events {
+        switch: Switch,
+        #[command(flatten)]
+        on: On,
+    },
     /// The card gives no memory readings.
     MemoryNa {
         #[arg(default_value = "on")]
@@ -215,6 +228,8 @@ fn knob(verb: Verb) -> Result<(Option<u32>, Knob), Verb> {
             (on.device, Knob::Hang(Hang { ns: nanos(time), each, calls: call }))
         }
         Verb::Stale { switch, on } => (on.device, Knob::Stale(yes(switch))),
+        Verb::Jump { bytes, on } => (on.device, Knob::Jump(bytes)),
+        Verb::Events { switch, on } => (on.device, Knob::Events(yes(switch))),
         Verb::MemoryNa { switch, on } => (on.device, Knob::MemoryNa(yes(switch))),
         Verb::Xid { xid, device } => (Some(device), Knob::Xid(xid)),
         Verb::Sensors { temperature, power, utilization, on } => {

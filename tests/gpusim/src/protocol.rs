@@ -39,6 +39,8 @@ pub enum Request {
     Sensors { device: u32 },
     /// Xids after the one numbered `after` (0: all). Answer: `Vec<Xid>`.
     Xids { after: u64 },
+    /// May the Xids of this card be watched? Answer: `null`.
+    Watch { device: u32 },
     /// Take memory for the process at the other end of the socket, until it dies. Answer: `null`.
     Alloc { device: u32, bytes: u64, kind: Kind },
     /// Change how cards behave. Answer: `null`.
@@ -75,6 +77,10 @@ pub enum Knob {
     Lost(bool),
     /// Do memory readings stay what they are now?
     Stale(bool),
+    /// The next memory reading says that so many bytes less are used; the one after it is right again.
+    Jump(u64),
+    /// Does the card report events?
+    Events(bool),
     /// Does the card give no memory readings?
     MemoryNa(bool),
     /// Bytes that are used and belong to no process.

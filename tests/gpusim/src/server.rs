@@ -198,10 +198,11 @@ impl Server {
         match request {
             Request::Hello => value(inner.gpus.driver()?),
             Request::Card { device } => value(inner.gpus.identity(device)?),
-            Request::Memory { device } => value(inner.gpus.memory(device, now)?),
+            Request::Memory { device } => value(inner.gpus.read_memory(device, now)?),
             Request::Processes { device, kind } => value(inner.gpus.processes(device, kind, now)?),
             Request::Sensors { device } => value(inner.gpus.sensors(device, now)?),
             Request::Xids { after } => value(inner.gpus.xids(after)),
+            Request::Watch { device } => value(inner.gpus.watch(device)?),
             Request::Alloc { device, bytes, kind } => {
                 self.watch_process(&mut inner, pid)?;
                 let done = inner.gpus.alloc(now, (pid, &comm_of(pid), false), device, bytes, kind);

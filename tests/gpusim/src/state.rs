@@ -23,11 +23,15 @@ pub struct Knobs {
     usage: bool,
     lost: bool,
     memory_na: bool,
+    events: bool,
     residue: u64,
     sensors: SensorKnobs,
     /// The reading that every later one repeats.
     #[serde(skip)]
     stale: Option<Memory>,
+    /// How much less the next reading says is used.
+    #[serde(skip)]
+    jump: u64,
     /// What hangs, and since when.
     #[serde(skip)]
     hang: Option<(Hang, u64)>,
@@ -42,9 +46,11 @@ impl Default for Knobs {
             usage: true,
             lost: false,
             memory_na: false,
+            events: true,
             residue: 0,
             sensors: SensorKnobs::default(),
             stale: None,
+            jump: 0,
             hang: None,
         }
     }
@@ -233,6 +239,24 @@ impl Gpus {
         knobs.stale.or(truth).ok_or_else(|| Failure::new(Code::NotFound, "no such device"))
     }
 
+    /// The same for a call: it may jump, once.
+    pub fn read_memory(&mut self, device: u32, now: u64) -> Result<Memory, Failure> {
+        let mut memory = self.memory(device, now)?;
+        if let Some((_, knobs)) = self.config.cards.get_mut(device as usize) {
+            let less = std::mem::take(&mut knobs.jump).min(memory.used);
+            (memory.used, memory.free) = (memory.used - less, memory.free + less);
+        }
+        Ok(memory)
+    }
+
+    /// Whether the card's Xids may be watched.
+    pub fn watch(&self, device: u32) -> Result<(), Failure> {
+        if self.card(device)?.1.events {
+            return Ok(());
+        }
+        Err(Failure::new(Code::NotSupported, format!("device {device} reports no events")))
+    }
+
     /// One of the card's process lists, by pid.
     pub fn processes(&self, device: u32, kind: Kind, now: u64) -> Result<Vec<Listed>, Failure> {
         let (_, knobs) = self.card(device)?;
@@ -400,6 +424,8 @@ impl Gpus {
                 Knob::Usage(on) => knobs.usage = *on,
                 Knob::Lost(on) => knobs.lost = *on,
                 Knob::Stale(on) => knobs.stale = truth.filter(|_| *on),
+                Knob::Jump(less) => knobs.jump = *less,
+                Knob::Events(on) => knobs.events = *on,
                 Knob::MemoryNa(on) => knobs.memory_na = *on,
                 Knob::Residue(bytes) => knobs.residue = *bytes,
                 Knob::Hang(hang) => knobs.hang = (hang.ns > 0).then_some((*hang, now)),
@@ -483,6 +509,7 @@ impl Knobs {
             (!self.usage, "no bytes in process lists"),
             (self.lost, "lost"),
             (self.memory_na, "no memory readings"),
+            (!self.events, "no events"),
             (self.stale.is_some(), "stale readings"),
             (self.hang.is_some(), "calls hang"),
         ];

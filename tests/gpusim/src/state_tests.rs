@@ -125,6 +125,9 @@ fn readings_can_be_missing_lost_or_stale() {
     assert_eq!(used(&gpus, 0, 2), 0);
     gpus.set(Some(0), &Knob::Stale(false), 3).unwrap();
     assert_eq!(used(&gpus, 0, 4), 100);
+    gpus.set(Some(0), &Knob::Jump(60 * MIB), 4).unwrap();
+    let mut used_read = || gpus.read_memory(0, 4).unwrap().used / MIB;
+    assert_eq!([used_read(), used_read()], [40, 100]);
     gpus.set(Some(0), &Knob::Usage(false), 5).unwrap();
     assert_eq!(gpus.processes(0, Kind::Compute, 6).unwrap(), [Listed { pid: 10, bytes: None }]);
     gpus.set(Some(0), &Knob::Lists(false), 7).unwrap();

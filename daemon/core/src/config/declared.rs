@@ -8,7 +8,7 @@ use super::command_line;
 use super::error::ConfigError;
 use super::main_file;
 use super::reader::{OneOrEach, Reader, Table};
-use super::{BackendKind, Deadlines, Demand, Policy};
+use super::{BackendKind, Deadlines, Demand, Health, Policy, Settings};
 use crate::bytes::Bytes;
 
 /// Everything that a file says.
@@ -27,9 +27,10 @@ pub(super) struct Declared {
     pub(super) fallback: Option<Spanned<String>>,
     pub(super) priority: Option<Spanned<i32>>,
     pub(super) memory: Option<Spanned<Demand>>,
-    pub(super) health: Option<Spanned<String>>,
+    pub(super) ready: Option<Spanned<String>>,
     pub(super) generate: Option<bool>,
     pub(super) deadlines: Deadlines,
+    pub(super) health: Health,
 }
 
 /// What is run, from `cmd` or from `program` and `args`.
@@ -41,7 +42,7 @@ pub(super) struct Command {
     pub(super) env: Vec<(Spanned<String>, Spanned<String>)>,
 }
 
-pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, deadlines: Deadlines) -> Declared {
+pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Settings) -> Declared {
     let backends = [
         ("llama.cpp", BackendKind::LlamaCpp),
         ("vllm", BackendKind::Vllm),
@@ -66,15 +67,16 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, deadlines: Dea
         fallback: root.string("fallback", "the name of another model"),
         priority: root.whole("priority", -1000..=1000, "a whole number from -1000 to 1000"),
         memory: root.table("memory").and_then(|table| memory(table, reader)),
-        health: None,
+        ready: None,
         generate: None,
-        deadlines: main_file::deadlines(root, deadlines),
+        deadlines: main_file::deadlines(root, node.deadlines),
+        health: main_file::health(root, node.health),
     };
     let Some(mut ready) = root.table("ready") else { return declared };
-    let health = ready.string("health", "a path as text, for example \"/health\"");
+    let path = ready.string("health", "a path as text, for example \"/health\"");
     let generate = ready.boolean("generate");
     ready.finish();
-    Declared { health, generate, ..declared }
+    Declared { ready: path, generate, ..declared }
 }
 
 /// The command. None where none could be read; every reason is noted.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{BackendKind, Demand, Model, Policy, Settings};
+use super::{BackendKind, Demand, Health, Model, Policy, Settings};
 use crate::backend;
 use crate::name::ModelName;
 
@@ -82,6 +82,7 @@ pub fn explain(settings: &Settings) -> Explanation {
     let mut values = Values { declared: &settings.declared, list: Vec::new() };
     values.add("node", settings.node.clone(), "the host's name");
     values.add("gpu.headroom", format!("{} on each GPU", settings.headroom), "default");
+    values.add("gpu.sound", shown(settings.sound), "default");
     for (key, time) in deadlines(&settings.deadlines) {
         values.add(key, shown(time), "default");
     }
@@ -97,6 +98,9 @@ pub fn explain(settings: &Settings) -> Explanation {
     values.add("restart.window", shown(restart.window), "default");
     values.add("boot.gpus", shown(settings.boot.gpus), "default");
     values.add("boot.files", shown(settings.boot.files), "default");
+    for (key, value) in health(&settings.health) {
+        values.add(key, value, "default");
+    }
     values.add("ports.range", format!("{}-{}", settings.ports.first, settings.ports.last), "default");
     Explanation {
         node: settings.node.clone(),
@@ -111,6 +115,16 @@ fn deadlines(deadlines: &super::Deadlines) -> [(&'static str, Duration); 3] {
         ("deadlines.stop", deadlines.stop),
         ("deadlines.release", deadlines.release),
         ("deadlines.start", deadlines.start),
+    ]
+}
+
+fn health(health: &Health) -> [(&'static str, String); 4] {
+    let or_off = |time: Option<Duration>| time.map_or("off".to_owned(), shown);
+    [
+        ("health.every", or_off(health.every)),
+        ("health.failures", health.failures.to_string()),
+        ("health.token", or_off(health.token)),
+        ("health.busy", shown(health.busy)),
     ]
 }
 
@@ -178,10 +192,15 @@ fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
     values.add("ready.health", format!("GET {} answers 200", model.ready.health), derived("ready.health"));
     let generate = if model.ready.generate { "one token is generated" } else { "no token is asked for" };
     values.add("ready.generate", generate.to_owned(), derived("ready.generate"));
-    for (key, time) in deadlines(&model.deadlines) {
+    let deadlines = deadlines(&model.deadlines).map(|(key, time)| (key, shown(time)));
+    for (key, value) in deadlines.into_iter().chain(health(&model.health)) {
         match (model.declared.get(key), settings.declared.get(key)) {
-            (None, Some(line)) => values.push(key, shown(time), Origin::DeclaredForNode { line: *line }),
-            _ => values.add(key, shown(time), "default"),
+            _ if key == "health.token" && !model.ready.generate => {
+                let from = Origin::Derived { from: "`ready.generate` is false".to_owned() };
+                values.push(key, value, from);
+            }
+            (None, Some(line)) => values.push(key, value, Origin::DeclaredForNode { line: *line }),
+            _ => values.add(key, value, "default"),
         }
     }
     ModelExplanation { name: model.name.clone(), source: model.source.clone(), values: values.list }

@@ -8,13 +8,17 @@ use toml::Spanned;
 
 use super::error::ConfigError;
 use super::reader::{Reader, Table};
-use super::{API_PORT, Boot, Deadlines, PROXY_PORT, PortRange, Restart, Settings, SourceFile};
+use super::{API_PORT, Boot, Deadlines, Health, PROXY_PORT, PortRange, Restart, Settings, SourceFile};
 use crate::bytes::Bytes;
 
 /// Kept free on each GPU for what no declaration holds: kernels and workspaces that CUDA loads at first use,
 /// allocators that round up to their blocks, a desktop that opens a window. A judgement, not a measurement:
 /// small beside a 16 GiB card (1.6%), and several times the block to which an allocator rounds.
 const HEADROOM: Bytes = Bytes::mib(256);
+
+/// A judgement: ten of the readings that are made when nothing goes on. A card that falls off the bus for good does so
+/// within seconds of its Xid, and one that was reset answers like any other.
+const SOUND: Duration = Duration::from_secs(10);
 
 /// Generous on purpose, since a deadline that passes fails the swap: a server finishes what it answers before it
 /// ends, a driver gives memory back seconds after a process's end, and large weights from a slow disk together
@@ -39,6 +43,15 @@ const RESTART: Restart = Restart {
 /// A card that trains its link late, and a disk that is checked before it is mounted.
 const BOOT: Boot = Boot { gpus: Duration::from_secs(2 * 60), files: Duration::from_secs(5 * 60) };
 
+/// A hung model is found within a minute, for a connection every ten seconds. Long prompts on a CPU can keep a server
+/// that answers nothing meanwhile at work for minutes.
+const HEALTH: Health = Health {
+    every: Some(Duration::from_secs(10)),
+    failures: 3,
+    token: Some(Duration::from_mins(5)),
+    busy: Duration::from_mins(10),
+};
+
 /// Above the ports that people give to servers by hand.
 const PORTS: PortRange = PortRange { first: 8100, last: 8199 };
 
@@ -47,9 +60,11 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
     let mut settings = Settings {
         node: host_name.to_owned(),
         headroom: HEADROOM,
+        sound: SOUND,
         deadlines: DEADLINES,
         restart: RESTART,
         boot: BOOT,
+        health: HEALTH,
         models: BTreeMap::new(),
         ports: PORTS,
         source: file.map(|file| file.path.clone()),
@@ -70,6 +85,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
             if let Some(headroom) = gpu.parsed::<Bytes>("headroom", "a size, for example \"256 MiB\"") {
                 settings.headroom = headroom.into_inner();
             }
+            settings.sound = gpu.duration("sound").unwrap_or(settings.sound);
             gpu.finish();
         }
         settings.deadlines = deadlines(&mut root, settings.deadlines);
@@ -79,6 +95,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
             settings.boot.files = boot.duration("files").unwrap_or(settings.boot.files);
             boot.finish();
         }
+        settings.health = health(&mut root, settings.health);
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
                 match range(text.get_ref()) {
@@ -125,13 +142,26 @@ fn restart(root: &mut Table<'_, '_>, otherwise: Restart) -> Restart {
         first: table.duration("first").unwrap_or(otherwise.first),
         longest: table.duration("longest").unwrap_or(otherwise.longest),
         healthy: table.duration("healthy").unwrap_or(otherwise.healthy),
-        failures: table
-            .whole("failures", 1..=1000, "a whole number from 1 to 1000")
-            .map_or(otherwise.failures, Spanned::into_inner),
+        failures: failures(&mut table).unwrap_or(otherwise.failures),
         window: table.duration("window").unwrap_or(otherwise.window),
     };
     table.finish();
     restart
+}
+
+/// `[health]`, where it is given; else what holds already.
+pub(super) fn health(root: &mut Table<'_, '_>, otherwise: Health) -> Health {
+    let Some(mut table) = root.table("health") else { return otherwise };
+    let every = table.duration_or_off("every", otherwise.every);
+    let failures = failures(&mut table).unwrap_or(otherwise.failures);
+    let token = table.duration_or_off("token", otherwise.token);
+    let busy = table.duration("busy").unwrap_or(otherwise.busy);
+    table.finish();
+    Health { every, failures, token, busy }
+}
+
+fn failures(table: &mut Table<'_, '_>) -> Option<u32> {
+    table.whole("failures", 1..=100, "a number from 1 to 100").map(Spanned::into_inner)
 }
 
 fn range(text: &str) -> Result<PortRange, String> {

@@ -11,7 +11,8 @@ use super::declared::{self, Command, Declared};
 use super::error::{ConfigError, Place};
 use super::reader::{Reader, Table};
 use super::{
-    BackendKind, DEFAULT_ALIAS, Deadlines, Demand, Derived, Model, Policy, Ready, SourceFile, main_file,
+    BackendKind, DEFAULT_ALIAS, Demand, Derived, Health, Model, Policy, Ready, Settings, SourceFile,
+    main_file,
 };
 use crate::backend;
 use crate::name::ModelName;
@@ -28,8 +29,8 @@ pub(super) struct Draft {
     pub(super) fallback: Option<(String, Place)>,
 }
 
-/// Reads one model's file. `deadlines` are the node's.
-pub(super) fn read(file: &SourceFile, deadlines: Deadlines) -> (Draft, Vec<ConfigError>) {
+/// Reads one model's file. `node` is what holds where it says nothing.
+pub(super) fn read(file: &SourceFile, node: &Settings) -> (Draft, Vec<ConfigError>) {
     let nothing = Draft {
         model: None,
         name: None,
@@ -51,7 +52,7 @@ pub(super) fn read(file: &SourceFile, deadlines: Deadlines) -> (Draft, Vec<Confi
         return (nothing, reader.finish().0);
     }
     let mut root = Table::root(&reader, &table);
-    let declared = declared::read(&mut root, &reader, deadlines);
+    let declared = declared::read(&mut root, &reader, node);
     root.finish();
     let mut derive = Derive { reader: &reader, derived: Vec::new() };
     let (mut draft, model) = derive.draft(declared);
@@ -143,6 +144,7 @@ impl Derive<'_, '_> {
             retired: declared.retired,
             fallback: declared.fallback.and_then(|name| name.get_ref().parse().ok()),
             priority: declared.priority.map_or(0, Spanned::into_inner),
+            health: Health { token: declared.health.token.filter(|_| ready.generate), ..declared.health },
             ready,
             deadlines: declared.deadlines,
             declared: BTreeMap::new(),
@@ -445,7 +447,7 @@ impl Derive<'_, '_> {
                 format!("this is `{}`", given.text.escape_debug()),
             );
         }
-        let health = if let Some(health) = &declared.health {
+        let health = if let Some(health) = &declared.ready {
             let text = health.get_ref();
             if !text.starts_with('/') || !text.chars().all(|c| c.is_ascii_graphic() && c != '#') {
                 let message = "`ready.health` must be a path of a URL, for example \"/health\"";

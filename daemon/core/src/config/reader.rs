@@ -192,13 +192,11 @@ impl<'r, 'a> Table<'r, 'a> {
             return None;
         };
         let number = i64::from_str_radix(number.as_str(), number.radix()).ok();
-        match number.and_then(|number| T::try_from(number).ok()).filter(|number| range.contains(number)) {
-            Some(number) => Some(Spanned::new(value.span(), number)),
-            None => {
-                self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), &value.span(), "");
-                None
-            }
+        let number = number.and_then(|number| T::try_from(number).ok()).filter(|n| range.contains(n));
+        if number.is_none() {
+            self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), &value.span(), "");
         }
+        number.map(|number| Spanned::new(value.span(), number))
     }
 
     /// A value written as text: a size, an address …
@@ -253,13 +251,28 @@ impl<'r, 'a> Table<'r, 'a> {
     pub(super) fn duration(&mut self, key: &'static str) -> Option<Duration> {
         const EXPECTED: &str = "a time, for example \"90 s\", \"15 min\" or \"1h 30m\"";
         let text = self.string(key, EXPECTED)?;
+        self.time(key, &text, EXPECTED)
+    }
+
+    /// A time, or None where it is written `"off"`; `otherwise` where it is not written.
+    pub(super) fn duration_or_off(
+        &mut self,
+        key: &'static str,
+        otherwise: Option<Duration>,
+    ) -> Option<Duration> {
+        const EXPECTED: &str = "a time, for example \"10 s\" or \"5 min\", or \"off\"";
+        let Some(text) = self.string(key, EXPECTED) else { return otherwise };
+        if text.get_ref() == "off" { None } else { self.time(key, &text, EXPECTED) }
+    }
+
+    fn time(&self, key: &str, text: &Spanned<String>, expected: &str) -> Option<Duration> {
         let label = match humantime::parse_duration(text.get_ref()) {
             Ok(Duration::ZERO) => "nothing can be done in no time".to_owned(),
             Ok(time) if time > LONGEST => "at most 24 h are allowed".to_owned(),
             Ok(time) => return Some(time),
             Err(error) => error.to_string(),
         };
-        self.reader.error(format!("`{}{key}` must be {EXPECTED}", self.prefix), &text.span(), label);
+        self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), &text.span(), label);
         None
     }
 

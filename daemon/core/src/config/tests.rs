@@ -68,14 +68,14 @@ fn the_designs_example_and_one_line() {
     let sources = Sources {
         main: Some(file(
             "/etc/berth/berth.toml",
-            "[gpu]\nheadroom = \"512 MiB\"\n[deadlines]\nstart = \"1h30m\"\n[ports]\nrange = \"8200-8210\"\n",
+            "[gpu]\nheadroom = \"512 MiB\"\n[deadlines]\nstart = \"1h30m\"\n[health]\nfailures = 2\n[ports]\nrange = \"8200-8210\"\n",
         )),
         models: vec![
             file("/etc/berth/models.d/genesis.toml", GENESIS),
             file("/etc/berth/models.d/supergemma.toml", ONE_LINE),
             file(
                 "/etc/berth/models.d/aeon.toml",
-                "cmd = \"vllm serve nvidia/aeon -tp 2 --gpu-memory-utilization=0.90\"\n\n[deadlines]\nstop = \"90 s\"\n",
+                "cmd = \"vllm serve nvidia/aeon -tp 2 --gpu-memory-utilization=0.90\"\n\n[deadlines]\nstop = \"90 s\"\n[health]\ntoken = \"off\"\nbusy = \"30 min\"\n",
             ),
             file(
                 "/etc/berth/models.d/whisper.toml",
@@ -245,6 +245,10 @@ fn every_kind_of_bad_value() {
         cmd("ready.generate = 1"),
         cmd("deadlines.stop = \"soon\""),
         cmd("deadlines.start = \"3 days\""),
+        cmd("health.every = \"on\""),
+        cmd("health.busy = \"off\""),
+        cmd("health.failures = 0"),
+        cmd("health.failures = \"3\""),
         cmd("port = 1\nport = 2"),
         "cmd = \"A=1 /opt/a\"\nenv.A = \"2\"".into(),
         "cmd = \"/opt/a --port many --host localhost\"".into(),

@@ -1,6 +1,6 @@
 //! Where a model fits: the places to try, and what is short where (what always holds, rule 1).
 
-use super::{Context, Start, Unplaced, gpu_unknown, refusal};
+use super::{Context, Start, Unplaced, gpu_suspect, gpu_unknown, refusal};
 use crate::backend::{self, PlacedGpu};
 use crate::bytes::Bytes;
 use crate::config::{Demand, Model, Policy};
@@ -118,9 +118,13 @@ impl Context<'_> {
         match (nearest, unknown) {
             (Some((start, missing, mut short)), unknown) => {
                 let certain = unknown.is_none();
-                short.extend(unknown.map(|why| why.text));
+                // On a suspect device it may fit as soon as an operator says so.
+                let suspect = unknown.as_ref().filter(|why| why.code == "gpu_suspect");
+                let hints = suspect.map(|why| why.hints.clone()).unwrap_or_default();
+                let unseen = unknown.map(|why| why.text).filter(|text| !short.contains(text));
+                short.extend(unseen);
                 Err(Unplaced {
-                    refusal: Box::new(refusal("does_not_fit", short.join("; "), Vec::new())),
+                    refusal: Box::new(refusal("does_not_fit", short.join("; "), hints)),
                     short: Some((start, missing)),
                     certain,
                 })
@@ -141,6 +145,9 @@ impl Context<'_> {
             Known::Value(memory) => memory,
             Known::Unknown(why) => return Err(gpu_unknown(gpu.index, why)),
         };
+        if let Some(suspicion) = &gpu.suspect {
+            return Err(gpu_suspect(gpu.index, suspicion, self.facts.at));
+        }
         let foreign =
             self.state.foreign(gpu).ok_or_else(|| gpu_unknown(gpu.index, "its memory is unknown"))?;
         let claimed = self.state.claimed(&gpu.id, victims).plus(self.state.outgrown(gpu, victims));
@@ -166,7 +173,7 @@ impl Context<'_> {
         for process in gpu.processes.value().into_iter().flatten() {
             if self.state.owner(process).is_none() {
                 let held = process.memory.value().map_or("an unknown amount".to_owned(), Bytes::to_string);
-                holders.push(format!("pid {} ({}) {held}", process.pid, process.program));
+                holders.push(format!("{} {held}", process.named()));
             }
         }
         let held =

@@ -8,7 +8,7 @@ use super::words::{millis, seconds};
 use super::{Action, Direction, Event, LAUNCH_DEADLINE, Stage, Swap, Watch, World, longest};
 use crate::backend::Failure;
 use crate::bytes::Bytes;
-use crate::facts::{Gpu, Moment};
+use crate::facts::{Brought, Gpu, Moment};
 use crate::name::ModelName;
 use crate::plan::{self, Start};
 use crate::report::{Step, StepState};
@@ -18,8 +18,8 @@ use crate::state::{Claim, ClaimedGpu, Phase, Times};
 const DIAGNOSIS_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a model that an earlier berthd started may be silent until it is taken for one that does not serve.
 const SETTLING: Duration = Duration::from_secs(30);
-/// A start whose memory grew within this time, or a tenth of its deadline where that is shorter, is still loading:
-/// its deadline extends, up to twice what was set.
+/// A start whose memory, on a GPU or the host's, grew within this time, or a tenth of its deadline where that is
+/// shorter, is still loading: its deadline extends, up to twice what was set.
 const GROWING: Duration = Duration::from_secs(10);
 
 /// What showed that a start failed; its log usually says why.
@@ -55,6 +55,7 @@ pub(super) struct Loading {
     cap: Moment,
     growing: Duration,
     held: Bytes,
+    brought: Brought,
     grew_at: Moment,
     said: String,
     /// It answers as it should; only systemd's word of this run is awaited.
@@ -105,15 +106,17 @@ impl Swap {
         // History may lengthen the deadline, never shorten it.
         let slowest =
             world.state.times.get(&model).and_then(|times| times.load.iter().max().copied()).unwrap_or(0);
-        let within = match self.settling {
-            true => SETTLING,
-            false => declared.max(Duration::from_millis(slowest.saturating_mul(2))),
+        let within = if self.settling {
+            SETTLING
+        } else {
+            declared.max(Duration::from_millis(slowest.saturating_mul(2)))
         };
         let loading = Loading {
             deadline: world.now + within,
             cap: world.now + within * 2,
             growing: GROWING.min(within / 10),
             held: Bytes::ZERO,
+            brought: Brought::default(),
             grew_at: world.now,
             said: "nothing listens on its port yet".to_owned(),
             answers: false,
@@ -145,7 +148,7 @@ impl Swap {
                 return self.fail(world, reason, None, actions);
             }
             Event::NotReady(whose, said) | Event::Silent(whose, said) if whose == model => {
-                loading.said = said
+                loading.said = said;
             }
             _ => {}
         }
@@ -172,8 +175,12 @@ impl Swap {
             return self.start(world, direction, index + 1, actions);
         }
         let held = held_by(world, &model);
-        if held > loading.held {
-            loading.held = held;
+        // A first part of it can be on the GPUs long before the rest has come from a slow disk.
+        let unit = world.facts.units.get(&model);
+        let reads =
+            unit.and_then(|unit| unit.brought.value()).is_some_and(|brought| loading.brought.grows(brought));
+        if held > loading.held || reads {
+            loading.held = loading.held.max(held);
             loading.grew_at = world.now;
         }
         if world.now >= loading.deadline {

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use berth_core::bytes::Bytes;
-use berth_core::facts::{Known, Listener, Preflight};
+use berth_core::facts::{Known, Listener, Preflight, Suspicion};
 use berth_core::name::ModelName;
 use berth_core::plan::{self, Verdict};
 use berth_core::report::Verb;
@@ -163,6 +164,29 @@ fn a_port_of_ones_own_models_is_no_obstacle_to_a_switch() {
     let mut absent = Machine::tower(2);
     absent.state.home = tower.state.home.clone();
     out += &told(&absent, Verb::Start, Some("genesis"));
+    assert_snapshot!(out);
+}
+
+#[test]
+fn what_is_suspect_is_not_used() {
+    let suspect = |machine: &mut Machine, index: usize, until: Option<u64>| {
+        machine.gpu(index).suspect = Some(Suspicion {
+            why: "the driver reported Xid 79; see `dmesg`".to_owned(),
+            since: Duration::from_secs(98),
+            until: until.map(Duration::from_secs),
+        });
+    };
+    let mut tower = Machine::tower(2).serves("glm-flash", &[(0, 9216)]);
+    suspect(&mut tower, 1, Some(107));
+    // What serves goes on, and may be stopped.
+    let mut out = told(&tower, Verb::Start, Some("small"));
+    out += &told(&tower, Verb::Start, Some("supergemma"));
+    out += &told(&tower, Verb::Switch, Some("genesis"));
+    out += &told(&tower, Verb::Restart, Some("glm-flash"));
+    suspect(&mut tower, 0, None);
+    out += &told(&tower, Verb::Restart, Some("glm-flash"));
+    out += &told(&tower, Verb::Switch, Some("glm-flash"));
+    out += &told(&tower, Verb::Stop, Some("glm-flash"));
     assert_snapshot!(out);
 }
 

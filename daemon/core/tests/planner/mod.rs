@@ -1,4 +1,5 @@
 //! What a request would do, on recorded facts and on random ones.
 
 mod golden;
+mod missing;
 mod properties;

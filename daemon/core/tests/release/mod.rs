@@ -70,6 +70,7 @@ impl Story {
             program: "server".to_owned(),
             memory: Known::Value(Bytes::mib(*mib)),
             model: model.map(name),
+            unit: None,
         });
         gpu.processes = Known::Value(listed.collect());
         self
@@ -366,4 +367,55 @@ fn the_fast_poll_knows_when_the_lists_are_worth_reading() {
     assert!(limit >= Bytes::mib(DRIVER + 400) && limit < Bytes::mib(DRIVER + HELD), "{limit}");
     let reading = berth_core::release::judge(story.state(), &name(MODEL), part, None);
     assert_eq!(reading, Reading::Unknown("GPU 0 can't be seen".to_owned()));
+}
+
+#[test]
+fn an_operator_gives_up_only_what_nobody_can_be_named_for() {
+    let give_up = |story: &mut Story, gpu: usize| {
+        let Story { machine, proofs, .. } = story;
+        let (given_up, kept) = proofs.give_up(&machine.state, &machine.facts, &device(gpu));
+        let kept = kept.iter().map(berth_core::release::Unproved::sentence).collect::<Vec<_>>().join("; ");
+        (given_up, kept)
+    };
+    let listed = Card { unlisted: DRIVER, listed: &[(PID, HELD, Some(MODEL))] };
+    let mut story = Story::new(&[(0, HELD), (1, HELD)]);
+    story.reads(0, &listed).reads(1, &listed);
+    assert!(!story.proved());
+    let (given_up, kept) = give_up(&mut story, 0);
+    assert_eq!(given_up, [], "it still runs");
+    assert!(kept.contains("its processes have not ended"), "{kept}");
+    // Gone from its cgroup, and listed.
+    story.gone().reads(0, &listed).reads(1, &LINGERS);
+    assert!(!story.proved());
+    let (given_up, kept) = give_up(&mut story, 0);
+    assert_eq!(given_up, []);
+    assert!(kept.contains("pid 4001 (server) holds 5.0 GiB"), "{kept}");
+    assert!(!story.proved());
+    // Unknown is not nobody.
+    story.machine.gpu(0).memory = Known::Unknown("the GPU is lost".to_owned());
+    assert!(!story.proved());
+    assert_eq!(give_up(&mut story, 0).0, []);
+    // Nobody is listed: on this card it is given up, and on the other one it is not.
+    story.reads(0, &LINGERS).reads(1, &LINGERS);
+    assert!(!story.proved());
+    assert_eq!(give_up(&mut story, 0), (vec![(name(MODEL), Bytes::mib(HELD))], String::new()));
+    assert_eq!(give_up(&mut story, 0), (vec![], String::new()), "once");
+    story.reads(0, &LINGERS).reads(1, &LINGERS);
+    assert!(!story.proved());
+    assert_eq!(give_up(&mut story, 1).0, [(name(MODEL), Bytes::mib(HELD))]);
+    assert!(story.proved());
+    // What was given up is foreign use from then on.
+    assert_eq!(story.state().foreign(&story.machine.facts.gpus()[0]), Some(Bytes::mib(DRIVER + HELD)));
+
+    // Where the driver gives no lists nobody can be named either; but a process that is there again undoes it.
+    let mut story = Story::one();
+    story.gone().reads(0, &LINGERS).lists_unknown(0);
+    assert!(!story.proved());
+    assert_eq!(give_up(&mut story, 0).0.len(), 1);
+    story.unit(Active::Active, &[PID]);
+    assert!(!story.proved());
+    assert_eq!(give_up(&mut story, 0).0, []);
+    // A model that serves is not concerned.
+    story.machine.state.claims.get_mut(&name(MODEL)).unwrap().phase = Phase::Serving;
+    assert_eq!(give_up(&mut story, 0), (vec![], String::new()));
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use berth_core::backend::PlacedGpu;
 use berth_core::bytes::Bytes;
 use berth_core::config::{Settings, SourceFile, Sources, load};
-use berth_core::facts::{Active, DeviceId, Facts, Gpu, GpuMemory, GpuProcess, Known, Preflight, Unit};
+use berth_core::facts::{
+    Active, Brought, DeviceId, Facts, Gpu, GpuMemory, GpuProcess, Known, Preflight, Unit,
+};
 use berth_core::name::ModelName;
 use berth_core::plan::{self, Verdict};
 use berth_core::report::{Request, Verb};
@@ -75,6 +77,8 @@ impl Machine {
             listed_at: Duration::from_secs(100),
             memory: Known::Value(memory(16_311, 388, DRIVER)),
             processes: Known::Value(Vec::new()),
+            lost: false,
+            suspect: None,
             temperature_c: None,
             power_w: None,
             utilization_percent: None,
@@ -116,6 +120,7 @@ impl Machine {
                 program: program.to_owned(),
                 memory: Known::Value(Bytes::mib(mib)),
                 model: model.map(name),
+                unit: None,
             });
         }
     }
@@ -201,5 +206,6 @@ pub(crate) fn unit(invocation: &str, active: Active, pids: &[u32]) -> Unit {
         started_at: None,
         main_pid: pids.first().copied(),
         processes: Known::Value(pids.iter().map(|pid| (*pid, u64::from(*pid))).collect()),
+        brought: Known::Value(Brought::default()),
     }
 }

@@ -241,6 +241,11 @@ impl World {
         self.touched.push(start.model.clone());
         for part in &start.gpus {
             let index = part.index as usize;
+            assert!(
+                self.facts.gpus()[index].suspect.is_none(),
+                "{} was started on a suspect GPU",
+                start.model
+            );
             // By the truth, but for foreign processes, which may take memory at any time: as they were seen last.
             let seen: u64 = self.facts.gpus()[index]
                 .processes

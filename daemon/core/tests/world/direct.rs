@@ -113,6 +113,27 @@ fn a_start_that_fails_is_rolled_back() {
 }
 
 #[test]
+fn a_cold_load_from_a_slow_disk_is_no_hang() {
+    // Its memory on the GPUs is there at once, and the deadline of 20 s passes while it reads.
+    let mut world = World::new(2);
+    let manner = world.nature.manner("aeon");
+    (manner.load, manner.reads) = (35_000, 34_500);
+    let swap = world.carries_out(Verb::Start, Some("aeon"));
+    assert_eq!((swap.outcome, world.home()), (Some(Outcome::Done), vec!["aeon"]), "{swap:?}");
+
+    // What reads no more is not waited for, and nothing is waited for beyond twice the deadline.
+    for (reads, fails_after) in [(24_000, 25_500..28_000), (NEVER, 40_000..40_500)] {
+        let mut world = World::new(2);
+        let manner = world.nature.manner("aeon");
+        (manner.load, manner.reads) = (NEVER, reads);
+        let swap = world.carries_out(Verb::Start, Some("aeon"));
+        assert_eq!(swap.outcome, Some(Outcome::Restored), "{swap:?}");
+        let ready = swap.steps.iter().find(|step| step.step == Step::Ready).unwrap();
+        assert!(fails_after.contains(&ready.elapsed_ms), "{ready:?}");
+    }
+}
+
+#[test]
 fn a_victim_that_ignores_sigterm_is_killed() {
     let mut world = World::with(2, &["aeon"]);
     world.nature.manner("aeon").term = NEVER;
@@ -299,6 +320,43 @@ fn unknown_is_waited_for() {
     assert!(world.wait_until(PATIENCE, |world| world.ended.len() > 1));
     assert_eq!(world.ended[1].outcome, Some(Outcome::Done));
     assert!(world.ended[1].steps.iter().any(|step| step.step == Step::Released && step.elapsed_ms >= 5500));
+}
+
+#[test]
+fn a_swap_waits_for_a_gpu_that_became_suspect() {
+    // The memory is back at once on both, and one of them misbehaves meanwhile.
+    let mut world = World::with(2, &["aeon"]);
+    assert_eq!(world.ask(Verb::Switch, Some("genesis")), None);
+    let until = world.nature.now + 6000;
+    world.nature.suspect_until.insert(0, until);
+    assert_eq!(world.ask(Verb::Switch, Some("genesis")), Some("busy".to_owned()));
+    assert!(world.wait_until(PATIENCE, |world| world.ended.len() > 1));
+    assert_eq!(world.ended[1].outcome, Some(Outcome::Done), "{:?}", world.ended[1]);
+    let released = world.ended[1].steps.iter().find(|step| step.step == Step::Released).unwrap();
+    assert!((5500..6500).contains(&released.elapsed_ms), "{released:?}");
+
+    // It is waited for as long as memory would be, and no longer; then home comes back as soon as it can.
+    assert_eq!(world.carries_out(Verb::Switch, Some("aeon")).outcome, Some(Outcome::Done));
+    let until = world.nature.now + 30_000;
+    assert_eq!(world.ask(Verb::Switch, Some("genesis")), None);
+    world.nature.suspect_until.insert(1, until);
+    assert!(world.wait_until(PATIENCE, |world| world.ended.len() > 3));
+    let swap = world.ended[3].clone();
+    assert_eq!(swap.outcome, Some(Outcome::Degraded), "{swap:?}");
+    assert!(reason(&swap).starts_with("genesis was not started: GPU 1 is suspect"), "{}", reason(&swap));
+    assert!((10_000..11_000).contains(&swap.elapsed_ms), "{swap:?}");
+    assert_eq!(world.ask(Verb::Switch, Some("genesis")), Some("gpu_suspect".to_owned()));
+    assert!(world.wait_until(PATIENCE, |world| world.nature.ready(&name("aeon")) && !world.busy()));
+    assert!(world.nature.now >= until);
+
+    // So is one that is unknown, and on which no memory is awaited.
+    let mut world = World::with(2, &["glm"]);
+    assert_eq!(world.ask(Verb::Switch, Some("genesis")), None);
+    let until = world.nature.now + 4000;
+    world.nature.blind_until.insert(1, until);
+    assert!(world.wait_until(PATIENCE, |world| world.ended.len() > 1));
+    assert_eq!(world.ended[1].outcome, Some(Outcome::Done), "{:?}", world.ended[1]);
+    assert!(world.nature.now >= until);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use berth_core::bytes::Bytes;
-use berth_core::facts::{Active, Facts, Gpu, GpuProcess, Known, Unit};
+use berth_core::facts::{Active, Brought, Facts, Gpu, GpuProcess, Known, Suspicion, Unit};
 use berth_core::name::ModelName;
 use berth_core::plan::Start;
 
@@ -34,6 +34,8 @@ pub(crate) struct Manner {
     pub(crate) linger: u64,
     /// Whether it comes back bit by bit.
     pub(crate) ramp: bool,
+    /// For how long it reads into the host's memory; not at all with 0.
+    pub(crate) reads: u64,
     /// For how long a child outside the cgroup goes on holding its memory.
     pub(crate) escapee: u64,
 }
@@ -49,6 +51,7 @@ impl Default for Manner {
             kill: 5,
             linger: 0,
             ramp: false,
+            reads: 0,
             escapee: 0,
         }
     }
@@ -100,6 +103,8 @@ pub(crate) struct Nature {
     pub(crate) foreign: BTreeMap<usize, u64>,
     /// Until when NVML says nothing of a card, and gives no lists.
     pub(crate) blind_until: BTreeMap<usize, u64>,
+    /// Until when a card is suspect.
+    pub(crate) suspect_until: BTreeMap<usize, u64>,
     /// Allocations that failed.
     pub(crate) failed_allocations: u32,
     /// Until when the files of a model are on a disk that is not mounted.
@@ -281,6 +286,7 @@ impl Nature {
         self.foreign.clear();
         self.blind_until.clear();
         self.unmounted_until.clear();
+        self.suspect_until.clear();
         for run in self.runs.values_mut().filter(|run| !run.active.is_down()) {
             run.manner = Manner { load: run.manner.load.min(3000), ..Manner::default() };
             let due = if run.asked.is_some() { now } else { NEVER };
@@ -296,7 +302,11 @@ impl Nature {
     pub(crate) fn unit(&self, model: &ModelName) -> Option<Unit> {
         self.runs.get(model).map(|run| {
             let pids = [run.pid];
-            unit(&run.invocation, run.active, if run.active.is_down() { &[] } else { &pids })
+            let mut unit = unit(&run.invocation, run.active, if run.active.is_down() { &[] } else { &pids });
+            let read = run.manner.reads.min(self.now - run.started);
+            // Of what is mapped the kernel takes back as much as comes in; only the faults tell of it.
+            unit.brought = Known::Value(Brought { faulted: Bytes(read << 10), ..Brought::default() });
+            unit
         })
     }
 
@@ -329,6 +339,14 @@ impl Nature {
                     Known::Value(memory(TOTAL, RESERVED, self.used(index)))
                 },
                 processes: if blind { Known::Unknown(why()) } else { Known::Value(listed) },
+                lost: false,
+                suspect: self.suspect_until.get(&index).filter(|until| self.now < **until).map(|until| {
+                    Suspicion {
+                        why: "the driver reported Xid 79".to_owned(),
+                        since: at,
+                        until: Some(Duration::from_millis(*until)),
+                    }
+                }),
                 temperature_c: None,
                 power_w: None,
                 utilization_percent: None,
@@ -346,5 +364,6 @@ fn listed(pid: u32, mib: u64, model: Option<ModelName>) -> GpuProcess {
         program: "server".to_owned(),
         memory: Known::Value(Bytes::mib(mib)),
         model,
+        unit: None,
     }
 }

@@ -25,6 +25,7 @@ enum Happening {
     Manner(usize, Manner),
     Foreign(usize, u64),
     Blind(usize, u64),
+    Suspect(usize, u64),
     Ledger(bool),
     BerthdDies,
     PowerFails,
@@ -41,6 +42,7 @@ fn manner() -> impl Strategy<Value = Manner> {
         prop_oneof![4 => 100u64..6000, 1 => Just(NEVER)],
         prop_oneof![4 => Just(NEVER), 1 => 1u64..9000],
         prop::bool::weighted(0.1),
+        prop_oneof![2 => Just(0u64), 1 => 1u64..30_000, 1 => Just(NEVER)],
     );
     let stop = (
         prop::bool::weighted(0.1),
@@ -53,7 +55,7 @@ fn manner() -> impl Strategy<Value = Manner> {
         prop_oneof![6 => Just(0u64), 1 => 1u64..30_000],
     );
     (start, stop, release).prop_map(
-        |((load, dies, unstartable), (unstoppable, term, kill), (linger, ramp, escapee))| Manner {
+        |((load, dies, unstartable, reads), (unstoppable, term, kill), (linger, ramp, escapee))| Manner {
             load,
             dies,
             unstartable,
@@ -62,6 +64,7 @@ fn manner() -> impl Strategy<Value = Manner> {
             kill,
             linger,
             ramp,
+            reads,
             escapee,
         },
     )
@@ -74,6 +77,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         4 => (0usize..6, manner()).prop_map(|(model, manner)| Happening::Manner(model, manner)),
         1 => (0usize..2, prop_oneof![Just(0), 100u64..15_000]).prop_map(|(gpu, mib)| Happening::Foreign(gpu, mib)),
         1 => (0usize..2, 0u64..30_000).prop_map(|(gpu, ms)| Happening::Blind(gpu, ms)),
+        1 => (0usize..2, 0u64..30_000).prop_map(|(gpu, ms)| Happening::Suspect(gpu, ms)),
         1 => prop::bool::weighted(0.3).prop_map(Happening::Ledger),
         1 => Just(Happening::BerthdDies),
         1 => Just(Happening::PowerFails),
@@ -202,6 +206,10 @@ fn whatever_happens_home_serves_in_the_end() {
                     Happening::Blind(gpu, ms) => {
                         let until = world.nature.now + ms;
                         world.nature.blind_until.insert(gpu % gpus, until);
+                    }
+                    Happening::Suspect(gpu, ms) => {
+                        let until = world.nature.now + ms;
+                        world.nature.suspect_until.insert(gpu % gpus, until);
                     }
                     Happening::Ledger(fails) => world.ledger_fails = fails,
                     Happening::BerthdDies => {

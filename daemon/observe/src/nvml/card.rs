@@ -91,6 +91,7 @@ impl<'n> Card<'n> {
         let (read_at, memory) = self.memory(nvml, calls);
         let (listed_at, processes) = self.processes(nvml, calls);
         let index = self.identity.index;
+        let lost = self.device.is_err() && !self.library_failed;
         // What is only for display: none of it on a device that has just been lost.
         let shown = |what, call: fn(&Device<'n>) -> Result<u32, NvmlError>| {
             let device = self.device.as_ref().ok()?;
@@ -104,6 +105,8 @@ impl<'n> Card<'n> {
             listed_at,
             memory,
             processes,
+            lost,
+            suspect: None,
             temperature_c: shown("temperature", |device| device.temperature(TemperatureSensor::Gpu)),
             power_w: shown("power", |device| {
                 device.power_usage().map(|milliwatts| (milliwatts + 500) / 1000)
@@ -157,8 +160,11 @@ impl<'n> Card<'n> {
                 program: known.program,
                 memory,
                 model: known.model,
+                unit: known.unit,
             },
-            None => GpuProcess { pid, started: None, program: String::new(), memory, model: None },
+            None => {
+                GpuProcess { pid, started: None, program: String::new(), memory, model: None, unit: None }
+            }
         };
         match held {
             Known::Value(held) => (at, Known::Value(held.into_iter().map(describe).collect())),

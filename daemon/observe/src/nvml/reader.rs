@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::card::{Calls, Card, Identity};
 use super::progress::Progress;
+use super::xids::Gate;
 use super::{PerDevice, Question, reason, unknown};
 use crate::proc::monotonic_now;
 
@@ -27,6 +28,7 @@ const REOPEN_LAST: Duration = Duration::from_secs(300);
 /// The state of NVML's thread.
 pub(super) struct Reader {
     progress: Arc<Progress>,
+    gate: Arc<Gate>,
     /// Every GPU that was ever seen, so that a lost one keeps its name.
     seen: Vec<Identity>,
     /// When and why the library could not be used last.
@@ -63,9 +65,15 @@ impl Question {
     }
 }
 
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.gate.end();
+    }
+}
+
 impl Reader {
-    pub(super) fn new(progress: Arc<Progress>) -> Self {
-        Self { progress, seen: Vec::new(), failed: None, patience: REOPEN_FIRST }
+    pub(super) fn new(progress: Arc<Progress>, gate: Arc<Gate>) -> Self {
+        Self { progress, gate, seen: Vec::new(), failed: None, patience: REOPEN_FIRST }
     }
 
     /// Answers questions until nobody is left who could ask.
@@ -78,6 +86,7 @@ impl Reader {
                         return;
                     }
                     self.progress.call("closing the library", None);
+                    self.gate.close();
                     drop(nvml);
                 }
                 Err(why) => question.refuse(&why),
@@ -113,6 +122,7 @@ impl Reader {
             }
         };
         self.failed = None;
+        self.gate.open();
         let mut question = first;
         loop {
             let everything = matches!(question, Question::All(_));

@@ -4,6 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
+fn processes_in(control_group: &str) -> Known<BTreeMap<u32, u64>> {
+    started_of(&cgroup_processes(control_group))
+}
+
 /// A child that sleeps, ended when dropped.
 struct Sleeper(Child);
 
@@ -83,6 +87,30 @@ fn a_unit_counts_only_where_pid_1_keeps_it() {
 }
 
 #[test]
+fn a_foreign_process_is_known_by_its_unit() {
+    let of = |path| unit_in(path, "");
+    for (path, unit) in [
+        ("/system.slice/aeon.service", "aeon.service"),
+        ("/system.slice/aeon.service/workers/0", "aeon.service"),
+        (r"/system.slice/system-vllm.slice/vllm@genesis.service", "vllm@genesis.service"),
+        ("/system.slice/_cpu.service", "cpu.service"),
+        ("/user.slice/user-1000.slice/session-3.scope", "session-3.scope"),
+        ("/system.slice/docker-0123.scope/system.slice/aeon.service", "docker-0123.scope"),
+        (
+            "/user.slice/user-1000.slice/user@1000.service/app.slice/aeon.service",
+            "user@1000.service/aeon.service",
+        ),
+        ("/user.slice/user-1000.slice/user@1000.service/payload", "user@1000.service"),
+    ] {
+        assert_eq!(of(path).as_deref(), Some(unit), "{path}");
+    }
+    for none in ["", "/", "/docker/0123", "/user.slice", "/lxc.payload.one/system.slice/aeon.service"] {
+        assert_eq!(of(none), None, "{none}");
+    }
+    assert_eq!(unit_in("/lxc/one/system.slice/aeon.service", "/lxc/one").as_deref(), Some("aeon.service"));
+}
+
+#[test]
 fn describes_a_process_and_not_one_that_is_gone() {
     let child = Sleeper::new();
     let pid = child.0.id();
@@ -108,7 +136,7 @@ fn lists_a_cgroup_and_those_below_until_they_are_gone() {
         );
     };
     let inner = group.below("inner");
-    assert_eq!(cgroup_processes(&group.path), Known::Value(BTreeMap::new()));
+    assert_eq!(processes_in(&group.path), Known::Value(BTreeMap::new()));
     let (outer_child, inner_child) = (Sleeper::new(), Sleeper::new());
     group.take(&outer_child);
     inner.take(&inner_child);
@@ -116,7 +144,7 @@ fn lists_a_cgroup_and_those_below_until_they_are_gone() {
         .into_iter()
         .map(|pid| (pid, started(pid).unwrap()))
         .collect();
-    assert_eq!(cgroup_processes(&group.path), Known::Value(expected));
+    assert_eq!(processes_in(&group.path), Known::Value(expected));
     assert_eq!(control_group_of(inner_child.0.id()).as_deref(), Some(inner.path.as_str()));
 
     let ids = cgroup_ids(&group.path);
@@ -126,12 +154,12 @@ fn lists_a_cgroup_and_those_below_until_they_are_gone() {
     drop(inner_child);
     drop(outer_child);
     let path = group.path.clone();
-    assert_eq!(cgroup_processes(&path), Known::Value(BTreeMap::new()));
+    assert_eq!(processes_in(&path), Known::Value(BTreeMap::new()));
     drop(inner);
     drop(group);
-    assert_eq!(cgroup_processes(&path), Known::Value(BTreeMap::new()), "gone is empty");
+    assert_eq!(processes_in(&path), Known::Value(BTreeMap::new()), "gone is empty");
     assert_eq!(cgroup_ids(&path), BTreeSet::new());
-    assert_eq!(cgroup_processes(""), Known::Value(BTreeMap::new()));
+    assert_eq!(processes_in(""), Known::Value(BTreeMap::new()));
 }
 
 #[test]
@@ -149,7 +177,7 @@ fn a_hundred_processes_are_read_in_no_time() {
     let mut best = Duration::MAX;
     for _ in 0..20 {
         let begin = Instant::now();
-        let found = cgroup_processes(&group.path);
+        let found = processes_in(&group.path);
         best = best.min(begin.elapsed());
         assert_eq!(found.value().unwrap().len(), 100);
     }
@@ -163,4 +191,27 @@ fn a_hundred_processes_are_read_in_no_time() {
 fn the_host_has_memory() {
     let Known::Value((total, available)) = host_memory() else { panic!("no host memory") };
     assert!(total > available && available > Bytes::ZERO, "{total} {available}");
+}
+
+#[test]
+fn what_a_process_uses_grows() {
+    let before = used(std::process::id()).unwrap();
+    let held = vec![1_u8; 64 << 20];
+    let end = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < end {
+        std::hint::black_box(&held);
+    }
+    let after = used(std::process::id()).unwrap();
+    assert_eq!(before.started, after.started);
+    assert!(after.cpu >= before.cpu + Duration::from_millis(50), "{before:?} {after:?}");
+    assert!(after.resident >= before.resident.plus(Bytes::mib(48)), "{before:?} {after:?}");
+
+    // The crate reads the same fields.
+    let stat = Process::myself().unwrap().stat().unwrap();
+    let now = used(std::process::id()).unwrap();
+    assert!(now.faulted.0 / procfs::page_size() >= stat.majflt, "{now:?} {stat:?}");
+    let own = control_group_of(std::process::id()).unwrap();
+    let brought = brought_by(&cgroup_processes(&own), &own);
+    assert!(brought.value().is_some_and(|brought| brought.resident > Bytes::mib(48)), "{brought:?}");
+    drop(held);
 }

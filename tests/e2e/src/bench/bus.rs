@@ -20,13 +20,13 @@ const LOOK: Duration = Duration::from_millis(2);
 /// How long a unit may take to start or stop.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-pub(super) struct Bus {
+pub(crate) struct Bus {
     runtime: Runtime,
     connection: Connection,
 }
 
 impl Bus {
-    pub(super) fn connect(berth: &Berth) -> Result<Bus> {
+    pub(crate) fn connect(berth: &Berth) -> Result<Bus> {
         // A worker of its own: the connection lives on between our calls.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let socket = berth.sandbox().root().join("run/dbus/system_bus_socket");
@@ -49,18 +49,18 @@ impl Bus {
     }
 
     /// StartUnit. Returns once the job is queued.
-    pub(super) fn start(&self, unit: &str) -> Result<()> {
+    pub(crate) fn start(&self, unit: &str) -> Result<()> {
         self.call::<_, OwnedObjectPath>(PATH, MANAGER, "StartUnit", &(unit, "replace")).map(drop)
     }
 
     /// StopUnit, and waits until the unit is down.
-    pub(super) fn stop(&self, unit: &str) -> Result<()> {
+    pub(crate) fn stop(&self, unit: &str) -> Result<()> {
         self.call::<_, OwnedObjectPath>(PATH, MANAGER, "StopUnit", &(unit, "replace"))?;
         self.wait(unit, |state| ["inactive", "failed"].contains(&state))
     }
 
     /// Waits until the unit is up.
-    pub(super) fn wait_active(&self, unit: &str) -> Result<()> {
+    pub(crate) fn wait_active(&self, unit: &str) -> Result<()> {
         self.wait(unit, |state| state == "active")
     }
 
@@ -78,13 +78,25 @@ impl Bus {
         }
     }
 
+    /// KillUnit: SIGKILL to the unit's main process.
+    pub(crate) fn kill(&self, unit: &str) -> Result<()> {
+        self.call::<_, ()>(PATH, MANAGER, "KillUnit", &(unit, "main", nix::libc::SIGKILL))
+    }
+
+    /// Which run of the unit this is: its main process and its InvocationID.
+    pub(crate) fn run_of(&self, unit: &str) -> Result<(u32, Vec<u8>)> {
+        let main_pid = self.property(unit, SERVICE, "MainPID")?.try_into()?;
+        let invocation = self.property(unit, UNIT, "InvocationID")?.try_into()?;
+        Ok((main_pid, invocation))
+    }
+
     /// When systemd started the main process, in nanoseconds.
-    pub(super) fn started(&self, unit: &str) -> Result<u64> {
+    pub(crate) fn started(&self, unit: &str) -> Result<u64> {
         self.stamp(unit, SERVICE, "ExecMainStartTimestampMonotonic")
     }
 
     /// When the unit was last active, in nanoseconds: systemd sends SIGTERM then.
-    pub(super) fn stopped(&self, unit: &str) -> Result<u64> {
+    pub(crate) fn stopped(&self, unit: &str) -> Result<u64> {
         self.stamp(unit, UNIT, "ActiveExitTimestampMonotonic")
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use berth_core::report::{Accepted, Event, Outcome, SwapSummary, What};
+use berth_core::report::{Accepted, Event, Outcome, Status, SwapSummary, What};
 use gpusim::sys::now_ns;
 use serde_json::json;
 
@@ -16,12 +16,12 @@ use crate::Berth;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Where berthd listens.
-pub(super) struct Client {
+pub(crate) struct Client {
     socket: PathBuf,
 }
 
 /// A swap under way, with the stream of its events.
-pub(super) struct Following {
+pub(crate) struct Following {
     /// When the request was sent.
     pub asked: u64,
     id: u64,
@@ -29,29 +29,44 @@ pub(super) struct Following {
 }
 
 impl Client {
-    pub(super) fn new(berth: &Berth) -> Client {
+    pub(crate) fn new(berth: &Berth) -> Client {
         Client { socket: berth.sandbox().root().join("run/berth/berth.sock") }
     }
 
-    /// Asks for a switch and follows it.
-    pub(super) fn switch(&self, model: &str) -> Result<Following> {
-        let body = json!({ "verb": "switch", "model": model }).to_string();
+    /// Asks for a change and follows it.
+    pub(crate) fn change(&self, verb: &str, model: &str) -> Result<Following> {
+        let body = json!({ "verb": verb, "model": model }).to_string();
         let asked = now_ns();
-        let mut answer = self.send(&format!(
+        let (code, body) = self.ask(&format!(
             "POST /api/v1/swaps HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         ))?;
-        let mut text = String::new();
-        answer.read_to_string(&mut text)?;
-        let (head, body) = text.split_once("\r\n\r\n").context("an answer that is no HTTP")?;
-        if head.split(' ').nth(1) != Some("202") {
-            bail!("the switch to {model} was not accepted: {body}");
+        if code != 202 {
+            bail!("`{verb} {model}` was not accepted: {body}");
         }
-        let accepted: Accepted = serde_json::from_str(body).context("berthd's answer to a switch")?;
-        let id = accepted.swap.with_context(|| format!("{model} serves already"))?;
+        let accepted: Accepted = serde_json::from_str(&body).context("berthd's answer to a change")?;
+        let id = accepted.swap.with_context(|| format!("there was nothing to do for `{verb} {model}`"))?;
         let path = format!("/api/v1/events?swap={id}&after={}", accepted.after);
         let lines = self.send(&format!("GET {path} HTTP/1.0\r\n\r\n"))?;
         Ok(Following { asked, id, lines })
+    }
+
+    /// The state of the node, as berthd has it now.
+    pub(crate) fn status(&self) -> Result<Status> {
+        let (code, body) = self.ask("GET /api/v1/status HTTP/1.0\r\n\r\n")?;
+        if code != 200 {
+            bail!("berthd did not say how it is: {body}");
+        }
+        serde_json::from_str(&body).context("berthd's status")
+    }
+
+    /// One request; the status and the body of its answer.
+    fn ask(&self, request: &str) -> Result<(u16, String)> {
+        let mut text = String::new();
+        self.send(request)?.read_to_string(&mut text)?;
+        let (head, body) = text.split_once("\r\n\r\n").context("an answer that is no HTTP")?;
+        let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        Ok((code.context("an answer without a status")?, body.to_owned()))
     }
 
     fn send(&self, request: &str) -> Result<BufReader<UnixStream>> {
@@ -65,7 +80,7 @@ impl Client {
 
 impl Following {
     /// Waits for the swap's end; when it was heard of, and what was said.
-    pub(super) fn ended(self) -> Result<(u64, SwapSummary)> {
+    pub(crate) fn ended(self) -> Result<(u64, SwapSummary)> {
         for line in self.lines.lines() {
             let line = line.context("no event of the swap any more")?;
             let Some(event) = line.strip_prefix("data:") else { continue };

@@ -85,7 +85,7 @@ pub(super) struct Switcher<'a> {
 impl<'a> Switcher<'a> {
     pub(super) fn new(berth: &'a Berth) -> Result<Self> {
         let (client, bus) = (Client::new(berth), Bus::connect(berth)?);
-        client.switch("aeon")?.ended()?;
+        client.change("switch", "aeon")?.ended()?;
         let releases = berth.stats().releases.len();
         Ok(Switcher { berth, client, bus, serving: "aeon", done: Vec::new(), releases })
     }
@@ -101,7 +101,7 @@ impl<'a> Switcher<'a> {
 
     pub(super) fn switch(&mut self) -> Result<()> {
         let (old, new) = (self.serving, self.next());
-        let following = self.client.switch(new)?;
+        let following = self.client.change("switch", new)?;
         let request = following.asked;
         let (heard, _) = following.ended()?;
         self.serving = new;

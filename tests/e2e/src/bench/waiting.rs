@@ -31,7 +31,7 @@ pub(super) fn measure(berth: &Berth, switcher: &Switcher, linger: Duration) -> R
     let idle_percent = percent(&process, look)?;
 
     berth.gpu(&["linger", &format!("{}ms", linger.as_millis())]);
-    let following = switcher.client().switch(switcher.next())?;
+    let following = switcher.client().change("switch", switcher.next())?;
     thread::sleep(MARGIN);
     let lingering_percent = percent(&process, look)?;
     let lingering = berth.stats().devices.iter().filter(|card| !card.lingering.is_empty()).count();

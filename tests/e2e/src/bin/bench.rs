@@ -1,5 +1,5 @@
-//! `make bench`: what a switch costs, beside what others do. Lines of the form `bench: AREA key=value …` on
-//! standard output; what is under way on standard error.
+//! `make bench`: what a switch costs, beside what others do, and what a restart of berthd, a power cut and the edge
+//! of memory do. Lines of the form `bench: AREA key=value …` on standard output; what is under way on standard error.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,7 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use berth_tests::bench::{self, Bench};
 
-const USAGE: &str = "usage: bench [SWITCHES] [OTHERS] [WAIT_SECONDS]   (200, 50 and 20 without)";
+const USAGE: &str = "usage: bench [PART[=NUMBER]]…, all of these without:
+  switch=200   switches by Berth
+  others=50    switches each other way, beside those
+  wait=20      seconds for which memory lingers while berthd's CPU time is taken
+  adopt=50     kills of berthd under a stream
+  recovery=10  power cuts
+  edge=1000    restarts of a model that takes nearly all memory";
 
 fn main() -> ExitCode {
     match run() {
@@ -20,19 +26,30 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let mut numbers = Vec::new();
-    for word in std::env::args().skip(1) {
-        numbers.push(word.parse::<u32>().with_context(|| format!("{word} is no number; {USAGE}"))?);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let parts =
+        [("switch", 200), ("others", 50), ("wait", 20), ("adopt", 50), ("recovery", 10), ("edge", 1000)];
+    let mut numbers = parts.map(|(part, usual)| (part, if words.is_empty() { usual } else { 0 }));
+    for word in &words {
+        let (part, number) = word.split_once('=').unwrap_or((word, ""));
+        let place = parts.iter().position(|(known, _)| *known == part);
+        let place = place.with_context(|| format!("there is no part `{part}`\n{USAGE}"))?;
+        numbers[place].1 = match number {
+            "" => parts[place].1,
+            number => number.parse().with_context(|| format!("{number} is no number\n{USAGE}"))?,
+        };
     }
-    if numbers.len() > 3 || numbers.first() == Some(&0) {
-        bail!("{USAGE}");
+    let [switches, others, wait, kills, boots, restarts] = numbers.map(|(_, number)| number);
+    if others > switches {
+        bail!("{others} switches each other way can't be spread over {switches} by Berth\n{USAGE}");
     }
-    let number = |place: usize, default| numbers.get(place).copied().unwrap_or(default);
-    let switches = number(0, 200);
     bench::run(&Bench {
         switches,
-        others: number(1, 50).min(switches),
+        others,
         linger: Duration::from_millis(1500),
-        wait: Duration::from_secs(number(2, 20).into()),
+        wait: Duration::from_secs(wait.into()),
+        kills,
+        boots,
+        restarts,
     })
 }

@@ -16,6 +16,7 @@ use crate::Berth;
 const WALKS: usize = 3;
 /// Readings of each kind that count after each mark.
 const READINGS: u32 = 2;
+const READS: [&str; 4] = ["systemd Get", "systemd ListUnits", "systemd ListUnitFiles", "systemd SystemState"];
 const MARKS: [&str; 5] = ["before look", "after stop", "after kill", "after start", "after diagnose"];
 /// The driver's own effects: their order is the order of its decisions.
 const DRIVERS: [&str; 8] = ["record", "stop", "kill", "start", "ledger sync", "say ended", "end", "probe"];
@@ -82,7 +83,7 @@ fn name(walk: &[String]) -> Vec<(At, Option<At>)> {
 /// Whether this is a question that is asked again and again.
 fn is_reading(point: &str) -> bool {
     let of = point.split_once(' ').map_or(point, |(_, of)| of);
-    of.starts_with("nvml ") || of == "systemd Get" || of == "systemd ListUnits"
+    of.starts_with("nvml ") || READS.contains(&of)
 }
 
 /// Whether there is a call that can fail. A reading has no effect, so it is the same whether it fails early or late.

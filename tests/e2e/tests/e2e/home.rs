@@ -50,7 +50,7 @@ fn what_keeps_dying_is_quarantined() {
     assert_eq!(berth.state_of("genesis"), ModelState::Quarantined);
     let status = berth.status();
     assert_eq!(
-        status.home.iter().map(|model| model.as_str()).collect::<Vec<_>>(),
+        status.home.iter().map(berth_core::name::ModelName::as_str).collect::<Vec<_>>(),
         ["genesis"],
         "home is the operator's"
     );

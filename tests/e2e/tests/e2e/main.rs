@@ -7,8 +7,13 @@
 //! They are never skipped: where a sandbox can't run, they fail and say what is missing.
 #![allow(clippy::unwrap_used)]
 
+mod adoption;
+mod boot;
+mod byhand;
 mod crash;
+mod devices;
 mod failures;
+mod health;
 mod home;
 mod input;
 mod machine;

@@ -232,7 +232,10 @@ fn goes_back_when_a_foreign_process_takes_the_freed_memory() {
     let told = berth.told(4, &["switch", "genesis"]);
     let reason = told.reason();
     assert!(reason.starts_with("genesis was not started: "), "{reason}");
-    assert!(reason.contains("short on GPU 0") && reason.contains(&format!("pid {pid} (thief)")), "{reason}");
+    assert!(
+        reason.contains("short on GPU 0") && reason.contains(&format!("pid {pid} (thief) of gpusim.service")),
+        "{reason}"
+    );
     assert!(told.output.to_string().contains("aeon serves again"), "{}", told.output);
     assert_eq!(told.swap.outcome, Some(Outcome::Restored));
     berth.assert_home("aeon");
@@ -243,7 +246,7 @@ fn goes_back_when_a_foreign_process_takes_the_freed_memory() {
     let told = berth.told(5, &["switch", "genesis"]);
     let reason = told.reason();
     assert!(reason.contains("the way back failed too: aeon was not started: "), "{reason}");
-    assert!(reason.contains(&format!("pid {pid} (thief) 12.0 GiB")), "{reason}");
+    assert!(reason.contains(&format!("pid {pid} (thief) of gpusim.service 12.0 GiB")), "{reason}");
     assert_eq!(told.swap.outcome, Some(Outcome::Degraded));
     assert_eq!(berth.serving(), [""; 0]);
     assert_eq!(
@@ -273,7 +276,7 @@ fn lets_a_desktop_grow_and_names_it_when_it_is_too_big() {
     let refused = berth.ctl(&["switch", "aeon"]).with_code(3).to_string();
     let words = refused.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("133 MiB short on GPU 0: it needs 14.0 GiB"), "{refused}");
-    assert!(words.contains(&format!("pid {} (Xorg) 1.5 GiB", pid.trim())), "{refused}");
+    assert!(words.contains(&format!("pid {} (Xorg) of gpusim.service 1.5 GiB", pid.trim())), "{refused}");
     assert_eq!(berth.property("berth-model@genesis.service", "InvocationID"), invocation);
     berth.assert_home("genesis");
 }

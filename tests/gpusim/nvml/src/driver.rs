@@ -20,6 +20,8 @@ use serde::de::DeserializeOwned;
 
 /// How often initialized and not shut down.
 static INITIALIZED: AtomicU32 = AtomicU32::new(0);
+/// How many cards there were at the first of these: one that is added later is not seen until all have shut down.
+static CARDS: Mutex<u32> = Mutex::new(0);
 /// Connections that no call uses just now.
 static IDLE: Mutex<Vec<Client>> = Mutex::new(Vec::new());
 
@@ -29,11 +31,14 @@ fn idle() -> std::sync::MutexGuard<'static, Vec<Client>> {
 
 /// As `nvmlInit`.
 pub(crate) fn initialize() -> Result<(), nvmlReturn_t> {
-    exchange::<Driver>(&Request::Hello).map_err(|error| match error {
+    let mut cards = CARDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let driver = exchange::<Driver>(&Request::Hello).map_err(|error| match error {
         ClientError::Gone { .. } => nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED,
         ClientError::Refused(failure) => name_of(failure.code),
     })?;
-    INITIALIZED.fetch_add(1, Ordering::SeqCst);
+    if INITIALIZED.fetch_add(1, Ordering::SeqCst) == 0 {
+        *cards = driver.cards;
+    }
     Ok(())
 }
 
@@ -44,6 +49,12 @@ pub(crate) fn shut_down() -> Result<(), nvmlReturn_t> {
         idle().clear();
     }
     Ok(())
+}
+
+/// How many cards this initialization has found.
+pub(crate) fn cards() -> Result<u32, nvmlReturn_t> {
+    ask::<Driver>(&Request::Hello)?;
+    Ok(*CARDS.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Asks the server, if initialized.

@@ -18,6 +18,9 @@ use crate::{Outcome, code};
 /// The one type of event there is.
 const XID_CRITICAL: c_ulonglong = 8;
 
+/// Between two looks for what happened.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// What a set waits for. The pointer that C holds is to this.
 struct Set {
     inner: Mutex<Waiting>,
@@ -76,6 +79,7 @@ pub unsafe extern "C" fn nvmlDeviceRegisterEvents(
             return Err(nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED);
         }
         let device = device_of(device)?;
+        ask::<()>(&Request::Watch { device })?;
         let set = unsafe { set_of(set) }?;
         set.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner).devices.push(device);
         Ok(())
@@ -107,7 +111,7 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
             if Instant::now() >= deadline {
                 return Err(nvmlReturn_enum_NVML_ERROR_TIMEOUT);
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(deadline.saturating_duration_since(Instant::now()).min(LOOK));
         }
     };
     code(wait())

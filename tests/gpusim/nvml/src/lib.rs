@@ -20,7 +20,7 @@ use nvml_wrapper_sys::bindings::{
     nvmlReturn_enum_NVML_ERROR_NOT_FOUND, nvmlReturn_enum_NVML_SUCCESS, nvmlReturn_t, nvmlUtilization_t,
 };
 
-use driver::{ask, device_of, handle_of, initialize, shut_down};
+use driver::{ask, cards, device_of, handle_of, initialize, shut_down};
 use write::{put, put_text, text_of};
 
 /// What a function returns inside, before it becomes a code.
@@ -104,7 +104,7 @@ pub unsafe extern "C" fn nvmlSystemGetProcessName(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> nvmlReturn_t {
-    code(driver_info().and_then(|d| unsafe { put(count, d.cards) }))
+    code(cards().and_then(|cards| unsafe { put(count, cards) }))
 }
 
 #[unsafe(no_mangle)]
@@ -112,8 +112,8 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
     index: c_uint,
     device: *mut nvmlDevice_t,
 ) -> nvmlReturn_t {
-    let there = driver_info().and_then(|driver| {
-        if index >= driver.cards {
+    let there = cards().and_then(|cards| {
+        if index >= cards {
             return Err(nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT);
         }
         ask::<Card>(&Request::Card { device: index })
@@ -124,7 +124,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
 /// The first card that fits, passing over lost ones; if none fits, what the last lost one answered.
 fn find(wanted: impl Fn(&Card) -> bool) -> Result<nvmlDevice_t, nvmlReturn_t> {
     let mut error = nvmlReturn_enum_NVML_ERROR_NOT_FOUND;
-    for device in 0..driver_info()?.cards {
+    for device in 0..cards()? {
         match ask::<Card>(&Request::Card { device }) {
             Ok(card) if wanted(&card) => return Ok(handle_of(card.index)),
             Ok(_) => {}

@@ -58,7 +58,13 @@ fn everything_that_is_read() {
     hanging(&nvml, &mut server);
     xids(&nvml, &mut server);
 
+    // Only a new initialization sees other cards.
     server.set(None, Knob::Cards(vec![])).unwrap();
+    let second = init().unwrap();
+    assert_eq!((nvml.device_count().unwrap(), second.device_count().unwrap()), (2, 2));
+    second.shutdown().unwrap();
+    nvml.shutdown().unwrap();
+    let nvml = init().unwrap();
     assert_eq!(nvml.device_count().unwrap(), 0);
     assert!(matches!(nvml.device_by_index(0), Err(NvmlError::InvalidArg)));
     nvml.shutdown().unwrap();
@@ -163,4 +169,8 @@ fn xids(nvml: &Nvml, server: &mut Client) {
     let event = set.wait(1000).unwrap();
     assert_eq!(event.device.index().unwrap(), 0);
     assert!(format!("{event:?}").contains("79"), "{event:?}");
+    server.set(Some(1), Knob::Events(false)).unwrap();
+    let refused = nvml.device_by_index(1).unwrap().register_events(EventTypes::CRITICAL_XID_ERROR, set);
+    assert!(matches!(refused.unwrap_err().error, NvmlError::NotSupported));
+    server.set(Some(1), Knob::Events(true)).unwrap();
 }

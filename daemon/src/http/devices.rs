@@ -1,0 +1,65 @@
+//! The GPUs over the control API.
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::connect_info::ConnectInfo;
+use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use berth_core::report::{Actor, ClearRequest};
+use tokio::sync::oneshot;
+
+use super::{Api, Asked, Audit, Peer, no_answer, problem, understood};
+use crate::driver::Message;
+
+impl Asked for ClearRequest {
+    fn name(&self) -> Option<&String> {
+        Some(&self.device)
+    }
+}
+
+/// `POST /api/v1/devices/clear`.
+pub(super) async fn clear(
+    State(api): State<Api>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<ClearRequest>, JsonRejection>,
+) -> Response {
+    let Some(actor) = peer.actor() else {
+        return problem(StatusCode::FORBIDDEN, "unknown_peer", "the kernel does not say who asks", &[]);
+    };
+    let request = match understood(request) {
+        Ok(request) => request,
+        Err(problem) => return problem,
+    };
+    // In a task of its own: the asker may vanish, what was asked for and who asked may not.
+    match tokio::spawn(cleared(api, request, actor)).await {
+        Ok(response) => response,
+        Err(_) => no_answer(),
+    }
+}
+
+async fn cleared(api: Api, request: ClearRequest, actor: Actor) -> Response {
+    let audit = Audit::new(actor, "device clear", request.device.clone());
+    let (reply, answer) = oneshot::channel();
+    match api.ask(Message::Clear(request.device, reply), answer).await {
+        Some(Ok(cleared)) => {
+            let given_up: Vec<String> =
+                cleared.given_up.iter().map(|part| format!("{} of {}", part.bytes, part.model)).collect();
+            let was = cleared.suspect.as_deref().unwrap_or("not suspect");
+            audit.write(&format!("it was: {was}; given up: {}", list(&given_up)));
+            Json(cleared).into_response()
+        }
+        Some(Err(refusal)) => {
+            audit.write(&format!("refused: {}", refusal.text));
+            problem(StatusCode::NOT_FOUND, &refusal.code, &refusal.text, &refusal.hints)
+        }
+        None => {
+            audit.write("berthd did not answer");
+            no_answer()
+        }
+    }
+}
+
+fn list(parts: &[String]) -> String {
+    if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+}

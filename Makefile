@@ -17,7 +17,7 @@ triplet = $(shell uname -m)-linux-gnu
 as_root = $(if $(filter-out 0,$(shell id -u)),sudo -E env PATH="$$PATH")
 run_as_root = $(if $(as_root),--config "target.'cfg(all())'.runner='sudo -E'")
 
-.PHONY: build install install-files stage bench soak demo test lint deps assets
+.PHONY: build install install-files stage stage-faults bench soak crash demo test lint deps assets
 
 build:
 	$(CARGO) build $(cargo_profile) --workspace
@@ -47,13 +47,22 @@ install-files:
 	done
 
 # A tree as installed, with the simulated GPU library and the test programs: what the sandbox boots.
+staged = $(addprefix -p ,berthd berthctl berth-launch gpusim gpusim-nvml fakellm sandbox)
 stage: PROFILE = debug
 stage:
-	$(CARGO) build $(cargo_profile) $(addprefix -p ,berthd berthctl berth-launch gpusim gpusim-nvml fakellm sandbox)
+	$(CARGO) build $(cargo_profile) $(staged)
 	rm -rf $(stage)
 	$(MAKE) --no-print-directory -s install-files DESTDIR=$(stage) PREFIX=/usr PROFILE=$(PROFILE)
 	install -D -m 644 $(target)/libnvidia_ml.so $(stage)/usr/lib/$(triplet)/libnvidia-ml.so.1
 	install -D -m 755 -t $(stage)/usr/bin $(target)/gpusim $(target)/fakellm
+
+# The same tree with a berthd that has fault points (daemon/src/fault.rs): what crash tests boot. Only berthd is built
+# again; the build at the end puts the one without them back into its place.
+stage-faults: stage
+	rm -rf $(stage)-faults && cp -a $(stage) $(stage)-faults
+	$(CARGO) build $(staged) --features berthd/faults
+	install -m 755 target/debug/berthd $(stage)-faults/usr/bin/berthd
+	$(CARGO) build $(staged)
 
 # Shows in a minute what goes wrong by hand and what Berth does instead. With a terminal it stays up to be played
 # with, until Ctrl-C. Where PyPI can't be reached (exit status 69) a server that pretends takes the real one's place.
@@ -64,7 +73,7 @@ demo: deps
 	    $(as_root) target/debug/demo $$pretend
 
 # All that CI runs. The end-to-end tests boot sandboxes, so tests run as root: through sudo where you are not.
-test: deps lint stage
+test: deps lint stage-faults
 	@tests/assets/fetch || test $$? -eq 69
 	@dir=$$(mktemp -d) && $(as_root) target/debug/sandbox up --tree none --dir $$dir >/dev/null && \
 	    $(as_root) target/debug/sandbox down --wipe --dir $$dir >/dev/null
@@ -74,6 +83,7 @@ test: deps lint stage
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -q --workspace --features berthd/faults -- -D warnings
 
 # Installs what tests and demo need and this machine lacks, with apt.
 deps:
@@ -93,6 +103,12 @@ bench:
 	$(MAKE) --no-print-directory stage PROFILE=$(PROFILE) stage=$(stage)-$(PROFILE)
 	$(CARGO) build $(cargo_profile) -p berth-tests --bin bench
 	BERTH_STAGE=$(stage)-$(PROFILE) $(first) $(target)/bench $(BENCH)
+
+# berthd killed, its sandbox cut from power and its calls failed at every point of two switches, then all of it at random:
+# a quarter of an hour. CRASH="--only TEXT --sandboxes N --random SECONDS --seed NUMBER --list".
+crash: deps stage-faults
+	$(CARGO) build -p berth-tests --bin crash
+	$(as_root) target/debug/crash $(CRASH)
 
 # 200 switches in a row, then nothing may have grown or stayed behind: ten minutes. SOAK="SWITCHES MAX_LINGER_MS".
 soak: PROFILE = release

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::driver::Message;
+use crate::fault;
 use crate::journal::{self, Tail};
 use crate::preflight;
 use crate::probe::{self, Probe, ProbeTarget};
@@ -135,7 +136,10 @@ impl Hands {
         let model = self.model(&start.model)?;
         let launch = backend::of(model.backend).launch(model, &start.gpus);
         let expires = std::time::Instant::now() + TICKET_LIFE;
-        self.tickets.grant(&start.model, &launch, expires).map_err(|error| error.to_string())?;
+        {
+            let _effect = fault::effect("ticket");
+            self.tickets.grant(&start.model, &launch, expires).map_err(|error| error.to_string())?;
+        }
         let end = Instant::now() + JOB;
         loop {
             match self.systemd.start(&start.model, end.into()).await {
@@ -157,10 +161,11 @@ impl Hands {
                 Ok(job) => job.wait().await,
                 Err(error) => Err(error),
             };
-            if let Err(SystemdError::Unreachable { .. }) = result
+            if let Err(SystemdError::Unreachable { .. } | SystemdError::NoAnswer { .. }) = result
                 && Instant::now() < end
             {
-                // The bus comes back, and a unit that was not told to stop runs on.
+                // The bus comes back, and a unit that was not told to stop runs on. Where only the answer was lost, it
+                // would be taken for one that was stopped by hand.
                 tokio::time::sleep(BUS_PAUSE).await;
                 return hands.order(UnitJob::Stop { id, model, end });
             }
@@ -281,6 +286,7 @@ impl Hands {
     }
 
     async fn tell(&self, id: u64, event: Event) {
+        let _effect = fault::event(&event);
         // The driver ends last; without it there is nobody to tell.
         _ = self.driver.send(Message::Swap(id, event)).await;
     }

@@ -39,6 +39,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::act::{Hands, Probes};
 use crate::events::Events;
+use crate::fault;
 use crate::health::Checking;
 use crate::ledger::{Ledger, LedgerError};
 use crate::nvml::Xid;
@@ -354,6 +355,7 @@ impl Driver {
         let id = self.swap.as_ref().map_or(0, Swap::id);
         let ending = actions.contains(&Action::End);
         for action in actions {
+            let _effect = fault::action(&action);
             match action {
                 Action::Record { first } => {
                     if let Some(why) = self.record().filter(|_| first && !ending) {

@@ -17,6 +17,8 @@ use berth_core::state::State;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::fault;
+
 pub use read::Damage;
 use read::{NAME, Read, VERSION};
 
@@ -131,7 +133,7 @@ impl Ledger {
             rewrite(&self.path, state).map(|anew| (*file, *size) = anew)
         } else {
             let line = line(state);
-            file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).map(|()| {
+            file.write_all(line.as_bytes()).and_then(|()| fault::sync(|| file.sync_data())).map(|()| {
                 *size += line.len() as u64;
             })
         };
@@ -187,10 +189,11 @@ fn rewrite(path: &Path, state: &State) -> io::Result<(File, u64)> {
     let mut file = File::create(&new)?;
     let text = format!("{NAME}{VERSION}\n{}", line(state));
     file.write_all(text.as_bytes())?;
-    file.sync_all()?;
+    fault::sync(|| file.sync_all())?;
     fs::rename(&new, path)?;
     if let Some(dir) = path.parent() {
-        File::open(dir)?.sync_all()?;
+        let dir = File::open(dir)?;
+        fault::sync(|| dir.sync_all())?;
     }
     let file = OpenOptions::new().append(true).open(path)?;
     Ok((file, text.len() as u64))
@@ -209,7 +212,7 @@ fn set_aside(path: &Path, at: u64) -> io::Result<Option<PathBuf>> {
             Err(error) => return Err(error),
         }
     };
-    let written = file.write_all(&bytes).and_then(|()| file.sync_all());
+    let written = file.write_all(&bytes).and_then(|()| fault::sync(|| file.sync_all()));
     if let Err(error) = written {
         // Half a copy helps nobody, and the disk may be full.
         _ = fs::remove_file(&aside);

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::driver::Message;
+use crate::fault;
 use crate::nvml::{Nvml, Xid};
 use crate::systemd::{Change, Systemd, UnitChange, UnitReading};
 
@@ -92,7 +93,9 @@ async fn gpus(
                 let mut ids: Vec<DeviceId> = parts.iter().map(|part| part.placed.id.clone()).collect();
                 ids.sort();
                 ids.dedup();
-                for (id, (at, memory)) in nvml.read_memory(&ids, FAST_READING).await {
+                for (id, (at, memory)) in
+                    fault::reading("nvml memory", nvml.read_memory(&ids, FAST_READING)).await
+                {
                     if let Some(gpu) = gpus.iter_mut().find(|gpu| gpu.id == id) {
                         (gpu.read_at, gpu.memory) = (at, memory);
                     }
@@ -109,10 +112,12 @@ async fn gpus(
             _ => true,
         };
         if full {
-            latest = nvml.read_all(FULL_READING).await;
+            latest = fault::reading("nvml all", nvml.read_all(FULL_READING)).await;
         } else if let (false, Known::Value(gpus)) = (lists.is_empty(), &mut latest) {
             // Their memory was read just now; with the lists it is all that a proof weighs.
-            for (id, (at, processes)) in nvml.read_processes(&lists, FULL_READING).await {
+            for (id, (at, processes)) in
+                fault::reading("nvml lists", nvml.read_processes(&lists, FULL_READING)).await
+            {
                 if let Some(gpu) = gpus.iter_mut().find(|gpu| gpu.id == id) {
                     (gpu.listed_at, gpu.processes) = (at, processes);
                 }
@@ -207,6 +212,8 @@ async fn units(
                             }
                             Err(error) => {
                                 tracing::warn!(%model, %error, "the unit can't be read");
+                                // Somebody may be waiting for just this change.
+                                changed.insert(model, now + LOADING);
                                 continue;
                             }
                         };
@@ -272,7 +279,9 @@ pub struct Fresh {
 
 /// Reads everything once.
 pub async fn fresh(nvml: &Nvml, systemd: &Systemd) -> Fresh {
-    let (gpus, units) = tokio::join!(nvml.read_all(FULL_READING), systemd.units());
+    let _effect = fault::effect("look");
+    let gpus = fault::reading("nvml all", nvml.read_all(FULL_READING));
+    let (gpus, units) = tokio::join!(gpus, systemd.units());
     match units {
         Ok(units) => Fresh {
             gpus,

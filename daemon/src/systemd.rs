@@ -22,6 +22,8 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 
+use crate::fault;
+
 use self::job::Wanted;
 pub use self::job::{Job, JobResult};
 
@@ -238,23 +240,26 @@ impl Systemd {
 
     /// All units of models that systemd has loaded.
     pub async fn units(&self) -> Result<BTreeMap<ModelName, UnitReading>, SystemdError> {
-        read::all(&self.connection("list the models' units")?).await
+        fault::call("ListUnits", read::all(&self.connection("list the models' units")?)).await
     }
 
     /// The unit of one model; None when systemd hasn't loaded it.
     pub async fn unit(&self, model: &ModelName) -> Result<Option<UnitReading>, SystemdError> {
-        read::one(&self.connection(&format!("read {}", model.unit()))?, model).await
+        let connection = self.connection(&format!("read {}", model.unit()))?;
+        fault::call("Get", read::one(&connection, model)).await
     }
 
     /// Whether the machine is going down: systemd stops everything then.
     pub async fn is_going_down(&self) -> Result<bool, SystemdError> {
-        let state = read::system_state(&self.connection("read the state of the system")?).await?;
+        let connection = self.connection("read the state of the system")?;
+        let state = fault::call("SystemState", read::system_state(&connection)).await?;
         Ok(state == "stopping")
     }
 
     /// All services that are enabled for boot, Berth's and others.
     pub async fn enabled(&self) -> Result<Vec<Service>, SystemdError> {
-        enabled::all(&self.connection("list the services that are enabled for boot")?).await
+        let connection = self.connection("list the services that are enabled for boot")?;
+        fault::call("ListUnitFiles", enabled::all(&connection)).await
     }
 
     /// Starts the model's unit. Returns once the job is queued; `deadline` is for the job's end.
@@ -327,8 +332,9 @@ impl Systemd {
         let (ends, waiter) = mpsc::unbounded_channel();
         self.inner.waiters().push(Waiter { unit, ends });
         let began = Instant::now();
-        let job: OwnedObjectPath =
-            bus::call(&connection, &doing, bus::SYSTEMD, &path::of(model), UNIT, member, &(mode,)).await?;
+        let (path, body) = (path::of(model), (mode,));
+        let call = bus::call(&connection, &doing, bus::SYSTEMD, &path, UNIT, member, &body);
+        let job: OwnedObjectPath = fault::call(member, call).await?;
         let (systemd, model, object) = (self.clone(), model.clone(), job.as_str().to_owned());
         Ok(Job { systemd, model, doing, wanted, object, began, deadline, waiter })
     }
@@ -344,7 +350,8 @@ impl Systemd {
         B: serde::Serialize + zbus::wire::DynamicType + Sync,
     {
         let connection = self.connection(doing)?;
-        bus::call(&connection, doing, bus::SYSTEMD, &path::of(model), UNIT, member, body).await
+        let path = path::of(model);
+        fault::call(member, bus::call(&connection, doing, bus::SYSTEMD, &path, UNIT, member, body)).await
     }
 
     fn connection(&self, doing: &str) -> Result<Connection, SystemdError> {

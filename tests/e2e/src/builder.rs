@@ -27,6 +27,7 @@ pub struct Builder {
     models: Vec<(String, Text)>,
     assets: bool,
     berthd_may_fail: bool,
+    faults: bool,
     interrupt: Interrupt,
 }
 
@@ -48,6 +49,7 @@ impl Builder {
             models: Vec::new(),
             assets: false,
             berthd_may_fail: false,
+            faults: false,
             interrupt: Interrupt::default(),
         }
     }
@@ -111,6 +113,13 @@ impl Builder {
         self
     }
 
+    /// Boots a berthd with fault points, from the tree that `make stage-faults` makes.
+    #[must_use]
+    pub fn faults(mut self) -> Builder {
+        self.faults = true;
+        self
+    }
+
     /// Guests with different seeds have cards with different UUIDs.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Builder {
@@ -147,7 +156,7 @@ impl Builder {
             .name("tower")
             .gpus(&self.gpus)
             .seed(self.seed)
-            .tree(stage()?)
+            .tree(if self.faults { tree("target/stage-faults", "make stage-faults")? } else { stage()? })
             .bind(config.path().join("berth"), "/etc/berth")
             .interrupt(self.interrupt);
         if let Some(dir) = self.dir {
@@ -206,10 +215,14 @@ pub(crate) fn workspace() -> &'static Path {
 /// # Errors
 /// There is none.
 pub fn stage() -> Result<PathBuf> {
-    let tree = workspace().join(env::var_os("BERTH_STAGE").unwrap_or_else(|| "target/stage".into()));
+    tree(env::var_os("BERTH_STAGE").unwrap_or_else(|| "target/stage".into()), "make stage")
+}
+
+fn tree(path: impl AsRef<Path>, made_by: &str) -> Result<PathBuf> {
+    let tree = workspace().join(path);
     let daemon = tree.join("usr/bin/berthd");
     if !daemon.exists() {
-        bail!("there is no {}: run `make stage` first", daemon.display());
+        bail!("there is no {}: run `{made_by}` first", daemon.display());
     }
     Ok(tree)
 }

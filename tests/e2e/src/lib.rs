@@ -25,6 +25,7 @@ mod assets;
 pub mod bench;
 mod berth;
 mod builder;
+pub mod crash;
 mod declare;
 mod failure;
 mod http;

@@ -63,6 +63,7 @@ pub(super) fn note(
         during == During::Service && now_ms.saturating_sub(served.at_ms) >= millis(restart.healthy)
     });
     let after_boot = served.is_none_or(|served| served.boot != state.boot);
+    let served_at = served.map_or(0, |served| served.at_ms);
     let trouble = state.troubles.entry(model.clone()).or_default();
     if healthy {
         trouble.failures.clear();
@@ -71,16 +72,17 @@ pub(super) fn note(
         trouble.failures.pop_front();
     }
     trouble.failures.push_back(Fault { at_ms: now_ms, during, text });
-    let why = verdict(trouble, restart, after_boot, now_ms).filter(|_| trouble.quarantined.is_none())?;
+    let why = verdict(trouble, restart, after_boot.then_some(served_at), now_ms)
+        .filter(|_| trouble.quarantined.is_none())?;
     trouble.quarantined = Some(Quarantine { since_ms: now_ms, why: why.clone() });
     Some(why)
 }
 
-/// Whether these failures are too many.
+/// Whether these failures are too many. `not_since`: when it served last, where that was before this boot.
 fn verdict(
     trouble: &Trouble,
     restart: crate::config::Restart,
-    after_boot: bool,
+    not_since: Option<u64>,
     now_ms: u64,
 ) -> Option<String> {
     let newest = trouble.failures.back()?;
@@ -94,11 +96,47 @@ fn verdict(
         let window = humantime::format_duration(restart.window);
         return Some(format!("failed {recent} times within {window}, at last: {}", newest.text));
     }
-    let in_a_row = counted().rev().take_while(|fault| fault.during != During::Service).count();
-    (after_boot && in_a_row >= STARTS_AFTER_BOOT)
+    // A start that was followed by service is the beginning of no row.
+    let not_since = not_since?;
+    let starts = |fault: &&Fault| fault.during != During::Service && fault.at_ms > not_since;
+    let in_a_row = counted().rev().take_while(starts).count();
+    (in_a_row >= STARTS_AFTER_BOOT)
         .then(|| format!("failed to start {in_a_row} times in a row after a boot, at last: {}", newest.text))
 }
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::Restart;
+
+    #[test]
+    fn a_row_of_boots_ends_where_the_model_served() {
+        let restart = Restart {
+            first: Duration::from_secs(1),
+            longest: Duration::from_secs(300),
+            healthy: Duration::from_secs(600),
+            failures: 5,
+            window: Duration::from_secs(600),
+        };
+        let model = "aeon".parse::<ModelName>().unwrap();
+        let mut state = State::default();
+        let mut goes_down = |serves: bool, at_ms: u64| {
+            state.boot = at_ms.to_string();
+            let quarantined = note(&mut state, restart, &model, During::Boot, "down".to_owned(), at_ms);
+            if serves {
+                state.note_ready(&model, at_ms + 1);
+            }
+            quarantined.is_some()
+        };
+        for at_ms in [1000, 2000, 3000] {
+            assert!(!goes_down(true, at_ms), "it served after the boot before");
+        }
+        assert!(!goes_down(false, 4000));
+        assert!(goes_down(false, 5000), "twice in a row");
+    }
 }

@@ -10,6 +10,7 @@
 mod adoption;
 mod boot;
 mod byhand;
+mod crash;
 mod devices;
 mod failures;
 mod health;

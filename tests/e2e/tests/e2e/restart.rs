@@ -207,6 +207,25 @@ fn half_a_start_and_a_late_stop() {
     berth.assert_no_failed_allocation();
 }
 
+/// Rule 8: a model that does not stop keeps the next berthd neither from coming up nor from killing it in time.
+#[test]
+fn berthd_comes_back_while_a_model_is_being_stopped() {
+    let patient = "node = \"tower\"\n\n[deadlines]\nstop = \"4s\"\n";
+    let berth = Berth::builder().main(patient).fake("aeon", EACH, &["--ignore-sigterm"]).boot();
+    berth.switch("aeon");
+    let mut stopping = berth.ctl_spawn(None, &["stop", "aeon"]);
+    berth.wait_for("aeon to be stopped", SOON, |berth| {
+        (berth.property("berth-model@aeon.service", "ActiveState") == "deactivating").then_some(())
+    });
+    next_berthd(&berth);
+    assert_eq!(berth.property("berth-model@aeon.service", "ActiveState"), "deactivating");
+    berth.wait_for("aeon to be killed", SOON, |berth| {
+        (berth.property("berth-model@aeon.service", "MainPID") == "0").then_some(())
+    });
+    _ = stopping.kill();
+    _ = stopping.wait();
+}
+
 /// What an operator asks for comes before what berthd does by itself, unless it would be refused; and asking for
 /// what is being started follows that start.
 #[test]

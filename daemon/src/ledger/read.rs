@@ -3,7 +3,7 @@
 use berth_core::state::State;
 use crc32fast::Hasher;
 
-/// The version that is written. Version 1 had the same lines with fewer fields.
+/// The version that is written. Version 1 had the same lines, with fewer fields and one that is read no more.
 pub(super) const VERSION: u32 = 2;
 const OLDEST: u32 = 1;
 /// What the first line begins with.

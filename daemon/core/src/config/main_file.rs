@@ -161,7 +161,7 @@ pub(super) fn health(root: &mut Table<'_, '_>, otherwise: Health) -> Health {
 }
 
 fn failures(table: &mut Table<'_, '_>) -> Option<u32> {
-    table.whole("failures", 1..=100, "a number from 1 to 100").map(Spanned::into_inner)
+    table.whole("failures", 1..=1000, "a number from 1 to 1000").map(Spanned::into_inner)
 }
 
 fn range(text: &str) -> Result<PortRange, String> {

@@ -213,6 +213,12 @@ impl State {
         self.stand_ins.iter().find(|(_, of)| *of == model).map(|(stand_in, _)| stand_in)
     }
 
+    /// Whether this model serves, or while it is quarantined another in its place.
+    pub fn is_provided(&self, model: &ModelName) -> bool {
+        let stands_in = self.quarantine(model).and_then(|_| self.stand_in(model));
+        self.is_serving(stands_in.unwrap_or(model))
+    }
+
     /// Notes that a model is ready: what was said of it before is over.
     pub fn note_ready(&mut self, model: &ModelName, now_ms: u64) {
         self.served.insert(model.clone(), Served { at_ms: now_ms, boot: self.boot.clone() });

@@ -201,10 +201,5 @@ fn leave_stopped(state: &mut State) {
 
 /// Whether a model of home does not serve, nor another in its place.
 fn home_is_missed(world: &World) -> bool {
-    let state = &*world.state;
-    let serves = |model: &ModelName| {
-        let stands_in = state.quarantine(model).and_then(|_| state.stand_in(model));
-        state.is_serving(stands_in.unwrap_or(model))
-    };
-    !state.home.models.iter().all(serves)
+    !world.state.home.models.iter().all(|model| world.state.is_provided(model))
 }

@@ -316,7 +316,7 @@ impl World {
             }
             Outcome::Restored => {
                 for model in &self.state.home.models {
-                    assert!(self.state.is_serving(model), "{model} of home does not serve: {swap:?}");
+                    assert!(self.state.is_provided(model), "{model} of home does not serve: {swap:?}");
                 }
             }
             Outcome::Degraded => {}

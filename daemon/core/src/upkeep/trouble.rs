@@ -89,19 +89,23 @@ fn verdict(
     if newest.during == During::Other {
         return None;
     }
-    let from = now_ms.saturating_sub(millis(restart.window));
     let counted = || trouble.failures.iter().filter(|fault| fault.during != During::Other);
-    let recent = counted().filter(|fault| fault.at_ms >= from).count();
-    if recent >= restart.failures as usize {
-        let window = humantime::format_duration(restart.window);
-        return Some(format!("failed {recent} times within {window}, at last: {}", newest.text));
+    if let Some(not_since) = not_since {
+        // A start that was followed by service is the beginning of no row.
+        let starts = |fault: &&Fault| fault.during != During::Service && fault.at_ms > not_since;
+        let row = counted().rev().take_while(starts).count();
+        if row >= STARTS_AFTER_BOOT {
+            return Some(format!(
+                "failed to start {row} times in a row after a boot, at last: {}",
+                newest.text
+            ));
+        }
     }
-    // A start that was followed by service is the beginning of no row.
-    let not_since = not_since?;
-    let starts = |fault: &&Fault| fault.during != During::Service && fault.at_ms > not_since;
-    let in_a_row = counted().rev().take_while(starts).count();
-    (in_a_row >= STARTS_AFTER_BOOT)
-        .then(|| format!("failed to start {in_a_row} times in a row after a boot, at last: {}", newest.text))
+    let from = now_ms.saturating_sub(millis(restart.window));
+    let recent = counted().filter(|fault| fault.at_ms >= from).count();
+    let window = humantime::format_duration(restart.window);
+    (recent >= restart.failures as usize)
+        .then(|| format!("failed {recent} times within {window}, at last: {}", newest.text))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -312,16 +312,7 @@ impl Driver {
             starts = ?plan.starts.iter().map(|start| start.model.as_str()).collect::<Vec<_>>(),
             "swap begins"
         );
-        let now_ms = now_ms();
-        let world = World {
-            settings: &self.settings,
-            facts: &self.facts,
-            state: &mut self.state,
-            proofs: &mut self.proofs,
-            now: monotonic_now(),
-            now_ms,
-        };
-        self.swap = Some(Swap::new(plan, id, by, checked_ms, &world));
+        self.swap = Some(self.with_world(|_, world| Swap::new(plan, id, by, checked_ms, world)));
         self.step(first);
         id
     }
@@ -330,16 +321,9 @@ impl Driver {
     fn step(&mut self, event: Event) {
         let mut next = Some(event);
         while let Some(event) = next.take() {
-            let Some(swap) = &mut self.swap else { return };
-            let mut world = World {
-                settings: &self.settings,
-                facts: &self.facts,
-                state: &mut self.state,
-                proofs: &mut self.proofs,
-                now: monotonic_now(),
-                now_ms: now_ms(),
-            };
-            let actions = swap.step(&mut world, event);
+            let Some(mut swap) = self.swap.take() else { return };
+            let actions = self.with_world(|_, world| swap.step(world, event));
+            self.swap = Some(swap);
             next = self.perform(actions);
         }
         if self.swap.is_none()

@@ -340,11 +340,15 @@ impl Upkeep {
         for model in &swap.serving {
             self.errors.remove(model);
         }
+        // Not those that gave way to an operator, or whose start could not be written down.
         let failed: Vec<(&ModelName, &str)> = swap
             .steps
             .iter()
             .filter(|step| step.state == StepState::Failed && step.step == Step::Ready)
-            .filter_map(|step| Some((step.model.as_ref()?, step.detail.as_str())))
+            .filter_map(|step| {
+                let model = step.model.as_ref()?;
+                Some((model, step.detail.strip_prefix(&format!("{model} did not start: "))?))
+            })
             .filter(|(model, _)| !swap.serving.contains(model))
             .collect();
         if let Some(reason) = &swap.reason {
@@ -360,8 +364,7 @@ impl Upkeep {
         let mut deeds = Vec::new();
         for (model, why) in &failed {
             if world.state.is_wanted(model) {
-                let why = why.strip_prefix(&format!("{model} did not start: ")).unwrap_or(why).to_owned();
-                deeds.extend(self.failed(world, model, During::Start, why));
+                deeds.extend(self.failed(world, model, During::Start, (*why).to_owned()));
             }
         }
         let reason = swap.reason.clone().unwrap_or_default();

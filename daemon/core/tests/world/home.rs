@@ -113,6 +113,23 @@ fn the_machine_that_goes_down_over_a_start_does_so_twice_at_most() {
 }
 
 #[test]
+fn who_gives_way_to_an_operator_has_not_failed() {
+    let mut world = genesis_after_aeon();
+    world.power_fails();
+    for _ in 0..3 {
+        let loads =
+            world.wait_until(60_000, |world| world.state.is_resident(&name("genesis")) && world.busy());
+        assert!(loads, "{:?}", world.state.troubles);
+        assert_eq!(world.ask(Verb::Start, Some("host")), Some("waiting".to_owned()));
+        assert!(world.wait_until(60_000, |world| world.state.is_serving(&name("host"))));
+        world.ask(Verb::Stop, Some("host"));
+        assert!(world.wait_until(60_000, |world| world.nature.is_down(&name("host"))));
+    }
+    assert!(world.state.quarantine(&name("genesis")).is_none());
+    assert!(world.wait_until(60_000, |world| world.nature.ready(&name("genesis")) && !world.busy()));
+}
+
+#[test]
 fn files_that_are_late_are_waited_for_and_then_another_serves_meanwhile() {
     let mut world = genesis_after_aeon();
     let until = world.nature.now + 500_000;

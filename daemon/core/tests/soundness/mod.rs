@@ -22,14 +22,21 @@ struct Bench {
     soundness: Soundness,
     now: Moment,
     foreign: u64,
+    /// Whether the newest good reading had half of the total.
+    halved: bool,
 }
 
 impl Bench {
     fn new() -> Self {
         let mut machine = Machine::bare(1);
         machine.holds(0, 77, "Xorg", 3000, None);
-        let mut bench =
-            Self { machine, soundness: Soundness::default(), now: Duration::from_secs(100), foreign: 3000 };
+        let mut bench = Self {
+            machine,
+            soundness: Soundness::default(),
+            now: Duration::from_secs(100),
+            foreign: 3000,
+            halved: false,
+        };
         bench.reads(1);
         bench
     }
@@ -51,6 +58,9 @@ impl Bench {
             processes[0].memory = Known::Value(Bytes::mib(foreign));
         }
         otherwise(gpu);
+        if let (Known::Value(memory), false) = (&gpu.memory, gpu.lost) {
+            self.halved = memory.total != Bytes::mib(TOTAL);
+        }
         self.judge(ms);
     }
 
@@ -317,10 +327,12 @@ impl Bench {
                 return is;
             }
             Happening::Total => {
+                // One that stays is the new total.
+                let changes = !self.halved;
                 self.reads_otherwise(ms, |gpu| {
                     gpu.memory = Known::Value(memory(TOTAL / 2, RESERVED, steady.min(TOTAL / 3)));
                 });
-                return true;
+                return changes;
             }
             Happening::Dip => {
                 // Twice, since the first may be that of a program that took memory just now.

@@ -12,7 +12,7 @@ use berth_core::name::ModelName;
 use berth_core::plan::{self, Plan, Start, Verdict};
 use berth_core::release::Proofs;
 use berth_core::report::{Actor, ModelState, Outcome, Request, SwapSummary, Verb, What};
-use berth_core::state::{Phase, State};
+use berth_core::state::{Home, Phase, State};
 use berth_core::swap::{self, Action, Event, Swap, Watch};
 use berth_core::upkeep::{Deed, End, Upkeep};
 
@@ -73,6 +73,8 @@ pub(crate) struct World {
     pub(crate) upkeep: Upkeep,
     /// Models whose stop by hand was taken for an operator's word.
     pub(crate) stopped_by_hand: Vec<ModelName>,
+    /// Where the newest `back` goes.
+    pub(crate) back_to: Home,
     boots: u32,
     waiting: Option<Request>,
 }
@@ -100,6 +102,7 @@ impl World {
             ledger: State::default(),
             upkeep: Upkeep::default(),
             stopped_by_hand: Vec::new(),
+            back_to: Home::default(),
             boots: 0,
             waiting: None,
         };
@@ -159,6 +162,9 @@ impl World {
     fn begin(&mut self, plan: Plan, by: Option<Actor>, first: Event) {
         if by.is_some() {
             self.upkeep.gives_way();
+        }
+        if plan.verb == Verb::Back {
+            self.back_to = plan.home.clone();
         }
         self.state.last_swap_id += 1;
         let id = self.state.last_swap_id;

@@ -155,7 +155,9 @@ fn held(swap: &SwapSummary) -> String {
 
 fn done_lines(swap: &SwapSummary) -> String {
     let mut text = match (&swap.default, swap.serving.as_slice()) {
-        (Some(default), _) if swap.starts.is_empty() || swap.starts.contains(default) => {
+        (Some(default), serving)
+            if serving.contains(default) && (swap.starts.is_empty() || swap.starts.contains(default)) =>
+        {
             format!("{default} serves as `default`.")
         }
         (_, []) => "Nothing serves now.".to_owned(),

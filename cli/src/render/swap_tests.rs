@@ -100,3 +100,16 @@ fn colours_change_nothing_but_the_colour() {
 fn evidence_cannot_steer_the_terminal() {
     assert!(!shown(&restored()).contains('\x1b'));
 }
+
+#[test]
+fn a_default_that_does_not_serve_is_not_said_to() {
+    let stop = SwapSummary {
+        verb: Verb::Stop,
+        stops: vec![name("aeon")],
+        starts: Vec::new(),
+        serving: Vec::new(),
+        default: Some(name("genesis")),
+        ..switched()
+    };
+    assert!(shown(&stop).contains("Nothing serves now."), "{}", shown(&stop));
+}

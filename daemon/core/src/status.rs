@@ -248,7 +248,7 @@ pub fn problems(view: &View) -> Vec<Problem> {
     for name in &view.state.home.models {
         let serves = view.state.claims.get(name).is_some_and(|claim| claim.phase == Phase::Serving);
         let model = view.settings.models.get(name);
-        if serves || model.is_some_and(|model| model.retired) || view.swap.is_some() {
+        if serves || model.is_some_and(|model| model.retired) {
             continue;
         }
         if let Some(quarantine) = view.state.quarantine(name) {
@@ -263,6 +263,9 @@ pub fn problems(view: &View) -> Vec<Problem> {
                 text,
                 format!("berthctl logs {name}; then berthctl retry {name}"),
             );
+            continue;
+        }
+        if view.swap.is_some() {
             continue;
         }
         let wait = view.upkeep.waits.get(name);

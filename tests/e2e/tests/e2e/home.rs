@@ -55,6 +55,8 @@ fn what_keeps_dying_is_quarantined() {
         "home is the operator's"
     );
     assert!(problem(&berth, "quarantined").text.ends_with("; aeon serves in its place"));
+    let events = berth.ctl(&["events"]).with_code(0).stdout;
+    assert!(!events.contains("over: quarantined"), "it stands while aeon is started: {events}");
     let text = berth.ctl(&["status"]).with_code(0).stdout;
     assert!(text.contains("aeon serves in place of genesis (quarantined) on 127.0.0.1:"), "{text}");
     assert!(!berth.ask("aeon").is_empty());

@@ -174,7 +174,7 @@ async fn first_look(nvml: &Nvml, systemd: &Systemd) -> anyhow::Result<Facts> {
     loop {
         let fresh = observe::fresh(nvml, systemd).await;
         if let Some(units) = fresh.units {
-            return Ok(Facts { at: monotonic_now(), gpus: fresh.gpus, units });
+            return Ok(Facts { at: monotonic_now(), gpus: fresh.gpus, units, ..Facts::none_yet() });
         }
         if tokio::time::Instant::now() >= deadline {
             bail!("systemd did not list its units within {} s", FIRST_LOOK.as_secs());

@@ -12,17 +12,18 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::config::{BackendKind, Demand, Model};
+use crate::config::{BackendKind, Memory, Model};
 use crate::facts::{DeviceId, Exit};
+use crate::layout::Layout;
 
 pub(crate) use arguments::{Given, Spelling, Spellings, flag};
 pub(crate) use vllm::{DEFAULT_UTILIZATION, UTILIZATION, parallel, utilization};
 
 /// What Berth knows about one kind of server.
 pub trait Backend: Sync {
-    /// What to run for `model` on `gpus`: the declared command line, with the address, port, model and GPUs
-    /// added where the user gave none himself. Without GPUs the server sees none.
-    fn launch(&self, model: &Model, gpus: &[PlacedGpu]) -> Launch;
+    /// What to run for `model` on `gpus`, laid out so: the declared command line, with the address, port, model, GPUs
+    /// and settings added where the user gave none himself. Without GPUs the server sees none.
+    fn launch(&self, model: &Model, gpus: &[PlacedGpu], layout: &Layout) -> Launch;
 
     /// How to see that `model` serves.
     fn readiness(&self, model: &Model) -> Readiness;
@@ -37,9 +38,9 @@ pub trait Backend: Sync {
     /// of its own, or the declaration is for another number of devices.
     fn demand(&self, model: &Model, devices: &[Bytes]) -> Option<Vec<Bytes>> {
         match &model.memory {
-            Demand::Total(total) => evenly(*total, devices.len()),
-            Demand::PerDevice(each) => (each.len() == devices.len()).then(|| each.clone()),
-            Demand::Undeclared => None,
+            Memory::Total(total) => evenly(*total, devices.len()),
+            Memory::PerDevice(each) => (each.len() == devices.len()).then(|| each.clone()),
+            Memory::Undeclared => None,
         }
     }
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::name::ModelName;
+use crate::tuning::Tuning;
 
 pub use error::{ConfigError, Place};
 pub use explain::{Explained, Explanation, ModelExplanation, Origin, explain};
@@ -189,7 +190,9 @@ pub struct Model {
     /// Where it may be placed.
     pub policy: Policy,
     /// GPU memory it needs.
-    pub memory: Demand,
+    pub memory: Memory,
+    /// Settings that are declared by keys of their own instead of the server's flags.
+    pub tuning: Tuning,
     /// Other names by which clients may ask for it.
     pub aliases: Vec<String>,
     /// Kept for the record, never started and never a problem.
@@ -259,7 +262,7 @@ impl fmt::Display for Policy {
 /// Declared GPU memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Demand {
+pub enum Memory {
     /// In all; divided evenly where it is split.
     Total(Bytes),
     /// On each device of a split, in NVML's order; the number of entries is the number of devices.

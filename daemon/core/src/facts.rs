@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::name::ModelName;
+use crate::shape::Shape;
 
 /// A moment: the time since `CLOCK_MONOTONIC`'s zero. systemd's and gpusim's stamps count from there too.
 pub type Moment = Duration;
@@ -62,12 +64,22 @@ pub struct Facts {
     pub gpus: Known<Vec<Gpu>>,
     /// The units of models that systemd knows, whatever their state. A model without an entry is not loaded.
     pub units: BTreeMap<ModelName, Unit>,
+    /// The host's memory and processors.
+    pub host: Host,
+    /// Programs and models' files that declarations name, as they were looked up last.
+    pub files: BTreeMap<PathBuf, FileFacts>,
 }
 
 impl Facts {
     /// Nothing observed yet.
     pub fn none_yet() -> Self {
-        Self { at: Moment::ZERO, gpus: Known::Unknown("not read yet".to_owned()), units: BTreeMap::new() }
+        Self {
+            at: Moment::ZERO,
+            gpus: Known::Unknown("not read yet".to_owned()),
+            units: BTreeMap::new(),
+            host: Host::none_yet(),
+            files: BTreeMap::new(),
+        }
     }
 
     /// The GPUs that can be seen, in NVML's order.
@@ -219,6 +231,8 @@ pub struct Brought {
     pub faulted: Bytes,
     /// What their cgroup is charged, page cache included; zero where the memory controller is off.
     pub charged: Bytes,
+    /// What is resident now and can't be given back while they run: anonymous, shared and locked memory.
+    pub pinned: Bytes,
 }
 
 impl Brought {
@@ -266,6 +280,73 @@ impl Active {
     pub fn is_down(self) -> bool {
         matches!(self, Self::Inactive | Self::Failed)
     }
+}
+
+/// The host as a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its memory.
+    pub memory: Known<HostMemory>,
+    /// Its processors that are online, by their number.
+    pub cpus: Known<Vec<Cpu>>,
+}
+
+impl Host {
+    /// Nothing observed yet.
+    pub fn none_yet() -> Self {
+        let unknown = || "not read yet".to_owned();
+        Self { memory: Known::Unknown(unknown()), cpus: Known::Unknown(unknown()) }
+    }
+}
+
+/// The host's memory at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMemory {
+    /// When it was read.
+    pub read_at: Moment,
+    /// `MemTotal`.
+    pub total: Bytes,
+    /// `MemAvailable`.
+    pub available: Bytes,
+}
+
+/// One processor: a thread of a physical core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cpu {
+    /// Its number.
+    pub id: u32,
+    /// The physical core that it belongs to, by the lowest number of that core's processors.
+    pub core: u32,
+    /// What kind of core that is.
+    pub kind: CoreKind,
+}
+
+/// Kinds of cores on a machine that has two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CoreKind {
+    /// A fast one; every core of a machine that has one kind.
+    Performance,
+    /// An economical one.
+    Efficiency,
+}
+
+/// What is known of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileFacts {
+    /// What tells this version of it from another, or why it can't be looked at.
+    pub stamp: Known<Stamp>,
+    /// What its header describes, where it is a model's; unknown with the reason where that can't be read.
+    pub shape: Known<Arc<Shape>>,
+}
+
+/// A version of a file, or of a folder of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Bytes, of all its files together.
+    pub size: u64,
+    /// When it was changed last, in nanoseconds since 1970.
+    pub modified: u64,
 }
 
 /// How a process ended.

@@ -18,6 +18,7 @@ use crate::backend::PlacedGpu;
 use crate::bytes::Bytes;
 use crate::config::{Model, Settings};
 use crate::facts::{DeviceId, Facts, Gpu, Known, Moment, Preflight, Suspicion};
+use crate::layout::Layout;
 use crate::name::ModelName;
 use crate::report::{Refusal, Request, Verb};
 use crate::state::{Home, Phase, State};
@@ -50,6 +51,9 @@ pub struct Start {
     pub model: ModelName,
     /// On which GPUs, with how much on each; empty for a model without GPU memory.
     pub gpus: Vec<PlacedGpu>,
+    /// How it is laid out there.
+    #[serde(default)]
+    pub layout: Layout,
 }
 
 /// What comes of a request.
@@ -206,7 +210,7 @@ pub fn too_big(settings: &Settings, facts: &Facts, state: &State, model: &Model)
     let context = Context { settings, facts, state, preflight: &preflight };
     let all: Vec<ModelName> = state.claims.keys().cloned().collect();
     match context.place(model, &all) {
-        Err(Unplaced { short: Some((_, short)), certain: true, .. }) => Some(short),
+        Err(Unplaced { short: Some(short), certain: true, .. }) => Some(short.1),
         _ => None,
     }
 }
@@ -222,7 +226,7 @@ struct Context<'a> {
 struct Unplaced {
     refusal: Box<Refusal>,
     /// The candidate that came nearest, and how much it is short of in all.
-    short: Option<(Start, Bytes)>,
+    short: Option<Box<(Start, Bytes)>>,
     /// Whether it is so whatever there is on GPUs that are unknown now.
     certain: bool,
 }

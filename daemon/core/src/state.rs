@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::PlacedGpu;
 use crate::bytes::Bytes;
 use crate::facts::{Active, DeviceId, Facts, Gpu, Known};
+use crate::layout::Layout;
 use crate::name::ModelName;
 use crate::plan::Plan;
 use crate::report::SwapSummary;
@@ -125,6 +126,9 @@ pub struct Home {
 pub struct Claim {
     /// Where, and how much.
     pub gpus: Vec<ClaimedGpu>,
+    /// How it is laid out there, and what it takes of the host.
+    #[serde(default)]
+    pub layout: Layout,
     /// How far its life has come.
     pub phase: Phase,
     /// The unit's InvocationID; empty until systemd has started it.
@@ -302,6 +306,7 @@ impl State {
         }
         Some(Claim {
             gpus,
+            layout: Layout::default(),
             phase: Phase::Serving,
             invocation: unit.invocation.clone(),
             earlier: String::new(),

@@ -203,7 +203,7 @@ impl Swap {
             .filter_map(|model| {
                 let claim = world.state.claims.get(model)?;
                 let gpus = claim.gpus.iter().map(|part| part.placed.clone()).collect();
-                Some(Start { model: model.clone(), gpus })
+                Some(Start { model: model.clone(), gpus, layout: claim.layout.clone() })
             })
             .collect();
         let forecast = plan::forecast(world.state, &plan);

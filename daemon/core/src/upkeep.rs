@@ -425,7 +425,7 @@ fn started(state: &State, model: &ModelName, claim: &crate::state::Claim) -> Pla
         verb: Verb::Restore,
         model: Some(model.clone()),
         stops: Vec::new(),
-        starts: vec![Start { model: model.clone(), gpus }],
+        starts: vec![Start { model: model.clone(), gpus, layout: claim.layout.clone() }],
         home: state.home.clone(),
         previous: None,
     }

@@ -176,6 +176,7 @@ pub fn brought_by(used: &Known<BTreeMap<u32, Used>>, control_group: &str) -> Kno
             resident: used.values().map(|used| used.resident).sum(),
             faulted: used.values().map(|used| used.faulted).sum(),
             charged: charged(control_group).unwrap_or_default(),
+            pinned: Bytes::ZERO,
         }),
         Known::Unknown(why) => Known::Unknown(why.clone()),
     }

@@ -9,6 +9,7 @@ use super::{
     declared_launch, llama_cpp, vllm,
 };
 use crate::config::Model;
+use crate::layout::Layout;
 
 pub(super) struct Command;
 
@@ -20,7 +21,7 @@ static SPELLINGS: Spellings = Spellings {
 };
 
 impl Backend for Command {
-    fn launch(&self, model: &Model, gpus: &[PlacedGpu]) -> Launch {
+    fn launch(&self, model: &Model, gpus: &[PlacedGpu], _layout: &Layout) -> Launch {
         let mut launch = declared_launch(model, gpus, by_uuid);
         launch.env.entry("HOST".to_owned()).or_insert_with(|| model.host.to_string());
         launch.env.entry("PORT".to_owned()).or_insert_with(|| model.port.to_string());

@@ -11,6 +11,7 @@ use super::{
     Text, add_address, by_uuid, declared_launch, flag,
 };
 use crate::config::Model;
+use crate::layout::Layout;
 
 pub(super) struct LlamaCpp;
 
@@ -47,7 +48,7 @@ fn prefix(args: &[String]) -> String {
 }
 
 impl Backend for LlamaCpp {
-    fn launch(&self, model: &Model, gpus: &[PlacedGpu]) -> Launch {
+    fn launch(&self, model: &Model, gpus: &[PlacedGpu], _layout: &Layout) -> Launch {
         let mut launch = declared_launch(model, gpus, by_uuid);
         if let Some(file) = &model.file
             && self.names_model(&model.args, &model.env).is_none()

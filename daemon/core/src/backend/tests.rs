@@ -20,7 +20,7 @@ fn gpus(n: u32) -> Vec<PlacedGpu> {
 
 fn launch(text: &str, n: u32) -> Launch {
     let model = model(text);
-    of(model.backend).launch(&model, &gpus(n))
+    of(model.backend).launch(&model, &gpus(n), &crate::layout::Layout::default())
 }
 
 /// The arguments with which a model is run, as one line.

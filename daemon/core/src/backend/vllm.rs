@@ -10,7 +10,8 @@ use super::{
     Text, add_address, declared_launch, flag,
 };
 use crate::bytes::Bytes;
-use crate::config::{Demand, Model};
+use crate::config::{Memory, Model};
+use crate::layout::Layout;
 
 pub(super) struct Vllm;
 
@@ -91,7 +92,7 @@ impl Vllm {
 }
 
 impl Backend for Vllm {
-    fn launch(&self, model: &Model, gpus: &[PlacedGpu]) -> Launch {
+    fn launch(&self, model: &Model, gpus: &[PlacedGpu], _layout: &Layout) -> Launch {
         let mut launch = declared_launch(model, gpus, by_index);
         let named =
             model.file.as_ref().map(|file| file.to_string_lossy().into_owned()).or_else(|| model.hub.clone());
@@ -132,10 +133,10 @@ impl Backend for Vllm {
     /// Without a declaration: the share of each GPU that it fills, whatever the model's size.
     fn demand(&self, model: &Model, devices: &[Bytes]) -> Option<Vec<Bytes>> {
         match &model.memory {
-            Demand::Undeclared if devices.is_empty() => None,
-            Demand::Undeclared => devices.iter().map(|total| Self::share(model, *total)).collect(),
-            Demand::Total(total) => super::evenly(*total, devices.len()),
-            Demand::PerDevice(each) => (each.len() == devices.len()).then(|| each.clone()),
+            Memory::Undeclared if devices.is_empty() => None,
+            Memory::Undeclared => devices.iter().map(|total| Self::share(model, *total)).collect(),
+            Memory::Total(total) => super::evenly(*total, devices.len()),
+            Memory::PerDevice(each) => (each.len() == devices.len()).then(|| each.clone()),
         }
     }
 

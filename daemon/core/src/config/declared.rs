@@ -8,7 +8,7 @@ use super::command_line;
 use super::error::ConfigError;
 use super::main_file;
 use super::reader::{OneOrEach, Reader, Table};
-use super::{BackendKind, Deadlines, Demand, Health, Policy, Settings};
+use super::{BackendKind, Deadlines, Health, Memory, Policy, Settings};
 use crate::bytes::Bytes;
 
 /// Everything that a file says.
@@ -26,7 +26,7 @@ pub(super) struct Declared {
     pub(super) retired: bool,
     pub(super) fallback: Option<Spanned<String>>,
     pub(super) priority: Option<Spanned<i32>>,
-    pub(super) memory: Option<Spanned<Demand>>,
+    pub(super) memory: Option<Spanned<Memory>>,
     pub(super) ready: Option<Spanned<String>>,
     pub(super) generate: Option<bool>,
     pub(super) deadlines: Deadlines,
@@ -164,22 +164,22 @@ fn within(
     }
 }
 
-fn memory(mut table: Table<'_, '_>, reader: &Reader<'_>) -> Option<Spanned<Demand>> {
+fn memory(mut table: Table<'_, '_>, reader: &Reader<'_>) -> Option<Spanned<Memory>> {
     let gpu = table
         .one_or_each::<Bytes>("gpu", "a size, for example \"14.3 GiB\", or an array with one for each GPU");
     table.finish();
     let gpu = gpu?;
     let span = gpu.span();
     let demand = match gpu.into_inner() {
-        OneOrEach::One(total) => Demand::Total(total),
-        OneOrEach::Each(each) => Demand::PerDevice(each),
+        OneOrEach::One(total) => Memory::Total(total),
+        OneOrEach::Each(each) => Memory::PerDevice(each),
     };
     let wrong = match &demand {
-        Demand::Total(Bytes::ZERO) => "for a model without a GPU write `policy = \"cpu\"`",
-        Demand::PerDevice(each) if each.is_empty() => {
+        Memory::Total(Bytes::ZERO) => "for a model without a GPU write `policy = \"cpu\"`",
+        Memory::PerDevice(each) if each.is_empty() => {
             "this names no GPU; for a model without one write `policy = \"cpu\"`"
         }
-        Demand::PerDevice(each) if each.contains(&Bytes::ZERO) => {
+        Memory::PerDevice(each) if each.contains(&Bytes::ZERO) => {
             "leave GPUs out that the model does not use"
         }
         _ => return Some(Spanned::new(span, demand)),

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{BackendKind, Demand, Health, Model, Policy, Settings};
+use super::{BackendKind, Health, Memory, Model, Policy, Settings};
 use crate::backend;
+use crate::layout::Layout;
 use crate::name::ModelName;
 
 /// All settings with their origins.
@@ -208,7 +209,7 @@ fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
 
 /// The command line, what Berth adds to it, and the environment.
 fn command(values: &mut Values<'_>, model: &Model) {
-    let launch = backend::of(model.backend).launch(model, &[]);
+    let launch = backend::of(model.backend).launch(model, &[], &Layout::default());
     let key = if model.declared.contains_key("cmd") { "cmd" } else { "program" };
     let written =
         std::iter::once(model.program.to_string_lossy().into_owned()).chain(model.args.iter().cloned());
@@ -240,18 +241,18 @@ fn added(declared: Vec<String>, whole: &[String]) -> Vec<&String> {
 fn memory(model: &Model) -> (String, String) {
     match (&model.memory, model.policy, model.backend) {
         (_, Policy::Cpu, _) => ("none".to_owned(), "`policy` is cpu".to_owned()),
-        (Demand::Total(total), ..) => (format!("{total} in all"), String::new()),
-        (Demand::PerDevice(each), ..) => {
+        (Memory::Total(total), ..) => (format!("{total} in all"), String::new()),
+        (Memory::PerDevice(each), ..) => {
             let each: Vec<String> = each.iter().map(ToString::to_string).collect();
             (each.join(" + "), String::new())
         }
-        (Demand::Undeclared, _, BackendKind::Vllm) => {
+        (Memory::Undeclared, _, BackendKind::Vllm) => {
             let given = backend::flag(&model.args, &[backend::UTILIZATION]);
             let share = backend::utilization(&model.args).unwrap_or(backend::DEFAULT_UTILIZATION);
             let from = given.map_or("default of vLLM".to_owned(), |given| format!("`{}`", given.by));
             (format!("{share} of each GPU it gets"), from)
         }
-        (Demand::Undeclared, ..) => (
+        (Memory::Undeclared, ..) => (
             "not declared".to_owned(),
             "it can't be started on a GPU; add `[memory]` with `gpu = \"… GiB\"`".to_owned(),
         ),

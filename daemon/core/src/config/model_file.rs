@@ -11,7 +11,7 @@ use super::declared::{self, Command, Declared};
 use super::error::{ConfigError, Place};
 use super::reader::{Reader, Table};
 use super::{
-    BackendKind, DEFAULT_ALIAS, Demand, Derived, Health, Model, Policy, Ready, Settings, SourceFile,
+    BackendKind, DEFAULT_ALIAS, Derived, Health, Memory, Model, Policy, Ready, Settings, SourceFile,
     main_file,
 };
 use crate::backend;
@@ -139,7 +139,8 @@ impl Derive<'_, '_> {
             port: draft.port.as_ref().map_or(0, |(port, _)| *port),
             shares_port: declared.shares_port,
             policy,
-            memory: declared.memory.map_or(Demand::Undeclared, Spanned::into_inner),
+            tuning: crate::tuning::Tuning::default(),
+            memory: declared.memory.map_or(Memory::Undeclared, Spanned::into_inner),
             aliases: declared.aliases.into_iter().map(Spanned::into_inner).collect(),
             retired: declared.retired,
             fallback: declared.fallback.and_then(|name| name.get_ref().parse().ok()),
@@ -424,7 +425,7 @@ impl Derive<'_, '_> {
             return *policy.get_ref();
         }
         let (policy, from) = match (memory.map(Spanned::get_ref), kind, backend::parallel(args)) {
-            (Some(Demand::PerDevice(each)), ..) if each.len() > 1 => {
+            (Some(Memory::PerDevice(each)), ..) if each.len() > 1 => {
                 (Policy::Split, format!("`memory.gpu` names {} GPUs", each.len()))
             }
             (_, BackendKind::Vllm, Some((gpus, flag))) if gpus > 1 => {

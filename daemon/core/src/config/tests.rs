@@ -101,7 +101,7 @@ fn one_line_is_enough() {
     assert_eq!(model.file.as_deref(), Some(Path::new("/models/gemma-4-26b-a4b-q4_k_m.gguf")));
     assert_eq!((model.host.to_string().as_str(), model.port), ("127.0.0.1", 8081));
     assert_eq!(model.policy, Policy::Auto);
-    assert_eq!(model.memory, Demand::Undeclared);
+    assert_eq!(model.memory, Memory::Undeclared);
     assert_eq!(model.ready, Ready { health: "/health".into(), generate: true });
     assert_eq!(model.deadlines.start, Duration::from_secs(900));
     assert!(model.declared.contains_key("cmd") && !model.declared.contains_key("port"));
@@ -350,7 +350,7 @@ proptest! {
                 prop_assert!(!explain(&settings).to_string().is_empty());
                 for model in settings.models.values() {
                     prop_assert!(model.port != 0);
-                    prop_assert!(!crate::backend::of(model.backend).launch(model, &[]).argv.is_empty());
+                    prop_assert!(!crate::backend::of(model.backend).launch(model, &[], &crate::layout::Layout::default()).argv.is_empty());
                 }
             }
             Err(errors) => {

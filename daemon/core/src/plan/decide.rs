@@ -261,11 +261,11 @@ impl Context<'_> {
                 refusal.hints.push(hint);
             }
         }
-        let nearest = unplaced.short.map(|(start, _)| Plan {
+        let nearest = unplaced.short.map(|short| Plan {
             verb,
             model: Some(name.clone()),
             stops,
-            starts: vec![start],
+            starts: vec![short.0],
             home: self.state.home.clone(),
             previous: None,
         });

@@ -22,7 +22,7 @@ pub fn missing(settings: &Settings, facts: &Facts, state: &State, model: &Model)
     let preflight = BTreeMap::new();
     let context = Context { settings, facts, state, preflight: &preflight };
     let Unplaced { refusal, short, .. } = context.place(model, &[]).err()?;
-    let holders = short.and_then(|(start, _)| context.in_the_way(&start)).unwrap_or_default();
+    let holders = short.and_then(|short| context.in_the_way(&short.0)).unwrap_or_default();
     Some(Missing { why: refusal.text, holders })
 }
 

@@ -3,8 +3,9 @@
 use super::{Context, Start, Unplaced, gpu_suspect, gpu_unknown, refusal};
 use crate::backend::{self, PlacedGpu};
 use crate::bytes::Bytes;
-use crate::config::{Demand, Model, Policy};
+use crate::config::{Memory, Model, Policy};
 use crate::facts::{Gpu, Known};
+use crate::layout::Layout;
 use crate::name::ModelName;
 use crate::report::Refusal;
 
@@ -49,7 +50,11 @@ impl Context<'_> {
             return Err(self.port_taken(model, holder).into());
         }
         if model.policy == Policy::Cpu {
-            return Ok(vec![Start { model: model.name.clone(), gpus: Vec::new() }]);
+            return Ok(vec![Start {
+                model: model.name.clone(),
+                gpus: Vec::new(),
+                layout: Layout::default(),
+            }]);
         }
         let gpus = match &self.facts.gpus {
             Known::Value(gpus) if gpus.is_empty() => {
@@ -100,6 +105,7 @@ impl Context<'_> {
                         bytes: part.bytes,
                     })
                     .collect(),
+                layout: Layout::default(),
             };
             match (short.is_empty(), unseen) {
                 (true, None) => fitting.push(start),
@@ -125,7 +131,7 @@ impl Context<'_> {
                 short.extend(unseen);
                 Err(Unplaced {
                     refusal: Box::new(refusal("does_not_fit", short.join("; "), hints)),
-                    short: Some((start, missing)),
+                    short: Some(Box::new((start, missing))),
                     certain,
                 })
             }
@@ -196,9 +202,9 @@ struct Part {
 /// declared for each device, every run of neighbouring GPUs of that length.
 fn candidates(model: &Model, gpus: &[Gpu]) -> Result<Vec<Vec<Part>>, Unplaced> {
     let per_device = match &model.memory {
-        Demand::PerDevice(bytes) => Some(bytes.clone()),
-        Demand::Total(_) => None,
-        Demand::Undeclared => {
+        Memory::PerDevice(bytes) => Some(bytes.clone()),
+        Memory::Total(_) => None,
+        Memory::Undeclared => {
             // A server that splits itself would fill the others differently: with one of them unknown, so is this.
             let usable = gpus.iter().map(|gpu| match &gpu.memory {
                 Known::Value(memory) => Ok(memory.total.less(memory.reserved)),
@@ -222,7 +228,7 @@ fn candidates(model: &Model, gpus: &[Gpu]) -> Result<Vec<Vec<Part>>, Unplaced> {
             .filter(|from| !bytes.is_empty() && from + bytes.len() <= n)
             .map(|from| run(from, &bytes))
             .collect(),
-        (None, Demand::Total(total)) => {
+        (None, Memory::Total(total)) => {
             let each = Bytes(total.0.div_ceil(n.max(1) as u64));
             let all = run(0, &vec![each; n]);
             let mut places: Vec<Vec<Part>> = Vec::new();

@@ -235,6 +235,7 @@ fn claim(world: &World, start: &Start) -> Claim {
         .collect();
     Claim {
         gpus,
+        layout: start.layout.clone(),
         phase: Phase::Starting,
         invocation: String::new(),
         earlier: world.facts.units.get(&start.model).map(|unit| unit.invocation.clone()).unwrap_or_default(),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use berth_core::bytes::Bytes;
-use berth_core::config::{Demand, Policy};
+use berth_core::config::{Memory, Policy};
 use berth_core::facts::Known;
 use berth_core::name::ModelName;
 use berth_core::plan::{HeldBack, Plan, Verdict, restore};
@@ -144,15 +144,15 @@ fn fits(drawn: &Drawn, machine: &Machine, model: &ModelName, stopped: &[ModelNam
     };
     port_free
         && match (&declared.memory, declared.policy) {
-            (Demand::PerDevice(each), _) => (0..n).any(|first| {
+            (Memory::PerDevice(each), _) => (0..n).any(|first| {
                 first + each.len() <= n
                     && bears_all(&each.iter().enumerate().map(|(i, b)| (first + i, b.0)).collect::<Vec<_>>())
             }),
-            (Demand::Total(total), policy) => {
+            (Memory::Total(total), policy) => {
                 let split: Vec<(usize, u64)> = (0..n).map(|i| (i, total.0.div_ceil(n as u64))).collect();
                 bears_all(&split) || policy == Policy::Auto && (0..n).any(|i| bears_all(&[(i, total.0)]))
             }
-            (Demand::Undeclared, _) => false,
+            (Memory::Undeclared, _) => false,
         }
 }
 

@@ -95,7 +95,7 @@ impl Bench {
     /// Whether a small model would be started there; the refusal's code where not.
     fn admits(&self) -> Result<(), String> {
         let gpus = vec![PlacedGpu { id: device(0), index: 0, bytes: Bytes::mib(1) }];
-        let start = Start { model: name("small"), gpus };
+        let start = Start { model: name("small"), gpus, layout: berth_core::layout::Layout::default() };
         let Machine { settings, facts, state, .. } = &self.machine;
         plan::admit(settings, facts, state, &start).map_err(|refusal| refusal.code)
     }

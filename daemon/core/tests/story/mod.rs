@@ -89,6 +89,7 @@ impl Machine {
                 at: Duration::from_secs(100),
                 gpus: Known::Value((0..gpus).map(gpu).collect()),
                 units: BTreeMap::new(),
+                ..Facts::none_yet()
             },
             state: State::default(),
             preflight: BTreeMap::new(),
@@ -147,6 +148,7 @@ impl Machine {
         });
         let claim = Claim {
             gpus: gpus.collect(),
+            layout: berth_core::layout::Layout::default(),
             phase,
             invocation: format!("run-of-{model}"),
             earlier: String::new(),

@@ -353,7 +353,7 @@ impl Nature {
             }
         });
         let units = self.runs.keys().filter_map(|model| Some((model.clone(), self.unit(model)?)));
-        Facts { at, gpus: Known::Value(gpus.collect()), units: units.collect() }
+        Facts { at, gpus: Known::Value(gpus.collect()), units: units.collect(), ..Facts::none_yet() }
     }
 }
 

@@ -1,0 +1,78 @@
+//! How a backend is asked to lay a model out, and what it answers.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::config::{Memory, Model};
+use crate::demand::{Demand, Parts, Source, What};
+use crate::facts::{FileFacts, Known};
+use crate::layout::Layout;
+use crate::placement::{Conceded, Room};
+use crate::shape::Shape;
+use crate::tuning::Tuning;
+
+/// What is asked of a backend.
+#[derive(Clone, Copy)]
+pub struct Ask<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// What is known of the files that it names.
+    pub files: &'a BTreeMap<PathBuf, FileFacts>,
+    /// What it may give up.
+    pub conceded: Conceded,
+    /// Settings that are to be other than what is declared, even by the user's own flags: to see what would fit.
+    pub instead: Tuning,
+    /// Puts what was measured in the place of what is estimated, where it ran laid out like this.
+    pub learned: &'a dyn Fn(&Layout, &mut Demand),
+}
+
+/// A model, laid out on certain GPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Laid {
+    /// How.
+    pub layout: Layout,
+    /// What it takes there.
+    pub demand: Demand,
+    /// Why it can't serve like this however much memory there is.
+    pub wrong: Option<String>,
+}
+
+/// Lays a model out on GPUs: the best way that fits them, or where none does, the one that takes least.
+pub type LayOut<'a> = Box<dyn Fn(&[Room]) -> Laid + 'a>;
+
+impl<'a> Ask<'a> {
+    /// What a file's header describes, or why that is not known.
+    pub(super) fn shape(&self, file: &Path) -> Result<&'a Shape, String> {
+        match self.files.get(file).map(|facts| &facts.shape) {
+            Some(Known::Value(shape)) => Ok(shape),
+            Some(Known::Unknown(why)) => Err(format!("{}: {why}", file.display())),
+            None => Err(format!("{} has not been read", file.display())),
+        }
+    }
+
+    /// What was declared, where something was: all of it is taken as it was written.
+    pub(super) fn declared(&self) -> Option<LayOut<'a>> {
+        let memory = &self.model.memory;
+        if *memory == Memory::Undeclared {
+            return None;
+        }
+        Some(Box::new(move |rooms| {
+            let n = rooms.len();
+            let each = match memory {
+                Memory::Total(total) => super::evenly(*total, n).unwrap_or_default(),
+                Memory::PerDevice(each) => each.clone(),
+                Memory::Undeclared => Vec::new(),
+            };
+            let mut demand = Demand { gpus: vec![Parts::default(); n], host: Parts::default() };
+            for (parts, bytes) in demand.gpus.iter_mut().zip(each) {
+                parts.add(What::Whole, bytes, Source::Declared);
+            }
+            Laid { demand, ..Laid::default() }
+        }))
+    }
+}
+
+/// Whether a demand fits these GPUs.
+pub(super) fn fits(demand: &Demand, rooms: &[Room]) -> bool {
+    demand.gpus.iter().zip(rooms).all(|(parts, room)| parts.total() <= room.available)
+}

@@ -1,5 +1,7 @@
 //! How much memory a model takes on each device, by part, and how each part is known.
 
+pub mod llama_cpp;
+
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;

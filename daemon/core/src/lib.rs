@@ -12,6 +12,7 @@ pub mod bytes;
 pub mod config;
 pub mod demand;
 pub mod facts;
+pub mod gguf;
 pub mod health;
 pub mod layout;
 pub mod name;

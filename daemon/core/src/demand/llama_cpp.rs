@@ -1,0 +1,526 @@
+//! How much memory llama.cpp's server takes: weights, keys and values and states to the byte from the file's header,
+//! the buffers that it computes in by a formula.
+//!
+//! [`Costs`] holds what does not depend on the layout, layer by layer, so that a search over layouts asks
+//! [`Costs::demand`] often and cheaply.
+
+mod compute;
+mod run;
+
+use regex_lite::Regex;
+
+use super::{Demand, Parts, Source, What};
+use crate::bytes::Bytes;
+use crate::shape::{Attention, Shape};
+use crate::tuning::KvType;
+
+pub use run::{BadSetting, Draft, Flash, Override, Run, SplitMode};
+
+use compute::Compute;
+
+/// What a driver and its libraries keep for a process on each GPU that it uses: from 107 to 555 MiB were reported for
+/// CUDA, by its version and the card (`docs/architecture.md`). Measured use takes its place.
+pub const DRIVER: Bytes = Bytes::mib(384);
+
+/// What the server takes of the host's memory besides its buffers: code, tokens' texts, threads (seen 2026 with a
+/// vocabulary of 262,144).
+pub const SERVER: Bytes = Bytes::mib(150);
+
+/// The files of one server.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    /// The model.
+    pub model: &'a Shape,
+    /// Its projector, where [`Run::projector`] names one.
+    pub projector: Option<&'a Shape>,
+    /// The draft model, where [`Run::draft`] names a file.
+    pub draft: Option<&'a Shape>,
+}
+
+impl<'a> From<&'a Shape> for Files<'a> {
+    fn from(model: &'a Shape) -> Self {
+        Self { model, projector: None, draft: None }
+    }
+}
+
+/// What a model takes, laid out so. See [`Costs::demand`]; for more than one layout, keep the [`Costs`].
+pub fn demand(shape: &Shape, run: &Run, gpus: usize, split: &[u32], cpu_experts: &[u32]) -> Demand {
+    Costs::new(Files::from(shape), run).demand(gpus, split, cpu_experts)
+}
+
+/// What each layer of a model costs under certain settings, wherever it lies.
+#[derive(Debug, Clone)]
+pub struct Costs {
+    layers: Vec<Layer>,
+    /// Tensors before the first layer: always on the host.
+    input: u64,
+    /// Tensors after the last layer.
+    output: Placed,
+    /// What the output shares with the input, and a GPU needs a copy of.
+    tied: u64,
+    /// Tensors that each device with a layer has a copy of.
+    copied: u64,
+    /// Bytes that the user's own overrides put on certain GPUs.
+    pinned: Vec<(usize, u64)>,
+    overridden: bool,
+    kv_offload: bool,
+    split_mode: SplitMode,
+    main_gpu: usize,
+    compute: Compute,
+    projector: Option<Projector>,
+    draft: Option<Box<DraftCosts>>,
+}
+
+/// Where the bytes of some tensors lie.
+#[derive(Debug, Clone, Copy, Default)]
+struct Placed {
+    /// Where their layer lies.
+    here: u64,
+    /// On the host wherever their layer lies.
+    host: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Layer {
+    weights: Placed,
+    /// Those of `weights.here` that are of experts.
+    experts: u64,
+    kv_global: u64,
+    kv_sliding: u64,
+    recurrent: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Projector {
+    weights: u64,
+    compute: u64,
+    offload: bool,
+}
+
+#[derive(Debug, Clone)]
+struct DraftCosts {
+    costs: Costs,
+    gpu_layers: Option<u32>,
+    /// It shares the model's weights.
+    mtp: bool,
+}
+
+/// Where an override puts a tensor.
+enum Target {
+    Host,
+    Gpu(usize),
+}
+
+impl Target {
+    /// Device buffers are called as their devices, with a number: `CUDA1`. All others are on the host.
+    fn of(buffer: &str) -> Self {
+        let digits = buffer.len() - buffer.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+        match buffer[buffer.len() - digits..].parse() {
+            Ok(index) if !buffer.starts_with("CPU") => Self::Gpu(index),
+            _ => Self::Host,
+        }
+    }
+}
+
+/// Cells of context are allocated in multiples of this.
+const CELLS: u64 = 256;
+
+/// What settings mean for a certain model.
+#[derive(Debug, Clone, Copy)]
+struct Cells {
+    /// Tokens of context of all slots together.
+    ctx: u64,
+    /// Cells of a layer that sees all of the context, in each stream.
+    global: u64,
+    /// Cells of a layer that slides, in each stream.
+    sliding: u64,
+    streams: u64,
+    slots: u64,
+    ubatch: u64,
+}
+
+impl Cells {
+    fn of(shape: &Shape, run: &Run) -> Self {
+        let slots = u64::from(run.slots.max(1));
+        let wanted = if run.ctx == 0 { shape.trained_context } else { run.ctx };
+        let ctx = wanted.max(1).next_multiple_of(CELLS);
+        let (global, streams) =
+            if run.unified { (ctx, 1) } else { ((ctx / slots).max(1).next_multiple_of(CELLS), slots) };
+        let ctx = global * streams;
+        let batch = run.batch.min(ctx);
+        let ubatch = if run.ubatch == 0 { batch } else { run.ubatch.min(batch) };
+        let seen = shape.window * if run.unified { slots } else { 1 } + ubatch;
+        let sliding = if run.swa_full { global } else { global.min(seen).next_multiple_of(CELLS) };
+        Self { ctx, global, sliding, streams, slots, ubatch }
+    }
+}
+
+/// Bytes of so many elements of a cache.
+fn kept(elements: u64, kind: KvType) -> u64 {
+    (elements * kind.bytes_of_32()).div_ceil(32)
+}
+
+impl Costs {
+    /// What the model's layers cost under these settings.
+    pub fn new(files: Files<'_>, run: &Run) -> Self {
+        let shape = files.model;
+        let cells = Cells::of(shape, run);
+        let mut costs = Self {
+            layers: layers(shape, run, &cells),
+            input: 0,
+            output: Placed::default(),
+            tied: 0,
+            copied: 0,
+            pinned: Vec::new(),
+            overridden: !run.overrides.is_empty(),
+            kv_offload: run.kv_offload,
+            split_mode: run.split_mode,
+            main_gpu: run.main_gpu as usize,
+            compute: Compute::new(shape, run, &cells),
+            projector: files.projector.map(|shape| Projector {
+                weights: shape.weights().0,
+                compute: compute::projector(shape),
+                offload: run.projector_offload,
+            }),
+            draft: DraftCosts::new(files, run),
+        };
+        costs.place_weights(shape, run);
+        costs
+    }
+
+    /// Sorts the tensors by what decides where they lie.
+    fn place_weights(&mut self, shape: &Shape, run: &Run) {
+        let rules: Vec<(Regex, Target)> = run
+            .overrides
+            .iter()
+            .filter_map(|rule| Some((Regex::new(&rule.pattern).ok()?, Target::of(&rule.buffer))))
+            .collect();
+        let mut has_output = false;
+        for tensor in &shape.tensors {
+            let bytes = tensor.bytes.0;
+            has_output |= tensor.name == "output.weight";
+            let moved = rules.iter().find(|(pattern, _)| pattern.is_match(&tensor.name));
+            let moved = moved.map(|(_, target)| target);
+            let layer = tensor.layer.and_then(|layer| self.layers.get_mut(layer as usize));
+            match (moved, layer) {
+                (Some(Target::Gpu(index)), _) => self.pinned.push((*index, bytes)),
+                (Some(Target::Host), Some(layer)) => layer.weights.host += bytes,
+                (Some(Target::Host), None) => self.output.host += bytes,
+                (None, Some(layer)) => {
+                    layer.weights.here += bytes;
+                    if is_expert(&tensor.name) {
+                        layer.experts += bytes;
+                    }
+                }
+                (None, None) if is_input(&tensor.name) => self.input += bytes,
+                (None, None) if is_copied(&tensor.name) => self.copied += bytes,
+                (None, None) => self.output.here += bytes,
+            }
+        }
+        let embedding = shape.tensors.iter().find(|tensor| tensor.name == "token_embd.weight");
+        if let (false, Some(embedding)) = (has_output, embedding) {
+            let moved = rules.iter().any(|(pattern, _)| pattern.is_match(&embedding.name));
+            self.tied = if moved || !generates(shape) { 0 } else { embedding.bytes.0 };
+        }
+    }
+
+    /// Its layers with the output as one more: as many as a split can give to GPUs.
+    pub fn slots(&self) -> u32 {
+        u32::try_from(self.layers.len() + 1).unwrap_or(u32::MAX)
+    }
+
+    /// What moving a layer's experts to the host frees where the layer lies.
+    pub fn experts(&self, layer: u32) -> Bytes {
+        self.layers.get(layer as usize).map_or(Bytes::ZERO, |layer| Bytes(layer.experts))
+    }
+
+    /// What the model takes on each of `gpus` GPUs and on the host. `split` has the layers of each GPU in order, the
+    /// output as one more on the last that has any; the layers that are left, the first ones, are on the host.
+    /// `cpu_experts` are the layers whose experts stay on the host.
+    pub fn demand(&self, gpus: usize, split: &[u32], cpu_experts: &[u32]) -> Demand {
+        let mut demand = Demand { gpus: vec![Parts::default(); gpus], host: Parts::default() };
+        self.add(&mut demand, split, cpu_experts);
+        for parts in &mut demand.gpus {
+            if parts.total() > Bytes::ZERO {
+                parts.add(What::Overhead, DRIVER, Source::Estimated);
+            }
+        }
+        demand.host.add(What::Overhead, SERVER, Source::Estimated);
+        demand
+    }
+
+    fn add(&self, demand: &mut Demand, split: &[u32], cpu_experts: &[u32]) {
+        let gpus = demand.gpus.len();
+        let places = Places::new(self.layers.len(), &split[..split.len().min(gpus)]);
+        let mut sums = vec![Sums::default(); gpus + 1];
+        let host = gpus;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let at = places.of(i).unwrap_or(host);
+            let experts = u32::try_from(i).is_ok_and(|i| cpu_experts.binary_search(&i).is_ok());
+            let moved = if experts { layer.experts } else { 0 };
+            sums[at].weights += layer.weights.here - moved;
+            sums[at].layers += 1;
+            sums[host].weights += layer.weights.host + moved;
+            let kept = &mut sums[if self.kv_offload { at } else { host }];
+            kept.global += layer.kv_global;
+            kept.sliding += layer.kv_sliding;
+            kept.recurrent += layer.recurrent;
+        }
+        let output = places.of(self.layers.len()).unwrap_or(host);
+        sums[output].weights += self.output.here;
+        sums[host].weights += self.input + self.output.host;
+        if output != host {
+            sums[output].weights += self.tied;
+        }
+        for &(index, bytes) in &self.pinned {
+            sums[index.min(host)].weights += bytes;
+        }
+        for sums in &mut sums {
+            sums.weights += if sums.layers > 0 { self.copied } else { 0 };
+        }
+        let exact = self.divide(&mut sums, split);
+        for (at, sums) in sums.iter().enumerate() {
+            let parts = if at == host { &mut demand.host } else { &mut demand.gpus[at] };
+            parts.add(What::Weights, Bytes(sums.weights), exact);
+            parts.add(What::KvGlobal, Bytes(sums.global), exact);
+            parts.add(What::KvSliding, Bytes(sums.sliding), exact);
+            parts.add(What::Recurrent, Bytes(sums.recurrent), exact);
+        }
+
+        let on_gpus = split.iter().map(|&layers| u64::from(layers)).sum::<u64>();
+        let all = on_gpus >= u64::from(self.slots());
+        let pipelined = gpus > 1
+            && all
+            && self.split_mode == SplitMode::Layer
+            && self.kv_offload
+            && !self.overridden
+            && cpu_experts.is_empty();
+        for (at, parts) in demand.gpus.iter_mut().enumerate() {
+            if sums[at].used() {
+                let bytes = self.compute.gpu(at == output, pipelined);
+                parts.add(What::Compute, Bytes(bytes), Source::Estimated);
+            }
+        }
+        let bytes = if on_gpus == 0 { self.compute.alone() } else { self.compute.host(all, pipelined) };
+        demand.host.add(What::Compute, Bytes(bytes), Source::Estimated);
+
+        if let Some(projector) = self.projector {
+            let parts =
+                if projector.offload { demand.gpus.first_mut() } else { None }.unwrap_or(&mut demand.host);
+            parts.add(What::Projector, Bytes(projector.weights), Source::Exact);
+            parts.add(What::Projector, Bytes(projector.compute), Source::Estimated);
+        }
+        if let Some(draft) = &self.draft {
+            draft.add(demand, split);
+        }
+    }
+
+    /// Divides what lies on GPUs otherwise than by layers, where the user wants it so, and says how well that is known.
+    fn divide(&self, sums: &mut [Sums], split: &[u32]) -> Source {
+        let Some((_, gpus)) = sums.split_last_mut() else { return Source::Exact };
+        if self.split_mode == SplitMode::Layer || gpus.is_empty() {
+            return Source::Exact;
+        }
+        let all = gpus.iter().fold(Sums::default(), |all, one| Sums {
+            weights: all.weights + one.weights,
+            layers: all.layers + one.layers,
+            global: all.global + one.global,
+            sliding: all.sliding + one.sliding,
+            recurrent: all.recurrent + one.recurrent,
+        });
+        let main = self.main_gpu.min(gpus.len() - 1);
+        let whole = split.iter().map(|&share| u64::from(share)).sum::<u64>().max(1);
+        for (at, sums) in gpus.iter_mut().enumerate() {
+            let share = u64::from(split.get(at).copied().unwrap_or(0));
+            let part = |bytes: u64| bytes.saturating_mul(share).div_ceil(whole);
+            let main = |bytes: u64| if at == main { bytes } else { 0 };
+            *sums = match self.split_mode {
+                SplitMode::Tensor => Sums {
+                    weights: part(all.weights),
+                    layers: all.layers,
+                    global: part(all.global),
+                    sliding: part(all.sliding),
+                    recurrent: part(all.recurrent),
+                },
+                SplitMode::Row => Sums {
+                    weights: part(all.weights),
+                    layers: all.layers,
+                    global: main(all.global),
+                    sliding: main(all.sliding),
+                    recurrent: main(all.recurrent),
+                },
+                SplitMode::None | SplitMode::Layer => Sums {
+                    weights: main(all.weights),
+                    layers: main(all.layers),
+                    global: main(all.global),
+                    sliding: main(all.sliding),
+                    recurrent: main(all.recurrent),
+                },
+            };
+        }
+        if self.split_mode == SplitMode::None { Source::Exact } else { Source::Estimated }
+    }
+}
+
+/// What lies on one device.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    weights: u64,
+    layers: u64,
+    global: u64,
+    sliding: u64,
+    recurrent: u64,
+}
+
+impl Sums {
+    fn used(&self) -> bool {
+        self.weights + self.layers > 0
+    }
+}
+
+/// On which GPU each layer lies.
+struct Places {
+    /// The first that lies on a GPU.
+    first: usize,
+    /// For each GPU the first layer after its own.
+    ends: Vec<usize>,
+}
+
+impl Places {
+    fn new(layers: usize, split: &[u32]) -> Self {
+        let whole: usize = split.iter().map(|&layers| layers as usize).sum();
+        let first = (layers + 1).saturating_sub(whole);
+        let ends = split.iter().scan(first, |end, &layers| {
+            *end += layers as usize;
+            Some(*end)
+        });
+        Self { first, ends: ends.collect() }
+    }
+
+    /// The GPU of a layer, of the output for one more than there are; None for the host.
+    fn of(&self, layer: usize) -> Option<usize> {
+        (layer >= self.first)
+            .then(|| self.ends.partition_point(|&end| end <= layer))
+            .filter(|&at| at < self.ends.len())
+    }
+}
+
+impl DraftCosts {
+    fn new(files: Files<'_>, run: &Run) -> Option<Box<Self>> {
+        let draft = run.draft.as_ref()?;
+        let mtp = draft.file.is_none();
+        let own = Run {
+            kv_k: draft.kv_k,
+            kv_v: draft.kv_v,
+            overrides: Vec::new(),
+            projector: None,
+            draft: None,
+            ..run.clone()
+        };
+        let shape = if mtp { next_token(files.model) } else { files.draft?.clone() };
+        Some(Box::new(Self {
+            costs: Costs::new(Files::from(&shape), &own),
+            gpu_layers: draft.gpu_layers,
+            mtp,
+        }))
+    }
+
+    /// A draft model is divided as the model is, with its own number of layers on GPUs.
+    fn add(&self, demand: &mut Demand, split: &[u32]) {
+        let gpus = demand.gpus.len();
+        let shares: Vec<f32> = split.iter().map(|&share| share as f32).collect();
+        let layers = self.gpu_layers.unwrap_or(u32::MAX).min(self.costs.slots());
+        let mut own = Demand { gpus: vec![Parts::default(); gpus], host: Parts::default() };
+        self.costs.add(&mut own, &divided(layers, &shares), &[]);
+        let pairs = demand.gpus.iter_mut().zip(&own.gpus).chain([(&mut demand.host, &own.host)]);
+        for (parts, own) in pairs {
+            for part in own.0.iter().filter(|part| !(self.mtp && part.what == What::Weights)) {
+                parts.add(What::Draft, part.bytes, part.source);
+            }
+        }
+    }
+}
+
+/// The layers of a model that only predict further tokens, as a model of their own.
+fn next_token(shape: &Shape) -> Shape {
+    let layers = shape.layers.iter().filter(|layer| layer.next_token);
+    let layers = layers.map(|layer| crate::shape::Layer { next_token: false, ..layer.clone() });
+    Shape { layers: layers.collect(), tensors: Vec::new(), ..shape.clone() }
+}
+
+/// How llama.cpp divides `layers` (the output as one of them) by shares: what `--tensor-split` does.
+pub fn divided(layers: u32, shares: &[f32]) -> Vec<u32> {
+    let whole: f32 = shares.iter().sum();
+    let mut split = vec![0; shares.len()];
+    if whole <= 0.0 {
+        return split;
+    }
+    let ends: Vec<f32> = shares
+        .iter()
+        .scan(0.0, |sum, share| {
+            *sum += share;
+            Some(*sum / whole)
+        })
+        .collect();
+    for layer in 0..layers {
+        let at = layer as f32 / layers as f32;
+        let gpu = ends.partition_point(|&end| end <= at).min(shares.len() - 1);
+        split[gpu] += 1;
+    }
+    split
+}
+
+fn layers(shape: &Shape, run: &Run, cells: &Cells) -> Vec<Layer> {
+    // Without flash attention values lie transposed, each layer's as wide as the widest.
+    let widest = (run.flash == Flash::Off)
+        .then(|| shape.layers.iter().filter_map(|layer| layer.attention).map(|kept| kept.value).max())
+        .flatten();
+    shape
+        .layers
+        .iter()
+        .map(|layer| {
+            let mut costs = Layer::default();
+            if layer.next_token {
+                return costs;
+            }
+            if let Some(Attention { key, value, sliding }) = layer.attention {
+                let value = if value == 0 { 0 } else { widest.unwrap_or(value) };
+                let cell = kept(key, run.kv_k) + kept(value, run.kv_v);
+                if sliding {
+                    costs.kv_sliding = cells.sliding * cells.streams * cell;
+                } else {
+                    costs.kv_global = cells.global * cells.streams * cell;
+                }
+            }
+            if let Some(state) = layer.recurrent {
+                costs.recurrent = cells.slots * 4 * (state.convolution + state.state);
+            }
+            costs
+        })
+        .collect()
+}
+
+/// Whether a tensor is of experts; shared experts, which every token uses, are not among them.
+fn is_expert(name: &str) -> bool {
+    name.contains(".ffn_") && (name.contains("_exps") || name.contains("_chexps"))
+}
+
+/// Tensors that look tokens up: a GPU gains nothing by them, and llama.cpp keeps them on the host.
+fn is_input(name: &str) -> bool {
+    ["token_embd", "per_layer_token_embd", "token_types", "position_embd"]
+        .iter()
+        .any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(['.', '_'])))
+}
+
+/// Tensors that belong to every layer.
+fn is_copied(name: &str) -> bool {
+    name.starts_with("rope_freqs.") || name.starts_with("rope_factors_")
+}
+
+/// Whether it has an output over its vocabulary at all.
+fn generates(shape: &Shape) -> bool {
+    !(shape.architecture.contains("bert") || shape.architecture.ends_with("encoder"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ pub mod cpus;
 pub mod demand;
 pub mod facts;
 pub mod health;
+pub mod host;
 pub mod layout;
 pub mod name;
 pub mod plan;

@@ -10,10 +10,12 @@
 pub mod backend;
 pub mod bytes;
 pub mod config;
+pub mod cpus;
 pub mod demand;
 pub mod facts;
 pub mod gguf;
 pub mod health;
+pub mod host;
 pub mod layout;
 pub mod name;
 pub mod plan;

@@ -3,6 +3,7 @@
 mod arguments;
 mod command;
 mod failure;
+mod lay_out;
 mod llama_cpp;
 mod vllm;
 
@@ -12,9 +13,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::config::{BackendKind, Memory, Model};
-use crate::facts::{DeviceId, Exit};
+use crate::config::{BackendKind, Model};
+use crate::facts::{DeviceId, Exit, FileFacts};
 use crate::layout::Layout;
+use crate::tuning::Tuning;
+
+pub use lay_out::{Ask, Laid, LayOut};
 
 pub(crate) use arguments::{Given, Spelling, Spellings, flag};
 pub(crate) use vllm::{DEFAULT_UTILIZATION, UTILIZATION, parallel, utilization};
@@ -33,15 +37,18 @@ pub trait Backend: Sync {
         failure::classify(self.texts(), log, exit)
     }
 
-    /// The memory that `model` takes on each of `devices`, given what can be allocated on each when it is empty
-    /// (NVML's total less reserved). None where it is not known: nothing is declared and the server has no rule
-    /// of its own, or the declaration is for another number of devices.
-    fn demand(&self, model: &Model, devices: &[Bytes]) -> Option<Vec<Bytes>> {
-        match &model.memory {
-            Memory::Total(total) => evenly(*total, devices.len()),
-            Memory::PerDevice(each) => (each.len() == devices.len()).then(|| each.clone()),
-            Memory::Undeclared => None,
-        }
+    /// How a model is laid out on GPUs, and what it takes there; without GPUs, on the host alone. An error says in one
+    /// clause why that is not known.
+    fn lay_out<'a>(&self, ask: &Ask<'a>) -> Result<LayOut<'a>, String>;
+
+    /// The one number of GPUs that a model can be laid on, of `most`; None where any number will do.
+    fn gpus(&self, _model: &Model, _files: &BTreeMap<PathBuf, FileFacts>, _most: usize) -> Option<usize> {
+        None
+    }
+
+    /// The settings under which a model runs if nothing is given up, as far as they are known.
+    fn effective(&self, model: &Model, _files: &BTreeMap<PathBuf, FileFacts>) -> Tuning {
+        model.tuning
     }
 
     /// The memory that must be free on a device of `total` allocatable bytes at the moment of the start, whatever

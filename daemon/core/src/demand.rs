@@ -85,6 +85,11 @@ impl Parts {
         self.0.iter().map(|part| part.bytes).sum()
     }
 
+    /// What is there whichever layers are: buffers to compute in and what the driver keeps.
+    pub fn fixed(&self) -> Bytes {
+        [What::Compute, What::Overhead, What::Projector, What::Draft].map(|what| self.of(what)).into_iter().sum()
+    }
+
     /// How much of it is for this.
     pub fn of(&self, what: What) -> Bytes {
         self.0.iter().filter(|part| part.what == what).map(|part| part.bytes).sum()

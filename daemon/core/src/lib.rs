@@ -18,6 +18,7 @@ pub mod health;
 pub mod host;
 pub mod layout;
 pub mod name;
+pub mod placement;
 pub mod plan;
 pub mod policy;
 pub mod release;

@@ -3,11 +3,13 @@
 //! `decide` knows the verbs, `restore` what berthd brings back by itself, `victims` who may have to go, `place` where a
 //! model fits, `missing` why one of home does not, `report` how it is shown.
 
+mod attempts;
 mod decide;
 mod missing;
 mod place;
 mod report;
 mod restore;
+mod room;
 mod victims;
 
 use std::collections::BTreeMap;
@@ -26,6 +28,7 @@ use crate::state::{Home, Phase, State};
 pub use missing::{Missing, missing};
 pub use report::{forecast, report};
 pub use restore::{HeldBack, Restoration, restore};
+use room::Rooms;
 
 /// A change that can be carried out: complete, the swap machine chooses nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -141,7 +144,7 @@ pub fn plan(
     request: &Request,
     preflight: &BTreeMap<ModelName, Preflight>,
 ) -> Verdict {
-    let context = Context { settings, facts, state, preflight };
+    let context = Context::new(settings, facts, state, preflight);
     // A model that runs can be stopped, also when its declaration is gone.
     if let (Verb::Stop, Some(Ok(name))) = (request.verb, request.model.as_deref().map(str::parse))
         && !settings.models.contains_key(&name)
@@ -187,15 +190,24 @@ pub fn plan(
 /// The model's own claim, if it has one already, is not counted against it.
 pub fn admit(settings: &Settings, facts: &Facts, state: &State, start: &Start) -> Result<(), Box<Refusal>> {
     let preflight = BTreeMap::new();
-    let context = Context { settings, facts, state, preflight: &preflight };
+    let context = Context::new(settings, facts, state, &preflight);
     let without = [start.model.clone()];
+    let Some(model) = settings.models.get(&start.model) else {
+        let text = format!("{} is not declared any more", start.model);
+        return Err(Box::new(refusal("unknown_model", text, Vec::new())));
+    };
     let mut short = Vec::new();
     for part in &start.gpus {
-        let gpu = facts.gpu(&part.id).ok_or_else(|| gpu_unknown(part.index, "it can't be seen"))?;
-        let available = context.available(gpu, &without)?;
+        let position = facts.gpus().iter().position(|gpu| gpu.id == part.id);
+        let position = position.ok_or_else(|| gpu_unknown(part.index, "it can't be seen"))?;
+        let available = context.rooms.available(position, model, &without, &[])?;
         if available < part.bytes {
-            short.push(context.short_on(gpu, part.bytes, available, &without));
+            short.push(context.rooms.short_on(&context, position, model, part.bytes, available, &without, &[]));
         }
+    }
+    if start.layout.host > Bytes::ZERO {
+        let available = context.host_available(model, &without, &[])?;
+        short.extend(place::short_on_host(start.layout.host, available));
     }
     if short.is_empty() {
         return Ok(());
@@ -207,7 +219,7 @@ pub fn admit(settings: &Settings, facts: &Facts, state: &State, start: &Start) -
 /// that can't be said.
 pub fn too_big(settings: &Settings, facts: &Facts, state: &State, model: &Model) -> Option<Bytes> {
     let preflight = BTreeMap::new();
-    let context = Context { settings, facts, state, preflight: &preflight };
+    let context = Context::new(settings, facts, state, &preflight);
     let all: Vec<ModelName> = state.claims.keys().cloned().collect();
     match context.place(model, &all) {
         Err(Unplaced { short: Some(short), certain: true, .. }) => Some(short.1),
@@ -220,6 +232,7 @@ struct Context<'a> {
     facts: &'a Facts,
     state: &'a State,
     preflight: &'a BTreeMap<ModelName, Preflight>,
+    rooms: Rooms<'a>,
 }
 
 /// Why a model found no place.
@@ -238,7 +251,16 @@ impl From<Refusal> for Unplaced {
     }
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    fn new(
+        settings: &'a Settings,
+        facts: &'a Facts,
+        state: &'a State,
+        preflight: &'a BTreeMap<ModelName, Preflight>,
+    ) -> Self {
+        Self { settings, facts, state, preflight, rooms: Rooms::new(settings, facts, state) }
+    }
+
     /// What can be known beforehand besides room: quarantined, retired, files, program, port.
     fn check(&self, model: &Model) -> Result<(), Box<Refusal>> {
         let name = &model.name;

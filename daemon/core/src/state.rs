@@ -364,6 +364,13 @@ impl State {
             .sum()
     }
 
+    /// What a GPU keeps for a model: its claim there, or what it holds where that is more.
+    pub fn kept(&self, gpu: &Gpu, model: &ModelName) -> Bytes {
+        let claimed = self.claims.get(model).into_iter().flat_map(|claim| &claim.gpus);
+        let claimed = claimed.filter(|part| part.placed.id == gpu.id).map(|part| part.placed.bytes);
+        claimed.sum::<Bytes>().max(self.held(gpu, model))
+    }
+
     /// What a model's processes hold on a GPU, as far as it is known.
     fn held(&self, gpu: &Gpu, model: &ModelName) -> Bytes {
         let listed = gpu.processes.value().into_iter().flatten();

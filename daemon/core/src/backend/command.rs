@@ -5,11 +5,12 @@ use serde_json::json;
 
 use super::failure::COMMON;
 use super::{
-    Backend, GenerateProbe, Launch, PlacedGpu, Readiness, Spelling, Spellings, Text, by_uuid,
+    Ask, Backend, GenerateProbe, Laid, Launch, LayOut, PlacedGpu, Readiness, Spelling, Spellings, Text, by_uuid,
     declared_launch, llama_cpp, vllm,
 };
 use crate::config::Model;
 use crate::layout::Layout;
+use crate::placement::Room;
 
 pub(super) struct Command;
 
@@ -26,6 +27,13 @@ impl Backend for Command {
         launch.env.entry("HOST".to_owned()).or_insert_with(|| model.host.to_string());
         launch.env.entry("PORT".to_owned()).or_insert_with(|| model.port.to_string());
         launch
+    }
+
+    fn lay_out<'a>(&self, ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
+        // On the host alone what is not declared is measured once it runs.
+        let nothing = || Box::new(|_: &[Room]| Laid::default()) as LayOut<'a>;
+        let declared = ask.declared().or_else(|| (!ask.model.policy.uses_gpus()).then(nothing));
+        declared.ok_or_else(|| "a command says nothing of it, and nothing is declared".to_owned())
     }
 
     fn readiness(&self, model: &Model) -> Readiness {

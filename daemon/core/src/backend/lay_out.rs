@@ -52,7 +52,7 @@ impl<'a> Ask<'a> {
 
     /// What was declared, where something was: all of it is taken as it was written.
     pub(super) fn declared(&self) -> Option<LayOut<'a>> {
-        let memory = &self.model.memory;
+        let (model, memory, backend) = (self.model, &self.model.memory, self.model.backend);
         if *memory == Memory::Undeclared {
             return None;
         }
@@ -66,6 +66,11 @@ impl<'a> Ask<'a> {
             let mut demand = Demand { gpus: vec![Parts::default(); n], host: Parts::default() };
             for (parts, bytes) in demand.gpus.iter_mut().zip(each) {
                 parts.add(What::Whole, bytes, Source::Declared);
+            }
+            // What the server wants free when it starts, whatever was declared.
+            for (parts, room) in demand.gpus.iter_mut().zip(rooms) {
+                let wanted = super::of(backend).needs_free(model, room.usable).unwrap_or_default();
+                parts.add(What::Whole, wanted.less(parts.total()), Source::Exact);
             }
             Laid { demand, ..Laid::default() }
         }))

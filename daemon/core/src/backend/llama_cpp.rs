@@ -1,17 +1,22 @@
 //! llama.cpp's `llama-server`.
 
+mod lay_out;
+
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde_json::json;
 
 use super::arguments::has;
 use super::failure::COMMON;
 use super::{
-    Backend, FailureClass, GenerateProbe, Given, Kind, Launch, PlacedGpu, Readiness, Spelling, Spellings,
+    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Readiness, Spelling, Spellings,
     Text, add_address, by_uuid, declared_launch, flag,
 };
 use crate::config::Model;
+use crate::facts::FileFacts;
 use crate::layout::Layout;
+use crate::tuning::Tuning;
 
 pub(super) struct LlamaCpp;
 
@@ -57,6 +62,14 @@ impl Backend for LlamaCpp {
         }
         add_address(&mut launch, model, &SPELLINGS);
         launch
+    }
+
+    fn lay_out<'a>(&self, ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
+        lay_out::lay_out(ask)
+    }
+
+    fn effective(&self, model: &Model, files: &BTreeMap<PathBuf, FileFacts>) -> Tuning {
+        lay_out::effective(model, files)
     }
 
     fn readiness(&self, model: &Model) -> Readiness {

@@ -1,17 +1,22 @@
 //! vLLM's server: `vllm serve MODEL`, or `python -m vllm.entrypoints.openai.api_server --model MODEL`.
 
+mod lay_out;
+
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde_json::json;
 
 use super::failure::COMMON;
 use super::{
-    Backend, FailureClass, GenerateProbe, Given, Kind, Launch, PlacedGpu, Readiness, Spelling, Spellings,
+    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Readiness, Spelling, Spellings,
     Text, add_address, declared_launch, flag,
 };
 use crate::bytes::Bytes;
-use crate::config::{Memory, Model};
+use crate::config::Model;
+use crate::facts::FileFacts;
 use crate::layout::Layout;
+use crate::tuning::Tuning;
 
 pub(super) struct Vllm;
 
@@ -130,14 +135,21 @@ impl Backend for Vllm {
         Readiness { health: model.ready.health.clone(), generate: model.ready.generate.then_some(probe) }
     }
 
-    /// Without a declaration: the share of each GPU that it fills, whatever the model's size.
-    fn demand(&self, model: &Model, devices: &[Bytes]) -> Option<Vec<Bytes>> {
-        match &model.memory {
-            Memory::Undeclared if devices.is_empty() => None,
-            Memory::Undeclared => devices.iter().map(|total| Self::share(model, *total)).collect(),
-            Memory::Total(total) => super::evenly(*total, devices.len()),
-            Memory::PerDevice(each) => (each.len() == devices.len()).then(|| each.clone()),
-        }
+    fn lay_out<'a>(&self, ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
+        lay_out::lay_out(ask)
+    }
+
+    /// What its arguments say. Where its weights are not known, all of them: it may need them.
+    fn gpus(&self, model: &Model, files: &BTreeMap<PathBuf, FileFacts>, most: usize) -> Option<usize> {
+        let said = parallel(&model.args).and_then(|(number, _)| usize::try_from(number).ok());
+        let known = model.file.as_ref().is_some_and(|file| {
+            files.get(file).is_some_and(|facts| facts.shape.value().is_some())
+        });
+        said.or((!known).then_some(most))
+    }
+
+    fn effective(&self, model: &Model, files: &BTreeMap<PathBuf, FileFacts>) -> Tuning {
+        lay_out::effective(model, files)
     }
 
     fn needs_free(&self, model: &Model, total: Bytes) -> Option<Bytes> {

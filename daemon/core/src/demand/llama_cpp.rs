@@ -229,6 +229,13 @@ impl Costs {
         u32::try_from(self.layers.len() + 1).unwrap_or(u32::MAX)
     }
 
+    /// What a layer, or after the last one the output, puts on the GPU where it lies.
+    pub fn weigh(&self, layer: u32, experts_on_cpu: bool) -> Bytes {
+        let Some(layer) = self.layers.get(layer as usize) else { return Bytes(self.output.here + self.tied) };
+        let kept = if self.kv_offload { layer.kv_global + layer.kv_sliding + layer.recurrent } else { 0 };
+        Bytes(layer.weights.here - if experts_on_cpu { layer.experts } else { 0 } + kept)
+    }
+
     /// What moving a layer's experts to the host frees where the layer lies.
     pub fn experts(&self, layer: u32) -> Bytes {
         self.layers.get(layer as usize).map_or(Bytes::ZERO, |layer| Bytes(layer.experts))

@@ -24,20 +24,15 @@ impl Context<'_> {
         if let Err(refusal) = self.check(model) {
             return Verdict::Refused { refusal: *refusal, nearest: None };
         }
-        let residents: Vec<ModelName> = self.state.residents().map(|(m, _)| m.clone()).collect();
-        let mut last = (Vec::new(), Unplaced::from(refusal("does_not_fit", String::new(), Vec::new())));
-        for victims in self.victim_sets(&residents) {
-            match self.place(model, &victims) {
-                Ok(start) => {
-                    let gone = self.displaced(&victims, &start);
-                    let home = home_of(&|m| !victims.contains(m) && !gone.contains(m));
-                    return self.go(Verb::Switch, Some(name), victims, vec![start], home);
-                }
-                Err(unplaced) => last = (victims, unplaced),
+        let evictable = self.evictable(model);
+        match self.place_for_fewest(model, &self.victim_sets(&evictable)) {
+            Ok((victims, start)) => {
+                let gone = self.displaced(&victims, &start);
+                let home = home_of(&|m| !victims.contains(m) && !gone.contains(m));
+                self.go(Verb::Switch, Some(name), victims, vec![start], home)
             }
+            Err(unplaced) => self.refuse(Verb::Switch, name, evictable, unplaced),
         }
-        let (victims, unplaced) = last;
-        self.refuse(Verb::Switch, name, victims, unplaced)
     }
 
     /// Models of home that don't run now and could not come back beside `start`: home as it is gets replaced, or

@@ -20,20 +20,21 @@ pub struct Missing {
 /// Why a model is not started now; None where it finds a place.
 pub fn missing(settings: &Settings, facts: &Facts, state: &State, model: &Model) -> Option<Missing> {
     let preflight = BTreeMap::new();
-    let context = Context { settings, facts, state, preflight: &preflight };
+    let context = Context::new(settings, facts, state, &preflight);
     let Unplaced { refusal, short, .. } = context.place(model, &[]).err()?;
-    let holders = short.and_then(|short| context.in_the_way(&short.0)).unwrap_or_default();
+    let holders = short.and_then(|short| context.in_the_way(model, &short.0)).unwrap_or_default();
     Some(Missing { why: refusal.text, holders })
 }
 
 impl Context<'_> {
     /// On each GPU that is short for this start, the largest foreign processes that hold what it is short of. None
     /// where they hold less. One whose memory is not known may hold it all.
-    fn in_the_way(&self, start: &Start) -> Option<Vec<GpuProcess>> {
+    fn in_the_way(&self, model: &Model, start: &Start) -> Option<Vec<GpuProcess>> {
         let mut found = Vec::new();
         for part in &start.gpus {
-            let gpu = self.facts.gpu(&part.id)?;
-            let mut short = part.bytes.less(self.available(gpu, &[]).ok()?);
+            let position = self.facts.gpus().iter().position(|gpu| gpu.id == part.id)?;
+            let gpu = &self.facts.gpus()[position];
+            let mut short = part.bytes.less(self.rooms.available(position, model, &[], &[]).ok()?);
             let foreign = gpu.processes.value()?.iter().filter(|process| self.state.owner(process).is_none());
             let mut foreign: Vec<&GpuProcess> = foreign.collect();
             foreign.sort_by_key(|process| std::cmp::Reverse(process.memory.value().copied()));

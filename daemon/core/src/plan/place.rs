@@ -1,15 +1,113 @@
-//! Where a model fits: the places to try, and what is short where (what always holds, rule 1).
+//! Where a model fits: the ways to lay it out, rung by rung of its policy's ladder, and what is short where (what always
+//! holds, rule 1).
 
-use super::{Context, Start, Unplaced, gpu_suspect, gpu_unknown, refusal};
-use crate::backend::{self, PlacedGpu};
+use std::cell::OnceCell;
+
+use super::{Context, Start, Unplaced, refusal};
+use crate::backend::{self, Ask, Laid, LayOut, PlacedGpu};
 use crate::bytes::Bytes;
-use crate::config::{Memory, Model, Policy};
-use crate::facts::{Gpu, Known};
+use crate::config::{Memory, Model};
+use crate::demand::Demand;
+use crate::facts::Known;
 use crate::layout::Layout;
 use crate::name::ModelName;
+use crate::placement::{self, Conceded, Room};
+use crate::policy::Cores;
 use crate::report::Refusal;
+use crate::tuning::Tuning;
 
-impl Context<'_> {
+/// What is tried for one model: the GPUs that it may use, and how it is laid out on each rung of its policy's ladder.
+pub(super) struct Ladder<'c> {
+    pub(super) model: &'c Model,
+    /// Positions of those GPUs among all.
+    pub(super) gpus: Vec<usize>,
+    /// The one number of GPUs that it can be laid on, where there is one.
+    only: Option<usize>,
+    rungs: Vec<Rung<'c>>,
+    learned: Box<dyn Fn(&Layout, &mut Demand) + 'c>,
+    instead: Tuning,
+}
+
+struct Rung<'c> {
+    conceded: Conceded,
+    lay_out: OnceCell<Result<LayOut<'c>, String>>,
+}
+
+/// One way that was tried.
+pub(super) struct Tried {
+    /// Positions of its GPUs among all; none on the host alone.
+    pub(super) gpus: Vec<usize>,
+    pub(super) laid: Laid,
+    /// What each of them has for it, in the same order; None where that is unknown.
+    pub(super) available: Vec<Option<Bytes>>,
+    /// What the host has for it; None where that is unknown.
+    pub(super) host: Option<Bytes>,
+    /// What is short where, each as a clause.
+    pub(super) short: Vec<String>,
+    /// How much is short in all.
+    pub(super) missing: Bytes,
+    /// Why a device of it can't be counted on.
+    pub(super) unseen: Option<Refusal>,
+}
+
+impl Tried {
+    pub(super) fn fits(&self) -> bool {
+        self.short.is_empty() && self.unseen.is_none()
+    }
+
+    /// What is left where least is, of what is known.
+    pub(super) fn spare(&self) -> Option<Bytes> {
+        let gpus = self.laid.demand.gpus.iter().zip(&self.available);
+        gpus.filter_map(|(parts, available)| Some((*available)?.less(parts.total()))).min()
+    }
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn ladder<'c>(&'c self, model: &'c Model) -> Result<Ladder<'c>, Refusal> {
+        self.ladder_of(model, placement::rungs(&model.policy), Tuning::default())
+    }
+
+    /// A ladder of these rungs, with settings other than what is declared.
+    pub(super) fn ladder_of<'c>(
+        &'c self,
+        model: &'c Model,
+        rungs: Vec<Conceded>,
+        instead: Tuning,
+    ) -> Result<Ladder<'c>, Refusal> {
+        let rungs = rungs.into_iter().map(|conceded| Rung { conceded, lay_out: OnceCell::new() });
+        let mut ladder = Ladder {
+            model,
+            gpus: Vec::new(),
+            only: None,
+            rungs: rungs.collect(),
+            learned: Box::new(|layout, demand| self.learned(model, layout, demand)),
+            instead,
+        };
+        if placement::host_only(&model.policy) {
+            return Ok(ladder);
+        }
+        let gpus = match &self.facts.gpus {
+            Known::Value(gpus) if gpus.is_empty() => {
+                let text = "this machine has no GPU that the driver knows".to_owned();
+                return Err(refusal("no_gpu", text, vec!["nvidia-smi -L".to_owned()]));
+            }
+            Known::Value(gpus) => gpus,
+            Known::Unknown(why) => {
+                return Err(refusal("gpu_unknown", format!("the GPUs can't be seen: {why}"), Vec::new()));
+            }
+        };
+        let allowed = gpus.iter().enumerate().filter(|(_, gpu)| placement::allows(&model.policy, gpu));
+        ladder.gpus = allowed.map(|(position, _)| position).collect();
+        ladder.only = match &model.memory {
+            Memory::PerDevice(each) => Some(each.len()),
+            Memory::Total(_) => None,
+            Memory::Undeclared => {
+                backend::of(model.backend).gpus(model, &self.facts.files, ladder.gpus.len())
+            }
+        };
+        Ok(ladder)
+    }
+
     pub(super) fn place(&self, model: &Model, victims: &[ModelName]) -> Result<Start, Unplaced> {
         self.place_beside(model, victims, &[])
     }
@@ -21,7 +119,7 @@ impl Context<'_> {
         victims: &[ModelName],
         others: &[Start],
     ) -> Result<Start, Unplaced> {
-        self.places(model, victims, others).map(|mut places| places.swap_remove(0))
+        self.on_ladder(model, victims, others, true).map(|mut places| places.swap_remove(0))
     }
 
     /// Places for all of these models at once beside `placed`, in their order: what the first could take may be the
@@ -40,206 +138,278 @@ impl Context<'_> {
     }
 
     /// Every place where the model fits, its port included, with `victims` gone and `others` started; at least one.
+    /// Those of earlier rungs come first.
     pub(super) fn places(
         &self,
         model: &Model,
         victims: &[ModelName],
         others: &[Start],
     ) -> Result<Vec<Start>, Unplaced> {
+        self.on_ladder(model, victims, others, false)
+    }
+
+    fn on_ladder(
+        &self,
+        model: &Model,
+        victims: &[ModelName],
+        others: &[Start],
+        first: bool,
+    ) -> Result<Vec<Start>, Unplaced> {
         if let Some(holder) = self.port_holder(model, victims, others) {
             return Err(self.port_taken(model, holder).into());
         }
-        if model.policy == Policy::Cpu {
-            return Ok(vec![Start {
-                model: model.name.clone(),
-                gpus: Vec::new(),
-                layout: Layout::default(),
-            }]);
+        let ladder = self.ladder(model)?;
+        let mut fitting: Vec<Start> = Vec::new();
+        let mut failed = Vec::new();
+        for rung in 0..ladder.rungs.len() {
+            for tried in self.on_rung(&ladder, rung, victims, others)? {
+                if !tried.fits() {
+                    failed.push(tried);
+                    continue;
+                }
+                let start = self.start_of(&ladder, &tried)?;
+                if first {
+                    return Ok(vec![start]);
+                }
+                if !fitting.contains(&start) {
+                    fitting.push(start);
+                }
+            }
         }
-        let gpus = match &self.facts.gpus {
-            Known::Value(gpus) if gpus.is_empty() => {
-                let text = "this machine has no GPU that the driver knows".to_owned();
-                return Err(refusal("no_gpu", text, vec!["nvidia-smi -L".to_owned()]).into());
+        if fitting.is_empty() { Err(self.unplaced(&ladder, failed)?) } else { Ok(fitting) }
+    }
+
+    /// The first rung on which the model fits with these gone, and the fewest and cheapest of them that have to go
+    /// for it.
+    pub(super) fn place_for_fewest(
+        &self,
+        model: &Model,
+        sets: &[Vec<ModelName>],
+    ) -> Result<(Vec<ModelName>, Start), Unplaced> {
+        let all = sets.last().map(Vec::as_slice).unwrap_or_default();
+        if let Some(holder) = self.port_holder(model, all, &[]) {
+            return Err(self.port_taken(model, holder).into());
+        }
+        let ladder = self.ladder(model)?;
+        let mut failed = Vec::new();
+        for rung in 0..ladder.rungs.len() {
+            let mut least = None;
+            let mut fits = false;
+            for tried in self.on_rung(&ladder, rung, all, &[])? {
+                let bytes: Bytes = tried.laid.demand.gpus.iter().map(crate::demand::Parts::total).sum();
+                least = Some(least.map_or(bytes, |least: Bytes| least.min(bytes)));
+                fits |= tried.fits();
+                failed.push(tried);
             }
-            Known::Value(gpus) => gpus,
-            Known::Unknown(why) => {
-                let text = format!("the GPUs can't be seen: {why}");
-                return Err(refusal("gpu_unknown", text, Vec::new()).into());
+            if !fits {
+                continue;
             }
+            // Where nothing can be moved to the host, no set with less room than that is worth a look.
+            let conceded = ladder.rungs[rung].conceded;
+            let least = least.filter(|_| !conceded.experts && !conceded.layers).unwrap_or_default();
+            for victims in sets {
+                if self.port_holder(model, victims, &[]).is_some() || self.room(&ladder, victims) < least {
+                    continue;
+                }
+                if let Some(tried) = self.on_rung(&ladder, rung, victims, &[])?.find(Tried::fits) {
+                    return Ok((victims.clone(), self.start_of(&ladder, &tried)?));
+                }
+            }
+        }
+        Err(self.unplaced(&ladder, failed)?)
+    }
+
+    /// All that the GPUs of a ladder have with these gone, as far as it is known.
+    fn room(&self, ladder: &Ladder<'_>, victims: &[ModelName]) -> Bytes {
+        let available = |position: &usize| self.rooms.available(*position, ladder.model, victims, &[]).ok();
+        ladder.gpus.iter().filter_map(available).sum()
+    }
+
+    /// The ways of one rung, in order.
+    pub(super) fn on_rung<'r>(
+        &'r self,
+        ladder: &'r Ladder<'_>,
+        rung: usize,
+        victims: &'r [ModelName],
+        others: &'r [Start],
+    ) -> Result<impl Iterator<Item = Tried> + 'r, Refusal> {
+        let lay_out = self.lay_out(ladder, rung)?;
+        let available: Vec<Result<Bytes, Refusal>> = ladder
+            .gpus
+            .iter()
+            .map(|position| self.rooms.available(*position, ladder.model, victims, others))
+            .collect();
+        let known: Vec<Bytes> =
+            available.iter().map(|available| available.clone().unwrap_or_default()).collect();
+        let sets = if placement::host_only(&ladder.model.policy) {
+            vec![Vec::new()]
+        } else {
+            placement::sets(&ladder.model.policy, &known, ladder.only)
         };
-        let mut fitting = Vec::new();
-        let mut nearest: Option<(Start, Bytes, Vec<String>)> = None;
-        let mut unknown = None;
-        for candidate in candidates(model, gpus)? {
-            let mut short = Vec::new();
-            let mut missing = Bytes::ZERO;
-            let mut unseen = None;
-            for part in &candidate {
-                let gpu = &gpus[part.position];
-                let available = match self.available(gpu, victims) {
-                    Ok(available) => available,
-                    Err(why) => {
-                        unseen = unseen.or(Some(why));
-                        continue;
-                    }
-                };
-                let beside: Bytes = others
-                    .iter()
-                    .flat_map(|start| &start.gpus)
-                    .filter(|placed| placed.id == gpu.id)
-                    .map(|placed| placed.bytes)
-                    .sum();
-                let available = available.less(beside);
-                if available < part.bytes {
-                    missing = missing.plus(part.bytes.less(available));
-                    short.push(self.short_on(gpu, part.bytes, available, victims));
-                }
-            }
-            let start = Start {
-                model: model.name.clone(),
-                gpus: candidate
-                    .iter()
-                    .map(|part| PlacedGpu {
-                        id: gpus[part.position].id.clone(),
-                        index: gpus[part.position].index,
-                        bytes: part.bytes,
-                    })
-                    .collect(),
-                layout: Layout::default(),
+        Ok(sets.into_iter().map(move |set| {
+            let rooms: Vec<Room> = set
+                .iter()
+                .map(|at| Room { usable: self.rooms.usable(ladder.gpus[*at]), available: known[*at] })
+                .collect();
+            let laid = lay_out(&rooms);
+            let unseen = set.iter().find_map(|at| available[*at].as_ref().err().cloned());
+            let mut tried = Tried {
+                gpus: set.iter().map(|at| ladder.gpus[*at]).collect(),
+                available: set.iter().map(|at| available[*at].as_ref().ok().copied()).collect(),
+                host: None,
+                short: laid.wrong.clone().into_iter().collect(),
+                missing: Bytes::ZERO,
+                unseen,
+                laid,
             };
-            match (short.is_empty(), unseen) {
-                (true, None) => fitting.push(start),
-                (true, Some(why)) => unknown = unknown.or(Some(why)),
-                (false, unseen) => {
-                    short.extend(unseen.map(|why| why.text));
-                    if nearest.as_ref().is_none_or(|(_, least, _)| missing < *least) {
-                        nearest = Some((start, missing, short));
-                    }
-                }
+            self.weigh(ladder.model, &mut tried, victims, others);
+            tried
+        }))
+    }
+
+    fn lay_out<'l>(&'l self, ladder: &'l Ladder<'_>, rung: usize) -> Result<&'l LayOut<'l>, Refusal> {
+        let Rung { conceded, lay_out } = &ladder.rungs[rung];
+        let made = lay_out.get_or_init(|| {
+            let ask = Ask {
+                model: ladder.model,
+                files: &self.facts.files,
+                conceded: *conceded,
+                instead: ladder.instead,
+                learned: &*ladder.learned,
+            };
+            backend::of(ladder.model.backend).lay_out(&ask)
+        });
+        made.as_ref().map_err(|why| undeclared(ladder.model, why))
+    }
+
+    /// Notes what is short where.
+    fn weigh(&self, model: &Model, tried: &mut Tried, victims: &[ModelName], others: &[Start]) {
+        for ((position, parts), available) in
+            tried.gpus.iter().zip(&tried.laid.demand.gpus).zip(&tried.available)
+        {
+            let needs = parts.total();
+            if let Some(available) = available.filter(|available| *available < needs) {
+                tried.missing = tried.missing.plus(needs.less(available));
+                tried.short.push(self.rooms.short_on(self, *position, model, needs, available, victims, others));
             }
         }
-        if !fitting.is_empty() {
-            return Ok(fitting);
+        let needs = tried.laid.demand.host.total();
+        if needs == Bytes::ZERO {
+            return;
         }
-        match (nearest, unknown) {
-            (Some((start, missing, mut short)), unknown) => {
-                let certain = unknown.is_none();
+        match self.host_available(model, victims, others) {
+            Ok(available) => {
+                tried.host = Some(available);
+                tried.missing = tried.missing.plus(needs.less(available));
+                tried.short.extend(short_on_host(needs, available));
+            }
+            Err(why) => tried.unseen = tried.unseen.take().or(Some(why)),
+        }
+    }
+
+    /// What a new model could take of the host's memory with `victims` gone and `others` started.
+    pub(super) fn host_available(
+        &self,
+        model: &Model,
+        victims: &[ModelName],
+        others: &[Start],
+    ) -> Result<Bytes, Refusal> {
+        let rules = &model.policy.host;
+        let beside: Bytes = others.iter().map(|start| start.layout.host).sum();
+        match self.state.host_available(self.facts, rules.headroom, victims) {
+            Known::Value(available) => {
+                Ok(available.less(beside).min(rules.memory.unwrap_or(Bytes(u64::MAX))))
+            }
+            Known::Unknown(why) => {
+                let text = format!("the host's memory is unknown, so nothing is placed there: {why}");
+                Err(refusal("host_unknown", text, vec!["berthctl status".to_owned()]))
+            }
+        }
+    }
+
+    /// The start that comes of a way that fits.
+    fn start_of(&self, ladder: &Ladder<'_>, tried: &Tried) -> Result<Start, Refusal> {
+        let model = ladder.model;
+        let rules = &model.policy.host;
+        let cores = match rules.cores {
+            Cores::All => Vec::new(),
+            _ => rules.cores.choose(&self.facts.host.cpus).map_err(|why| {
+                let text = format!("{} can't have its processors: {why}", model.name);
+                let hint = format!("correct `host.cores` of policy {}", model.policy.name);
+                refusal("no_cores", text, vec![hint])
+            })?,
+        };
+        let mut layout = tried.laid.layout.clone();
+        layout.host = tried.laid.demand.host.total();
+        layout.lock = rules.lock;
+        layout.nice = rules.nice;
+        let threads = rules.threads.or(u32::try_from(cores.len()).ok().filter(|n| *n > 0));
+        layout.tuning.threads = layout.tuning.threads.or(model.tuning.threads).or(threads);
+        layout.cores = cores;
+        let gpus = tried.gpus.iter().zip(&tried.laid.demand.gpus).map(|(position, parts)| {
+            let gpu = &self.facts.gpus()[*position];
+            PlacedGpu { id: gpu.id.clone(), index: gpu.index, bytes: parts.total() }
+        });
+        Ok(Start { model: model.name.clone(), gpus: gpus.collect(), layout })
+    }
+
+    /// Why none of these ways will do: what comes nearest, and what is unknown.
+    fn unplaced(&self, ladder: &Ladder<'_>, failed: Vec<Tried>) -> Result<Unplaced, Refusal> {
+        let model = ladder.model;
+        let mut nearest: Option<Tried> = None;
+        let mut unknown = None;
+        for mut tried in failed {
+            if tried.short.is_empty() {
+                unknown = unknown.or(tried.unseen.take());
+            } else if nearest.as_ref().is_none_or(|nearest| tried.missing < nearest.missing) {
+                nearest = Some(tried);
+            }
+        }
+        Ok(match (nearest, unknown) {
+            (Some(mut tried), unknown) => {
+                tried.short.extend(tried.unseen.as_ref().map(|why| why.text.clone()));
+                let certain = unknown.is_none() && tried.unseen.is_none();
                 // On a suspect device it may fit as soon as an operator says so.
                 let suspect = unknown.as_ref().filter(|why| why.code == "gpu_suspect");
                 let hints = suspect.map(|why| why.hints.clone()).unwrap_or_default();
-                let unseen = unknown.map(|why| why.text).filter(|text| !short.contains(text));
-                short.extend(unseen);
-                Err(Unplaced {
+                let mut short = tried.short.clone();
+                short.extend(unknown.map(|why| why.text).filter(|text| !short.contains(text)));
+                let start = self.start_of(ladder, &tried)?;
+                Unplaced {
                     refusal: Box::new(refusal("does_not_fit", short.join("; "), hints)),
-                    short: Some(Box::new((start, missing))),
+                    short: Some(Box::new((start, tried.missing))),
                     certain,
-                })
+                }
             }
-            (None, Some(why)) => Err(why.into()),
+            (None, Some(why)) => why.into(),
             (None, None) => {
-                let text =
-                    format!("{} declares memory on more GPUs than the {} here", model.name, gpus.len());
-                let hint = format!("correct [memory] in {}", model.source.display());
-                Err(refusal("too_few_gpus", text, vec![hint]).into())
+                let here = match ladder.gpus.len() {
+                    0 => "no GPU here".to_owned(),
+                    n => format!("the {n} here"),
+                };
+                let text = match ladder.only {
+                    Some(only) => format!("{} wants {only} GPUs, and its policy allows {here}", model.name),
+                    None => format!("policy {} of {} allows {here}", model.policy.name, model.name),
+                };
+                let hint = format!("correct `policy` or [memory] in {}", model.source.display());
+                refusal("too_few_gpus", text, vec![hint]).into()
             }
-        }
+        })
     }
 
-    /// What a new model could take on this device with `victims` gone.
-    pub(super) fn available(&self, gpu: &Gpu, victims: &[ModelName]) -> Result<Bytes, Refusal> {
-        let memory = match &gpu.memory {
-            Known::Value(memory) => memory,
-            Known::Unknown(why) => return Err(gpu_unknown(gpu.index, why)),
-        };
-        if let Some(suspicion) = &gpu.suspect {
-            return Err(gpu_suspect(gpu.index, suspicion, self.facts.at));
-        }
-        let foreign =
-            self.state.foreign(gpu).ok_or_else(|| gpu_unknown(gpu.index, "its memory is unknown"))?;
-        let claimed = self.state.claimed(&gpu.id, victims).plus(self.state.outgrown(gpu, victims));
-        Ok(memory.total.less(memory.reserved).less(self.settings.headroom).less(foreign).less(claimed))
-    }
-
-    pub(super) fn short_on(
-        &self,
-        gpu: &Gpu,
-        needs: Bytes,
-        available: Bytes,
-        victims: &[ModelName],
-    ) -> String {
-        let mut holders: Vec<String> = self
-            .state
-            .claims
-            .iter()
-            .filter(|(model, _)| !victims.contains(model))
-            .flat_map(|(model, claim)| claim.gpus.iter().map(move |part| (model, part)))
-            .filter(|(_, part)| part.placed.id == gpu.id)
-            .map(|(model, part)| format!("{model} {}", part.placed.bytes))
-            .collect();
-        for process in gpu.processes.value().into_iter().flatten() {
-            if self.state.owner(process).is_none() {
-                let held = process.memory.value().map_or("an unknown amount".to_owned(), Bytes::to_string);
-                holders.push(format!("{} {held}", process.named()));
-            }
-        }
-        let held =
-            if holders.is_empty() { String::new() } else { format!(" (held: {})", holders.join(", ")) };
-        format!(
-            "{} short on GPU {}: it needs {needs}, {available} are available{held}",
-            needs.less(available),
-            gpu.index
-        )
-    }
+    /// Puts what a model took when it last ran like this in the place of what is estimated.
+    fn learned(&self, _model: &Model, _layout: &Layout, _demand: &mut Demand) {}
 }
 
-/// A part of a candidate: which GPU by its position in the list, and how much on it.
-struct Part {
-    position: usize,
-    bytes: Bytes,
+/// What is short in the host's memory, if it is.
+pub(super) fn short_on_host(needs: Bytes, available: Bytes) -> Option<String> {
+    let short = needs.less(available);
+    (short > Bytes::ZERO)
+        .then(|| format!("{short} short in the host's memory: it needs {needs}, {available} are available"))
 }
 
-/// The places to try, in order: for `auto` each GPU alone, then all of them; for `split` all; where memory is
-/// declared for each device, every run of neighbouring GPUs of that length.
-fn candidates(model: &Model, gpus: &[Gpu]) -> Result<Vec<Vec<Part>>, Unplaced> {
-    let per_device = match &model.memory {
-        Memory::PerDevice(bytes) => Some(bytes.clone()),
-        Memory::Total(_) => None,
-        Memory::Undeclared => {
-            // A server that splits itself would fill the others differently: with one of them unknown, so is this.
-            let usable = gpus.iter().map(|gpu| match &gpu.memory {
-                Known::Value(memory) => Ok(memory.total.less(memory.reserved)),
-                Known::Unknown(why) => Err(gpu_unknown(gpu.index, why)),
-            });
-            let usable = usable.collect::<Result<Vec<Bytes>, Refusal>>()?;
-            let derived = backend::of(model.backend).demand(model, &usable);
-            Some(derived.ok_or_else(|| {
-                let text = format!("how much GPU memory {} needs is not declared", model.name);
-                let hint = format!("add `[memory] gpu = \"… GiB\"` to {}", model.source.display());
-                refusal("memory_undeclared", text, vec![hint])
-            })?)
-        }
-    };
-    let run = |from: usize, bytes: &[Bytes]| -> Vec<Part> {
-        bytes.iter().enumerate().map(|(i, bytes)| Part { position: from + i, bytes: *bytes }).collect()
-    };
-    let n = gpus.len();
-    Ok(match (per_device, &model.memory) {
-        (Some(bytes), _) => (0..=n)
-            .filter(|from| !bytes.is_empty() && from + bytes.len() <= n)
-            .map(|from| run(from, &bytes))
-            .collect(),
-        (None, Memory::Total(total)) => {
-            let each = Bytes(total.0.div_ceil(n.max(1) as u64));
-            let all = run(0, &vec![each; n]);
-            let mut places: Vec<Vec<Part>> = Vec::new();
-            if model.policy == Policy::Auto {
-                places.extend((0..n).map(|i| run(i, &[*total])));
-            }
-            if n > 1 || places.is_empty() {
-                places.push(all);
-            }
-            places
-        }
-        (None, _) => Vec::new(),
-    })
+fn undeclared(model: &Model, why: &str) -> Refusal {
+    let text = format!("how much GPU memory {} needs is not known: {why}", model.name);
+    let hint = format!("add `[memory] gpu = \"… GiB\"` to {}", model.source.display());
+    refusal("memory_undeclared", text, vec![hint])
 }

@@ -19,7 +19,7 @@ pub fn report(
     verdict: &Verdict,
 ) -> PlanReport {
     let preflight = BTreeMap::new();
-    let context = Context { settings, facts, state, preflight: &preflight };
+    let context = Context::new(settings, facts, state, &preflight);
     let (plan, said) = match verdict {
         Verdict::Go(plan) => (Some(plan), ReportVerdict::Go),
         Verdict::Nothing(text) => (None, ReportVerdict::Nothing { text: text.clone() }),

@@ -34,7 +34,7 @@ pub struct Restoration {
 /// Models come in the order of their priority, then `default`, then as they were started.
 pub fn restore(settings: &Settings, facts: &Facts, state: &State, held: &HeldBack) -> Restoration {
     let preflight = BTreeMap::new();
-    let context = Context { settings, facts, state, preflight: &preflight };
+    let context = Context::new(settings, facts, state, &preflight);
     let mut stops = context.unwanted();
     let absent = context.missing(held);
     let may = |name: &ModelName| !held.waiting.contains(name);

@@ -5,10 +5,25 @@ use std::net::SocketAddr;
 use super::{Context, Start, refusal};
 use crate::config::Model;
 use crate::name::ModelName;
+use crate::policy::Evicts;
 use crate::report::Refusal;
+use crate::state::Times;
 
 impl Context<'_> {
-    /// Sets of residents that could be stopped, fewest first. Up to ten residents all sets are tried.
+    /// Residents that a switch to this model may stop.
+    pub(super) fn evictable(&self, model: &Model) -> Vec<ModelName> {
+        let priority = |name: &ModelName| self.settings.models.get(name).map_or(0, |model| model.priority);
+        let residents = self.state.residents().map(|(name, _)| name);
+        let may = residents.filter(|name| match model.policy.evicts {
+            Evicts::Any => true,
+            Evicts::Lower => priority(name) < model.priority,
+            Evicts::None => false,
+        });
+        may.cloned().collect()
+    }
+
+    /// Sets of residents that could be stopped, fewest first, then cheapest; the last holds all. Up to ten residents
+    /// all sets are tried.
     pub(super) fn victim_sets(&self, residents: &[ModelName]) -> Vec<Vec<ModelName>> {
         if residents.len() > 10 {
             return vec![Vec::new(), residents.to_vec()];
@@ -23,9 +38,25 @@ impl Context<'_> {
                     .collect()
             })
             .collect();
-        // Among equally many, what is `default` now goes first: it is what the operator replaces.
+        // Among equally many, what counts least goes first, then `default`, which the operator replaces, then what has
+        // served longest, then what is back soonest.
         let default = self.state.home.default.as_ref();
-        sets.sort_by_key(|set| (set.len(), !set.iter().any(|m| Some(m) == default)));
+        let models = |set: &[ModelName]| {
+            let declared = set.iter().map(|name| self.settings.models.get(name));
+            declared.map(|model| model.map_or(0, |model| i64::from(model.priority))).sum::<i64>()
+        };
+        let since = |set: &[ModelName]| {
+            let served = set.iter().map(|name| self.state.served.get(name).map_or(0, |served| served.at_ms));
+            served.max().unwrap_or(0)
+        };
+        let reload = |set: &[ModelName]| {
+            let times = set.iter().filter_map(|name| self.state.times.get(name));
+            times.filter_map(|times| Times::expected(&times.load)).sum::<u64>()
+        };
+        sets.sort_by_cached_key(|set| {
+            let default = !set.iter().any(|m| Some(m) == default);
+            (set.len(), models(set), default, since(set), reload(set))
+        });
         sets
     }
 

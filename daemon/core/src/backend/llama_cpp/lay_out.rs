@@ -1,8 +1,13 @@
 //! Lays a llama.cpp model out: which layers on which GPU, whose experts on the CPU.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use crate::backend::lay_out::{Ask, LayOut, Laid, fits};
+use crate::config::Model;
 use crate::demand::Demand;
-use crate::demand::llama_cpp::{Costs, Files, Run};
+use crate::demand::llama_cpp::{Costs, Files, Run, divided};
+use crate::facts::FileFacts;
 use crate::layout::Layout;
 use crate::placement::Room;
 use crate::policy::Fill;
@@ -74,6 +79,23 @@ fn instead(run: &mut Run, instead: &Tuning) {
     run.ubatch = instead.ubatch.unwrap_or(run.ubatch);
 }
 
+/// See [`Backend::effective`](crate::backend::Backend::effective).
+pub(super) fn effective(model: &Model, files: &BTreeMap<PathBuf, FileFacts>) -> Tuning {
+    let Ok(run) = Run::read(&model.args, &model.env, &model.tuning) else { return model.tuning };
+    let shape = model.file.as_ref().and_then(|file| files.get(file)?.shape.value());
+    let trained = shape.map(|shape| shape.trained_context).filter(|trained| *trained > 0);
+    Tuning {
+        ctx: Some(run.ctx).filter(|ctx| *ctx > 0).or(trained),
+        kv_k: Some(run.kv_k),
+        kv_v: Some(run.kv_v),
+        slots: Some(run.slots),
+        unified: Some(run.unified),
+        ubatch: Some(run.ubatch),
+        gpu_layers: run.gpu_layers,
+        ..model.tuning
+    }
+}
+
 /// How many of the last `layers` layers (the output is one) go to each GPU, in order.
 fn divide(
     costs: &Costs,
@@ -86,7 +108,7 @@ fn divide(
     match (rooms, &run.tensor_split) {
         ([], _) => return Vec::new(),
         ([_], _) => return vec![layers],
-        (_, Some(shares)) => return by_shares(shares, rooms.len(), layers),
+        (_, Some(shares)) => return divided(layers, &padded(shares, rooms.len())),
         _ => {}
     }
     let first = costs.slots() - layers;
@@ -94,7 +116,7 @@ fn divide(
         .map(|layer| costs.weigh(layer, on_cpu.binary_search(&layer).is_ok()).0 as f64)
         .collect();
     // What each GPU takes whichever layers it has: told by a trial.
-    let even = by_shares(&vec![1.0; rooms.len()], rooms.len(), layers);
+    let even = divided(layers, &vec![1.0; rooms.len()]);
     let trial: Demand = costs.demand(rooms.len(), &even, on_cpu);
     let budgets: Vec<f64> = trial
         .gpus
@@ -134,38 +156,7 @@ fn divide(
     taken(high).0
 }
 
-/// As llama.cpp divides by `--tensor-split`: a layer goes to the first GPU whose share, with those before it, exceeds
-/// the layer's part of all.
-fn by_shares(shares: &[f32], gpus: usize, layers: u32) -> Vec<u32> {
-    let shares: Vec<f32> = shares.iter().copied().chain(std::iter::repeat(0.0)).take(gpus).collect();
-    let whole: f32 = shares.iter().sum();
-    let ends: Vec<f32> = shares
-        .iter()
-        .scan(0.0, |sum, share| {
-            *sum += share;
-            Some(if whole > 0.0 { *sum / whole } else { 1.0 })
-        })
-        .collect();
-    let mut counts = vec![0; gpus];
-    for layer in 0..layers {
-        #[allow(clippy::cast_precision_loss)]
-        let at = layer as f32 / layers as f32;
-        let gpu = ends.iter().position(|end| *end > at).unwrap_or(gpus - 1);
-        counts[gpu] += 1;
-    }
-    counts
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_are_read_as_llama_cpp_does() {
-        assert_eq!(by_shares(&[1.0, 1.0], 2, 31), [16, 15]);
-        assert_eq!(by_shares(&[3.0, 1.0], 2, 8), [6, 2]);
-        assert_eq!(by_shares(&[17.0, 14.0], 2, 31), [17, 14]);
-        assert_eq!(by_shares(&[1.0], 2, 4), [4, 0]);
-        assert_eq!(by_shares(&[0.0, 0.0], 2, 2), [2, 0]);
-    }
+/// One share for each GPU; none for those that are not named.
+fn padded(shares: &[f32], gpus: usize) -> Vec<f32> {
+    shares.iter().copied().chain(std::iter::repeat(0.0)).take(gpus).collect()
 }

@@ -3,10 +3,11 @@
 use super::{Context, Start, Unplaced, gpu_suspect, gpu_unknown, refusal};
 use crate::backend::{self, PlacedGpu};
 use crate::bytes::Bytes;
-use crate::config::{Memory, Model, Policy};
+use crate::config::{Memory, Model};
 use crate::facts::{Gpu, Known};
 use crate::layout::Layout;
 use crate::name::ModelName;
+use crate::policy::Spread;
 use crate::report::Refusal;
 
 impl Context<'_> {
@@ -49,7 +50,7 @@ impl Context<'_> {
         if let Some(holder) = self.port_holder(model, victims, others) {
             return Err(self.port_taken(model, holder).into());
         }
-        if model.policy == Policy::Cpu {
+        if !model.policy.uses_gpus() {
             return Ok(vec![Start {
                 model: model.name.clone(),
                 gpus: Vec::new(),
@@ -232,7 +233,7 @@ fn candidates(model: &Model, gpus: &[Gpu]) -> Result<Vec<Vec<Part>>, Unplaced> {
             let each = Bytes(total.0.div_ceil(n.max(1) as u64));
             let all = run(0, &vec![each; n]);
             let mut places: Vec<Vec<Part>> = Vec::new();
-            if model.policy == Policy::Auto {
+            if model.policy.spread != Spread::All {
                 places.extend((0..n).map(|i| run(i, &[*total])));
             }
             if n > 1 || places.is_empty() {

@@ -187,7 +187,7 @@ pub(crate) enum Command {
     /// Validate and explain the configuration; needs no berthd
     #[command(after_help = "Example:\n  berthctl check --config ./etc\n\nExits 2 where it is not valid.")]
     Check {
-        /// The folder with berth.toml and models.d
+        /// The folder with berth.toml, models.d and policies.d
         #[arg(long, value_name = "DIR", default_value = "/etc/berth")]
         config: PathBuf,
     },

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use berth_core::config::{self, ConfigError, Explanation, SourceFile, Sources};
+use berth_core::config::{self, ConfigError, Explanation, SourceFile, Sources, Warning};
 use berth_core::report::SCHEMA;
 use serde::Serialize;
 
@@ -21,6 +21,7 @@ struct Document<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     explanation: Option<&'a Explanation>,
     errors: &'a [ConfigError],
+    warnings: &'a [Warning],
 }
 
 /// Checks the configuration in `folder`.
@@ -35,18 +36,30 @@ pub(crate) fn check(folder: &Path, out: Out) -> Result<Exit, Complaint> {
         Ok(settings) => {
             let explanation = config::explain(&settings);
             if out.json {
-                Out::document(&document(exit, Some(&explanation), &[]));
+                Out::document(&document(exit, Some(&explanation), &[], &settings.warnings));
             } else {
                 let models = match settings.models.len() {
                     0 => "no models declared".to_owned(),
                     1 => "1 model".to_owned(),
                     n => format!("{n} models"),
                 };
+                let warnings = settings.warnings.iter();
+                let advice: Vec<String> =
+                    warnings.map(|warning| format!("\n{}\n", warning.render(out.paint.color))).collect();
+                let count = match settings.warnings.len() {
+                    0 => String::new(),
+                    1 => ", 1 warning".to_owned(),
+                    n => format!(", {n} warnings"),
+                };
                 let valid = out.paint.tint(Tone::Good, "valid");
-                Out::say(&format!("{explanation}\n{valid}: {models} in {}\n", folder.display()));
+                let folder = folder.display();
+                Out::say(&format!(
+                    "{explanation}{}\n{valid}: {models}{count} in {folder}\n",
+                    advice.concat()
+                ));
             }
         }
-        Err(errors) if out.json => Out::document(&document(exit, None, &errors)),
+        Err(errors) if out.json => Out::document(&document(exit, None, &errors, &[])),
         Err(errors) => {
             let rendered: Vec<String> = errors.iter().map(|error| error.render(out.errors.color)).collect();
             let count =
@@ -58,14 +71,19 @@ pub(crate) fn check(folder: &Path, out: Out) -> Result<Exit, Complaint> {
     Ok(exit)
 }
 
-fn document<'a>(exit: Exit, explanation: Option<&'a Explanation>, errors: &'a [ConfigError]) -> Document<'a> {
-    Document { schema: SCHEMA, exit: exit.code(), valid: errors.is_empty(), explanation, errors }
+fn document<'a>(
+    exit: Exit,
+    explanation: Option<&'a Explanation>,
+    errors: &'a [ConfigError],
+    warnings: &'a [Warning],
+) -> Document<'a> {
+    Document { schema: SCHEMA, exit: exit.code(), valid: errors.is_empty(), explanation, errors, warnings }
 }
 
-/// The files as berthd reads them: `berth.toml`, and each `*.toml` in `models.d`; either may be missing.
-fn read(folder: &Path) -> Result<Sources, Complaint> {
-    if !folder.is_dir() {
-        let title = format!("{} is not a folder", folder.display());
+/// The files as berthd reads them: `berth.toml`, and each `*.toml` in `models.d` and `policies.d`; any may be missing.
+fn read(dir: &Path) -> Result<Sources, Complaint> {
+    if !dir.is_dir() {
+        let title = format!("{} is not a folder", dir.display());
         return Err(Complaint::new(
             Exit::Usage,
             "no_configuration",
@@ -73,13 +91,12 @@ fn read(folder: &Path) -> Result<Sources, Complaint> {
             &["berthctl check --config DIR".to_owned()],
         ));
     }
-    let main = folder.join("berth.toml");
+    let main = dir.join("berth.toml");
     let main = if main.exists() { Some(file(main)?) } else { None };
-    let mut models = Vec::new();
-    for path in declarations(&folder.join("models.d"))? {
-        models.push(file(path)?);
-    }
-    Ok(Sources { main, models })
+    let all = |folder: &str| -> Result<Vec<SourceFile>, Complaint> {
+        declarations(&dir.join(folder))?.into_iter().map(file).collect()
+    };
+    Ok(Sources { main, models: all("models.d")?, policies: all("policies.d")? })
 }
 
 fn declarations(folder: &Path) -> Result<Vec<PathBuf>, Complaint> {

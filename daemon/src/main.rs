@@ -36,7 +36,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(30);
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Folder of berth.toml and models.d
+    /// Folder of berth.toml, models.d and policies.d
     #[arg(long, default_value = "/etc/berth", value_name = "DIR")]
     config: PathBuf,
     /// Folder of the ledger
@@ -100,23 +100,31 @@ fn settings(dir: &Path) -> anyhow::Result<Settings> {
     };
     let main = dir.join("berth.toml");
     let main = if main.exists() { Some(read(main)?) } else { None };
-    let mut models = Vec::new();
-    let folder = dir.join("models.d");
-    match fs::read_dir(&folder) {
-        Ok(entries) => {
-            for entry in entries {
-                let path = entry.with_context(|| format!("{} can't be read", folder.display()))?.path();
-                if path.extension().is_some_and(|extension| extension == "toml") {
-                    models.push(read(path)?);
+    let read_all = |folder: PathBuf| -> anyhow::Result<Vec<SourceFile>> {
+        let unreadable = || format!("{} can't be read", folder.display());
+        let mut files = Vec::new();
+        match fs::read_dir(&folder) {
+            Ok(entries) => {
+                for entry in entries {
+                    let path = entry.with_context(unreadable)?.path();
+                    if path.extension().is_some_and(|extension| extension == "toml") {
+                        files.push(read(path)?);
+                    }
                 }
             }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(unreadable),
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("{} can't be read", folder.display())),
-    }
-    models.sort_by(|a, b| a.path.cmp(&b.path));
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(files)
+    };
+    let sources = Sources {
+        main,
+        models: read_all(dir.join("models.d"))?,
+        policies: read_all(dir.join("policies.d"))?,
+    };
     let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    config::load(&Sources { main, models }, &host).map_err(|errors| {
+    config::load(&sources, &host).map_err(|errors| {
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("the configuration is not valid:\n{}", all.join("\n"))
     })

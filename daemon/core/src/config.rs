@@ -6,6 +6,7 @@ mod error;
 mod explain;
 mod main_file;
 mod model_file;
+mod policy_file;
 mod reader;
 mod together;
 
@@ -19,9 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::name::ModelName;
+use crate::policy::Policy;
 use crate::tuning::Tuning;
 
-pub use error::{ConfigError, Place};
+pub use error::{ConfigError, Place, Warning};
 pub use explain::{Explained, Explanation, ModelExplanation, Origin, explain};
 
 /// The port of the control API over TCP.
@@ -40,6 +42,8 @@ pub struct Sources {
     pub main: Option<SourceFile>,
     /// The files of `models.d` that end in `.toml`.
     pub models: Vec<SourceFile>,
+    /// The files of `policies.d` that end in `.toml`.
+    pub policies: Vec<SourceFile>,
 }
 
 /// One file.
@@ -55,17 +59,23 @@ pub struct SourceFile {
 /// `host_name` is the node's name where none is declared.
 pub fn load(sources: &Sources, host_name: &str) -> Result<Settings, Vec<ConfigError>> {
     let (mut settings, mut errors) = main_file::read(sources.main.as_ref(), host_name);
+    let (policies, wrong, mut warnings) = policy_file::read_all(&sources.policies);
+    settings.policies = policies;
+    errors.extend(wrong);
     let mut files: Vec<&SourceFile> = sources.models.iter().collect();
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let mut drafts = Vec::new();
     for file in files {
-        let (draft, wrong) = model_file::read(file, &settings);
+        let (draft, found) = model_file::read(file, &settings);
         drafts.push(draft);
-        errors.extend(wrong);
+        errors.extend(found.errors);
+        warnings.extend(found.warnings);
     }
     together::check(&drafts, &mut errors);
     together::assign_ports(&mut drafts, settings.ports, sources.main.as_ref(), &mut errors);
     if errors.is_empty() {
+        warnings.sort_by(|a, b| a.order().cmp(&b.order()));
+        settings.warnings = warnings;
         let models = drafts.into_iter().filter_map(|draft| draft.model);
         settings.models = models.map(|model| (model.name.clone(), model)).collect();
         Ok(settings)
@@ -92,6 +102,10 @@ pub struct Settings {
     pub boot: Boot,
     /// How models in service are checked, where a model does not say otherwise.
     pub health: Health,
+    /// How models may be placed, by name: those that ship with Berth and those of `policies.d`.
+    pub policies: BTreeMap<String, Policy>,
+    /// What is allowed and known to hurt.
+    pub warnings: Vec<Warning>,
     /// Every declared model, retired ones too.
     pub models: BTreeMap<ModelName, Model>,
     /// Where models that declare no port get one from.
@@ -187,7 +201,7 @@ pub struct Model {
     pub port: u16,
     /// Whether another model that says so too may have the same port: the two never serve at once.
     pub shares_port: bool,
-    /// Where it may be placed.
+    /// How it may be placed.
     pub policy: Policy,
     /// GPU memory it needs.
     pub memory: Memory,
@@ -199,7 +213,7 @@ pub struct Model {
     pub retired: bool,
     /// Who serves in its place while it can't.
     pub fallback: Option<ModelName>,
-    /// Of what served before, models with a higher one come back first.
+    /// Of what served before, models with a higher one come back first; the policy's where it says nothing.
     pub priority: i32,
     /// How it shows that it serves.
     pub ready: Ready,
@@ -233,28 +247,6 @@ impl fmt::Display for BackendKind {
             Self::LlamaCpp => "llama.cpp",
             Self::Vllm => "vllm",
             Self::Command => "command",
-        })
-    }
-}
-
-/// Where a model may be placed. Policies as files come with placement proper.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Policy {
-    /// One GPU where it fits, else split over all of them.
-    Auto,
-    /// Split over all GPUs.
-    Split,
-    /// No GPU.
-    Cpu,
-}
-
-impl fmt::Display for Policy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Auto => "auto",
-            Self::Split => "split",
-            Self::Cpu => "cpu",
         })
     }
 }

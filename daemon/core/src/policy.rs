@@ -1,11 +1,13 @@
 //! Placement policies: where a model may go, and what it may give up for a place.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::tuning::KvType;
+use crate::tuning::{BadKvType, KvType};
 
 /// How models may be placed. What ships with Berth is in `policies/`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,4 +131,236 @@ pub enum Cores {
     Efficiency,
     /// These.
     These(Vec<u32>),
+}
+
+/// Left free of the host's memory where a policy says nothing: for the page cache, the desktop and what else runs. A
+/// judgement: a sixteenth of the smallest machine on which a model is worth running.
+const HOST_HEADROOM: Bytes = Bytes::mib(2048);
+
+/// The highest number of a processor, as Linux counts them.
+const MOST_CORES: u32 = 8191;
+
+impl Policy {
+    /// Whether it allows any GPU.
+    pub fn uses_gpus(&self) -> bool {
+        self.devices.iter().any(|devices| *devices != Devices::Host)
+    }
+}
+
+impl Default for HostRules {
+    fn default() -> Self {
+        Self { cores: Cores::All, threads: None, lock: false, nice: 0, memory: None, headroom: HOST_HEADROOM }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.name)
+    }
+}
+
+impl fmt::Display for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Host => f.write_str("host"),
+            Self::Index(index) => write!(f, "{index}"),
+            Self::Uuid(text) | Self::Name(text) => f.write_str(text),
+        }
+    }
+}
+
+/// What names no devices.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("this names no GPU")]
+pub struct BadDevices;
+
+impl FromStr for Devices {
+    type Err = BadDevices;
+
+    fn from_str(text: &str) -> Result<Self, BadDevices> {
+        match text {
+            "all" => Ok(Self::All),
+            "host" => Ok(Self::Host),
+            _ if text.trim().is_empty() => Err(BadDevices),
+            _ if text.bytes().all(|b| b.is_ascii_digit()) => {
+                text.parse().map(Self::Index).map_err(|_| BadDevices)
+            }
+            _ if text.starts_with("GPU-") || text.starts_with("MIG-") => Ok(Self::Uuid(text.to_owned())),
+            _ => Ok(Self::Name(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Concession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Experts => f.write_str("experts"),
+            Self::Kv(kind) => write!(f, "kv {kind}"),
+            Self::Ctx(tokens) => write!(f, "ctx {tokens}"),
+            Self::Layers => f.write_str("layers"),
+        }
+    }
+}
+
+/// What nothing can be given up by.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BadConcession {
+    /// It is no word of a ladder.
+    #[error("write \"experts\", \"kv TYPE\", \"ctx TOKENS\" or \"layers\"")]
+    Word,
+    /// Its KV type is none.
+    #[error(transparent)]
+    Kv(#[from] BadKvType),
+    /// Its context is no number.
+    #[error("`{0}` is no number of tokens, for example \"ctx 16384\"")]
+    Ctx(String),
+}
+
+impl FromStr for Concession {
+    type Err = BadConcession;
+
+    fn from_str(text: &str) -> Result<Self, BadConcession> {
+        match text.split_whitespace().collect::<Vec<_>>()[..] {
+            ["experts"] => Ok(Self::Experts),
+            ["layers"] => Ok(Self::Layers),
+            ["kv", kind] => Ok(Self::Kv(kind.parse()?)),
+            ["ctx", tokens] => {
+                let number = tokens.parse().ok().filter(|tokens| *tokens > 0);
+                number.map(Self::Ctx).ok_or_else(|| BadConcession::Ctx(tokens.to_owned()))
+            }
+            _ => Err(BadConcession::Word),
+        }
+    }
+}
+
+impl fmt::Display for Cores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let these = match self {
+            Self::All => return f.write_str("all"),
+            Self::Physical => return f.write_str("physical"),
+            Self::Performance => return f.write_str("performance"),
+            Self::Efficiency => return f.write_str("efficiency"),
+            Self::These(these) => these,
+        };
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for core in these {
+            match runs.last_mut() {
+                Some((_, last)) if *last + 1 == *core => *last = *core,
+                _ => runs.push((*core, *core)),
+            }
+        }
+        let shown = runs
+            .iter()
+            .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") });
+        f.write_str(&shown.collect::<Vec<_>>().join(","))
+    }
+}
+
+/// What is no set of processors.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BadCores {
+    /// It is neither a word nor a list nor a mask.
+    #[error("this is none of them")]
+    Form,
+    /// It names no processor.
+    #[error("this names no processor")]
+    Empty,
+    /// A number is too high.
+    #[error("processors are numbered 0 to {MOST_CORES}")]
+    TooHigh,
+}
+
+impl FromStr for Cores {
+    type Err = BadCores;
+
+    fn from_str(text: &str) -> Result<Self, BadCores> {
+        let mut these = match text {
+            "all" => return Ok(Self::All),
+            "physical" => return Ok(Self::Physical),
+            "performance" => return Ok(Self::Performance),
+            "efficiency" => return Ok(Self::Efficiency),
+            _ => match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+                Some(digits) => of_mask(digits)?,
+                None => of_list(text)?,
+            },
+        };
+        these.sort_unstable();
+        these.dedup();
+        match these.last() {
+            None => Err(BadCores::Empty),
+            Some(last) if *last > MOST_CORES => Err(BadCores::TooHigh),
+            Some(_) => Ok(Self::These(these)),
+        }
+    }
+}
+
+/// The processors of a mask in hexadecimal digits, the lowest in the last one.
+fn of_mask(digits: &str) -> Result<Vec<u32>, BadCores> {
+    let mut these = Vec::new();
+    for (at, digit) in digits.chars().rev().enumerate() {
+        let bits = digit.to_digit(16).ok_or(BadCores::Form)?;
+        let first = u32::try_from(at * 4).map_err(|_| BadCores::TooHigh)?;
+        these.extend((0..4).filter(|bit| bits >> bit & 1 == 1).map(|bit| first + bit));
+    }
+    Ok(these)
+}
+
+/// The processors of `0,2,4-9`.
+fn of_list(text: &str) -> Result<Vec<u32>, BadCores> {
+    let number = |text: &str| text.trim().parse::<u32>().map_err(|_| BadCores::Form);
+    let mut these = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = match part.split_once('-') {
+            Some((first, last)) => (number(first)?, number(last)?),
+            None => (number(part)?, number(part)?),
+        };
+        if last > MOST_CORES {
+            return Err(BadCores::TooHigh);
+        }
+        if first > last {
+            return Err(BadCores::Form);
+        }
+        these.extend(first..=last);
+    }
+    Ok(these)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn core_sets_are_read_as_people_write_them() {
+        let story = Cores::These(vec![0, 2, 4, 5, 6, 7, 8, 9]);
+        assert_eq!("0x3F5".parse(), Ok(story.clone()));
+        assert_eq!("9, 0,2,4-8".parse(), Ok(story.clone()));
+        assert_eq!(story.to_string(), "0,2,4-9");
+        assert_eq!("physical".parse(), Ok(Cores::Physical));
+        let refused = |text: &str| text.parse::<Cores>().unwrap_err();
+        for bad in ["", "some", "1-", "4-2", "0xg", "1,,2", "-1"] {
+            assert_eq!(refused(bad), BadCores::Form, "{bad}");
+        }
+        assert_eq!(refused("0x0"), BadCores::Empty);
+        assert_eq!(refused("0x"), BadCores::Empty);
+        assert_eq!(refused("0-4294967295"), BadCores::TooHigh);
+        assert_eq!(refused(&format!("0x1{}", "0".repeat(2048))), BadCores::TooHigh);
+    }
+
+    #[test]
+    fn concessions_and_devices_are_read_as_they_are_shown() {
+        for text in ["experts", "kv q8_0", "ctx 16384", "layers"] {
+            assert_eq!(text.parse::<Concession>().unwrap().to_string(), text);
+        }
+        for bad in ["", "expert", "kv", "kv q9", "ctx", "ctx 0", "ctx many", "layers 3"] {
+            assert!(bad.parse::<Concession>().is_err(), "{bad}");
+        }
+        let read = |text: &str| text.parse::<Devices>().unwrap();
+        assert_eq!(read("1"), Devices::Index(1));
+        assert_eq!(read("GPU-8fe1"), Devices::Uuid("GPU-8fe1".into()));
+        assert_eq!(read("RTX 5060*"), Devices::Name("RTX 5060*".into()));
+        assert_eq!((read("all"), read("host")), (Devices::All, Devices::Host));
+        assert!(" ".parse::<Devices>().is_err() && "99999999999".parse::<Devices>().is_err());
+    }
 }

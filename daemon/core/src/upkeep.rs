@@ -16,7 +16,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::Policy;
 use crate::facts::{Active, Moment};
 use crate::name::ModelName;
 use crate::plan::{self, HeldBack, Plan, Start};
@@ -293,7 +292,7 @@ impl Upkeep {
                     pause.as_secs_f64().ceil()
                 );
                 Some(Wait { why, next: Some(format!("berthctl retry {name}")) })
-            } else if let Some(wait) = gpus.clone().filter(|_| model.policy != Policy::Cpu) {
+            } else if let Some(wait) = gpus.clone().filter(|_| model.policy.uses_gpus()) {
                 Some(wait)
             } else {
                 let look = self.looks.entry(name.clone()).or_default();

@@ -48,7 +48,7 @@ mod tests {
     fn a_declaration_is_one_that_berth_takes() {
         for text in [fake(2, "14300MiB", &["--print", "'a b'"]), real(1, "4 GiB")] {
             let file = berth_core::config::SourceFile { path: "/etc/berth/models.d/aeon.toml".into(), text };
-            let sources = berth_core::config::Sources { main: None, models: vec![file] };
+            let sources = berth_core::config::Sources { models: vec![file], ..Default::default() };
             let settings = berth_core::config::load(&sources, "tower");
             assert!(settings.is_ok(), "{settings:?}");
         }

@@ -10,7 +10,7 @@ use crate::config::{SourceFile, Sources, load};
 
 fn model(text: &str) -> Model {
     let file = SourceFile { path: PathBuf::from("m.toml"), text: text.to_owned() };
-    let settings = load(&Sources { main: None, models: vec![file] }, "tower");
+    let settings = load(&Sources { models: vec![file], ..Sources::default() }, "tower");
     settings.unwrap_or_else(|errors| panic!("{}", errors[0])).models.into_values().next().unwrap()
 }
 

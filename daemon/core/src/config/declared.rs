@@ -8,7 +8,7 @@ use super::command_line;
 use super::error::ConfigError;
 use super::main_file;
 use super::reader::{OneOrEach, Reader, Table};
-use super::{BackendKind, Deadlines, Health, Memory, Policy, Settings};
+use super::{BackendKind, Deadlines, Health, Memory, Settings};
 use crate::bytes::Bytes;
 
 /// Everything that a file says.
@@ -21,7 +21,7 @@ pub(super) struct Declared {
     pub(super) host: Option<Spanned<IpAddr>>,
     pub(super) port: Option<Spanned<u16>>,
     pub(super) shares_port: bool,
-    pub(super) policy: Option<Spanned<Policy>>,
+    pub(super) policy: Option<Spanned<String>>,
     pub(super) aliases: Vec<Spanned<String>>,
     pub(super) retired: bool,
     pub(super) fallback: Option<Spanned<String>>,
@@ -48,7 +48,6 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
         ("vllm", BackendKind::Vllm),
         ("command", BackendKind::Command),
     ];
-    let policies = [("auto", Policy::Auto), ("split", Policy::Split), ("cpu", Policy::Cpu)];
     let name = root.string("name", "a name as text");
     let backend = root.choice("backend", &backends);
     let command = command(root, reader);
@@ -61,7 +60,7 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
         host: root.parsed("host", "an IP address as text, for example \"127.0.0.1\""),
         port: root.port("port"),
         shares_port: root.boolean("shares_port").unwrap_or(false),
-        policy: root.choice("policy", &policies),
+        policy: root.string("policy", "the name of a policy"),
         aliases: root.strings("aliases", "an array of names").map(Spanned::into_inner).unwrap_or_default(),
         retired: root.boolean("retired").unwrap_or(false),
         fallback: root.string("fallback", "the name of another model"),

@@ -94,6 +94,10 @@ impl ConfigError {
     /// The error with the lines it is about, in several lines of text. `color` adds terminal colours, which
     /// carry nothing that the text does not say.
     pub fn render(&self, color: bool) -> String {
+        self.render_as(Level::ERROR, color)
+    }
+
+    fn render_as(&self, level: Level<'_>, color: bool) -> String {
         let paths: Vec<String> = self.places.iter().map(|at| printable(&at.path.to_string_lossy())).collect();
         let mut snippets: Vec<Snippet<'_, _>> = Vec::new();
         for (i, place) in self.places.iter().enumerate() {
@@ -110,7 +114,7 @@ impl ConfigError {
                 },
             )));
         }
-        let mut group = Group::with_title(Level::ERROR.primary_title(&self.message)).elements(snippets);
+        let mut group = Group::with_title(level.primary_title(&self.message)).elements(snippets);
         if let Some(help) = &self.help {
             group = group.element(Level::HELP.message(help));
         }
@@ -133,3 +137,30 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+/// Advice: something that is allowed and known to hurt, with the reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Warning(pub(super) ConfigError);
+
+impl Warning {
+    /// What is known to hurt, as one clause.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// Where it is asked for.
+    pub fn place(&self) -> Option<&Place> {
+        self.0.places.first()
+    }
+
+    /// The advice with the lines it is about, as errors are shown.
+    pub fn render(&self, color: bool) -> String {
+        self.0.render_as(Level::WARNING, color)
+    }
+
+    /// The order in which they are shown.
+    pub(super) fn order(&self) -> (Option<(&PathBuf, usize, usize)>, &str) {
+        self.0.order()
+    }
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{BackendKind, Health, Memory, Model, Policy, Settings};
+use super::{BackendKind, Health, Memory, Model, Settings};
 use crate::backend;
 use crate::layout::Layout;
 use crate::name::ModelName;
@@ -239,14 +239,16 @@ fn added(declared: Vec<String>, whole: &[String]) -> Vec<&String> {
 }
 
 fn memory(model: &Model) -> (String, String) {
-    match (&model.memory, model.policy, model.backend) {
-        (_, Policy::Cpu, _) => ("none".to_owned(), "`policy` is cpu".to_owned()),
+    if !model.policy.uses_gpus() {
+        return ("none".to_owned(), format!("`policy` is {}", model.policy));
+    }
+    match (&model.memory, model.backend) {
         (Memory::Total(total), ..) => (format!("{total} in all"), String::new()),
         (Memory::PerDevice(each), ..) => {
             let each: Vec<String> = each.iter().map(ToString::to_string).collect();
             (each.join(" + "), String::new())
         }
-        (Memory::Undeclared, _, BackendKind::Vllm) => {
+        (Memory::Undeclared, BackendKind::Vllm) => {
             let given = backend::flag(&model.args, &[backend::UTILIZATION]);
             let share = backend::utilization(&model.args).unwrap_or(backend::DEFAULT_UTILIZATION);
             let from = given.map_or("default of vLLM".to_owned(), |given| format!("`{}`", given.by));

@@ -65,7 +65,9 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         restart: RESTART,
         boot: BOOT,
         health: HEALTH,
+        policies: BTreeMap::new(),
         models: BTreeMap::new(),
+        warnings: Vec::new(),
         ports: PORTS,
         source: file.map(|file| file.path.clone()),
         declared: BTreeMap::new(),
@@ -111,9 +113,9 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         }
         root.finish();
     }
-    let (errors, declared) = reader.finish();
-    settings.declared = declared;
-    (settings, errors)
+    let found = reader.finish();
+    settings.declared = found.declared;
+    (settings, found.errors)
 }
 
 fn read_node(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings) {

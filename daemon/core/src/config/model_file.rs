@@ -9,13 +9,13 @@ use toml::Spanned;
 
 use super::declared::{self, Command, Declared};
 use super::error::{ConfigError, Place};
-use super::reader::{Reader, Table};
+use super::reader::{Found, Reader, Table, nearest};
 use super::{
-    BackendKind, DEFAULT_ALIAS, Derived, Health, Memory, Model, Policy, Ready, Settings, SourceFile,
-    main_file,
+    BackendKind, DEFAULT_ALIAS, Derived, Health, Memory, Model, Ready, Settings, SourceFile, main_file,
 };
 use crate::backend;
 use crate::name::ModelName;
+use crate::policy::Policy;
 
 /// What a file came to: as much as could be made of it.
 pub(super) struct Draft {
@@ -30,7 +30,7 @@ pub(super) struct Draft {
 }
 
 /// Reads one model's file. `node` is what holds where it says nothing.
-pub(super) fn read(file: &SourceFile, node: &Settings) -> (Draft, Vec<ConfigError>) {
+pub(super) fn read(file: &SourceFile, node: &Settings) -> (Draft, Found) {
     let nothing = Draft {
         model: None,
         name: None,
@@ -43,28 +43,30 @@ pub(super) fn read(file: &SourceFile, node: &Settings) -> (Draft, Vec<ConfigErro
     let reader = Reader::new(file);
     if file.path.to_string_lossy().contains('\0') {
         reader.error("the file's path holds a NUL character", &(0..0), "");
-        return (nothing, reader.finish().0);
+        return (nothing, reader.finish());
     }
-    let Some(table) = reader.parse() else { return (nothing, reader.finish().0) };
+    let Some(table) = reader.parse() else { return (nothing, reader.finish()) };
     if table.get_ref().is_empty() {
         let error = ConfigError::new("the file declares nothing", reader.place(&(0..0), ""));
         reader.note(error.help("one line is enough: `cmd = \"<the command line you run today>\"`"));
-        return (nothing, reader.finish().0);
+        return (nothing, reader.finish());
     }
     let mut root = Table::root(&reader, &table);
     let declared = declared::read(&mut root, &reader, node);
     root.finish();
-    let mut derive = Derive { reader: &reader, derived: Vec::new() };
+    let mut derive = Derive { reader: &reader, node, derived: Vec::new() };
     let (mut draft, model) = derive.draft(declared);
     let derived = derive.derived;
-    let (errors, declared) = reader.finish();
-    draft.model = model.filter(|_| errors.is_empty()).map(|model| Model { declared, derived, ..model });
-    (draft, errors)
+    let found = reader.finish();
+    let declared = found.declared.clone();
+    draft.model = model.filter(|_| found.errors.is_empty()).map(|model| Model { declared, derived, ..model });
+    (draft, found)
 }
 
 /// Fills in what is not declared, and remembers where it came from.
 struct Derive<'r, 'a> {
     reader: &'r Reader<'a>,
+    node: &'r Settings,
     derived: Vec<Derived>,
 }
 
@@ -89,6 +91,11 @@ impl Derive<'_, '_> {
                 .as_ref()
                 .map(|name| (name.get_ref().clone(), self.reader.place(&name.span(), ""))),
         };
+        if let Some(name) =
+            declared.policy.as_ref().filter(|name| !self.node.policies.contains_key(name.get_ref()))
+        {
+            self.no_policy(name);
+        }
         let Some(command) = &declared.command else {
             // What is declared can be compared with other files all the same.
             draft.port = declared.port.as_ref().and_then(|port| self.usable_port(port));
@@ -125,7 +132,7 @@ impl Derive<'_, '_> {
         let (file, hub) = self.model_file(&declared, kind, &args, &env);
         let policy = self.policy(&declared, kind, &args);
         let ready = self.ready(&declared, kind, &args);
-        let model = name.map(|(name, _)| Model {
+        let model = name.zip(policy).map(|((name, _), policy)| Model {
             name,
             source: whole_file.path,
             backend: kind,
@@ -138,13 +145,13 @@ impl Derive<'_, '_> {
             host,
             port: draft.port.as_ref().map_or(0, |(port, _)| *port),
             shares_port: declared.shares_port,
+            priority: declared.priority.map_or(policy.priority, Spanned::into_inner),
             policy,
             tuning: crate::tuning::Tuning::default(),
             memory: declared.memory.map_or(Memory::Undeclared, Spanned::into_inner),
             aliases: declared.aliases.into_iter().map(Spanned::into_inner).collect(),
             retired: declared.retired,
             fallback: declared.fallback.and_then(|name| name.get_ref().parse().ok()),
-            priority: declared.priority.map_or(0, Spanned::into_inner),
             health: Health { token: declared.health.token.filter(|_| ready.generate), ..declared.health },
             ready,
             deadlines: declared.deadlines,
@@ -413,28 +420,43 @@ impl Derive<'_, '_> {
         (None, None)
     }
 
-    fn policy(&mut self, declared: &Declared, kind: BackendKind, args: &[String]) -> Policy {
+    /// The policy itself. None where there is none of that name, which is noted already.
+    fn policy(&mut self, declared: &Declared, kind: BackendKind, args: &[String]) -> Option<Policy> {
         let memory = declared.memory.as_ref();
-        if let Some(policy) = &declared.policy {
-            if let (Policy::Cpu, Some(memory)) = (policy.get_ref(), memory) {
+        if let Some(name) = &declared.policy {
+            let policy = self.node.policies.get(name.get_ref())?;
+            if !policy.uses_gpus()
+                && let Some(memory) = memory
+            {
                 let place = self.reader.place(&memory.span(), "so this would never be used");
                 let error = ConfigError::new("a model without a GPU needs no GPU memory", place);
                 self.reader
-                    .note(error.and(self.reader.place(&policy.span(), "no GPU")).help("remove one of them"));
+                    .note(error.and(self.reader.place(&name.span(), "no GPU")).help("remove one of them"));
             }
-            return *policy.get_ref();
+            return Some(policy.clone());
         }
         let (policy, from) = match (memory.map(Spanned::get_ref), kind, backend::parallel(args)) {
             (Some(Memory::PerDevice(each)), ..) if each.len() > 1 => {
-                (Policy::Split, format!("`memory.gpu` names {} GPUs", each.len()))
+                ("split", format!("`memory.gpu` names {} GPUs", each.len()))
             }
             (_, BackendKind::Vllm, Some((gpus, flag))) if gpus > 1 => {
-                (Policy::Split, format!("`{flag}`: over {gpus} GPUs"))
+                ("split", format!("`{flag}`: over {gpus} GPUs"))
             }
-            _ => (Policy::Auto, "default: one GPU where it fits, else split".to_owned()),
+            _ => ("auto", "default: the fewest GPUs that hold it".to_owned()),
         };
-        self.record("policy", &policy, from);
-        policy
+        self.record("policy", policy, from);
+        // Those that ship are always there; one that replaces them and is wrong has been noted.
+        self.node.policies.get(policy).cloned()
+    }
+
+    fn no_policy(&self, name: &Spanned<String>) {
+        let all = self.node.policies.keys().map(String::as_str);
+        let label = nearest(name.get_ref(), all.clone())
+            .map_or(String::new(), |near| format!("did you mean \"{near}\"?"));
+        let place = self.reader.place(&name.span(), label);
+        let message = format!("there is no policy `{}`", name.get_ref().escape_debug());
+        let there = format!("there are {}", all.collect::<Vec<_>>().join(", "));
+        self.reader.note(ConfigError::new(message, place).help(there));
     }
 
     fn ready(&mut self, declared: &Declared, kind: BackendKind, args: &[String]) -> Ready {

@@ -14,7 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::SourceFile;
-use super::error::{ConfigError, Place};
+use super::error::{ConfigError, Place, Warning};
 
 /// No step of a swap takes longer than this, so a longer deadline is a slip of the pen.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
@@ -22,13 +22,21 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// One file being read, and what is wrong with it so far.
 pub(super) struct Reader<'a> {
     pub(super) file: &'a SourceFile,
-    errors: RefCell<Vec<ConfigError>>,
-    declared: RefCell<BTreeMap<String, usize>>,
+    found: RefCell<Found>,
+}
+
+/// What came of reading a file, besides its values.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) errors: Vec<ConfigError>,
+    pub(super) warnings: Vec<Warning>,
+    /// The line of each key that was read.
+    pub(super) declared: BTreeMap<String, usize>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(file: &'a SourceFile) -> Self {
-        Self { file, errors: RefCell::default(), declared: RefCell::default() }
+        Self { file, found: RefCell::default() }
     }
 
     /// The file's table. None where its text is not TOML; every error of the syntax is noted then.
@@ -48,16 +56,20 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn note(&self, error: ConfigError) {
-        self.errors.borrow_mut().push(error);
+        self.found.borrow_mut().errors.push(error);
+    }
+
+    /// Notes what is allowed and known to hurt.
+    pub(super) fn warn(&self, advice: ConfigError) {
+        self.found.borrow_mut().warnings.push(Warning(advice));
     }
 
     pub(super) fn error(&self, message: impl Into<String>, span: &Range<usize>, label: impl Into<String>) {
         self.note(ConfigError::new(message, self.place(span, label)));
     }
 
-    /// What was found wrong, and the line of each key that was read.
-    pub(super) fn finish(self) -> (Vec<ConfigError>, BTreeMap<String, usize>) {
-        (self.errors.into_inner(), self.declared.into_inner())
+    pub(super) fn finish(self) -> Found {
+        self.found.into_inner()
     }
 }
 
@@ -79,13 +91,23 @@ impl<'r, 'a> Table<'r, 'a> {
         self.known.push(key);
         let value = self.entries.get(key)?;
         let line = self.reader.place(&value.span(), "").line;
-        self.reader.declared.borrow_mut().insert(format!("{}{key}", self.prefix), line);
+        self.reader.found.borrow_mut().declared.insert(format!("{}{key}", self.prefix), line);
         Some(value)
     }
 
     /// Whether the key is there, of whatever type.
     pub(super) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
+    }
+
+    /// Where the key's value stands, of whatever type.
+    pub(super) fn span(&self, key: &str) -> Option<Range<usize>> {
+        self.entries.get(key).map(Spanned::span)
+    }
+
+    /// Notes that the value at `span` is not what it must be.
+    pub(super) fn complain(&self, key: &str, expected: &str, span: &Range<usize>, label: &str) {
+        self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), span, label);
     }
 
     fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, expected: &str) {
@@ -132,6 +154,43 @@ impl<'r, 'a> Table<'r, 'a> {
         };
         let texts = array.iter().filter_map(|item| self.text(key, item, expected)).collect();
         Some(Spanned::new(value.span(), texts))
+    }
+
+    /// A text or a whole number, as text.
+    pub(super) fn word(&mut self, key: &'static str, expected: &str) -> Option<Spanned<String>> {
+        let value = self.take(key)?;
+        self.text_or_number(key, value, expected)
+    }
+
+    fn text_or_number(
+        &self,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+        expected: &str,
+    ) -> Option<Spanned<String>> {
+        match value.get_ref().as_integer() {
+            Some(number) if number.radix() == 10 => {
+                Some(Spanned::new(value.span(), number.as_str().to_owned()))
+            }
+            _ => self.text(key, value, expected),
+        }
+    }
+
+    /// One text or whole number, or an array of them. None where one can't be read.
+    pub(super) fn words(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+    ) -> Option<Spanned<Vec<Spanned<String>>>> {
+        let value = self.take(key)?;
+        let words = match value.get_ref().as_array() {
+            Some(array) => array
+                .iter()
+                .map(|item| self.text_or_number(key, item, expected))
+                .collect::<Option<Vec<_>>>()?,
+            None => vec![self.text_or_number(key, value, expected)?],
+        };
+        Some(Spanned::new(value.span(), words))
     }
 
     /// A table of which every value is a text: `env`.

@@ -15,7 +15,7 @@ fn file(path: &str, text: &str) -> SourceFile {
 
 fn models(files: &[(&str, &str)]) -> Sources {
     let models = files.iter().map(|(name, text)| file(&format!("models.d/{name}"), text)).collect();
-    Sources { main: None, models }
+    Sources { models, ..Sources::default() }
 }
 
 fn one(text: &str) -> Result<Model, String> {
@@ -82,6 +82,7 @@ fn the_designs_example_and_one_line() {
                 "retired = true\nprogram = \"/srv/whisper/run\"\nargs = [\"--listen\", \"{host}:{port}\"]\nmemory.gpu = \"2 GiB\"\n",
             ),
         ],
+        ..Sources::default()
     };
     let settings = load(&sources, "tower").map_err(|errors| shown(&errors)).unwrap();
     let explanation = explain(&settings);
@@ -100,7 +101,7 @@ fn one_line_is_enough() {
     assert_eq!(model.env["LLAMA_CACHE"], "/var/cache/llama");
     assert_eq!(model.file.as_deref(), Some(Path::new("/models/gemma-4-26b-a4b-q4_k_m.gguf")));
     assert_eq!((model.host.to_string().as_str(), model.port), ("127.0.0.1", 8081));
-    assert_eq!(model.policy, Policy::Auto);
+    assert_eq!(model.policy.name, "auto");
     assert_eq!(model.memory, Memory::Undeclared);
     assert_eq!(model.ready, Ready { health: "/health".into(), generate: true });
     assert_eq!(model.deadlines.start, Duration::from_secs(900));
@@ -129,12 +130,107 @@ fn ports_can_run_out() {
 
 #[test]
 fn policy_follows_what_is_said_about_gpus() {
-    let policy = |text: &str| one(text).unwrap().policy;
-    assert_eq!(policy("cmd = \"vllm serve a/b\""), Policy::Auto);
-    assert_eq!(policy("cmd = \"vllm serve a/b --tensor_parallel_size 2\""), Policy::Split);
-    assert_eq!(policy("cmd = \"x\"\nmemory.gpu = [\"1 GiB\", \"2 GiB\"]"), Policy::Split);
-    assert_eq!(policy("cmd = \"x\"\nmemory.gpu = [\"1 GiB\"]"), Policy::Auto);
-    assert_eq!(policy("cmd = \"vllm serve a/b -tp 2\"\npolicy = \"auto\""), Policy::Auto);
+    let policy = |text: &str| one(text).unwrap().policy.name;
+    assert_eq!(policy("cmd = \"vllm serve a/b\""), "auto");
+    assert_eq!(policy("cmd = \"vllm serve a/b --tensor_parallel_size 2\""), "split");
+    assert_eq!(policy("cmd = \"x\"\nmemory.gpu = [\"1 GiB\", \"2 GiB\"]"), "split");
+    assert_eq!(policy("cmd = \"x\"\nmemory.gpu = [\"1 GiB\"]"), "auto");
+    assert_eq!(policy("cmd = \"vllm serve a/b -tp 2\"\npolicy = \"auto\""), "auto");
+}
+
+fn policies(files: &[(&str, &str)], models: &[(&str, &str)]) -> Result<Settings, Vec<ConfigError>> {
+    let named = |folder: &str, (name, text): &(&str, &str)| file(&format!("{folder}/{name}"), text);
+    let models = models.iter().map(|model| named("models.d", model)).collect();
+    let policies = files.iter().map(|policy| named("policies.d", policy)).collect();
+    load(&Sources { models, policies, ..Sources::default() }, "tower")
+}
+
+#[test]
+fn the_policies_that_ship_are_read_as_any_other() {
+    let settings = load(&Sources::default(), "tower").unwrap();
+    assert_eq!(
+        settings.policies.keys().map(String::as_str).collect::<Vec<_>>(),
+        ["auto", "cpu", "exclusive", "split"]
+    );
+    assert_eq!(settings.warnings, []);
+    insta::assert_json_snapshot!(settings.policies);
+}
+
+#[test]
+fn a_policy_says_all_that_can_be_said() {
+    let whole = r#"
+devices = [0, "GPU-8fe1c2d4", "RTX 5060*"]
+gpus = 2
+fill = "in order"
+headroom = "1 GiB"
+share = false
+priority = 10
+evict = "lower"
+ladder = ["experts", "kv q8_0", "kv q4_0", "ctx 16384", "ctx 8192", "layers"]
+[host]
+cores = "0x3F5"
+threads = 8
+lock = true
+nice = 5
+memory = "24 GiB"
+headroom = "3 GiB"
+"#;
+    let model = "cmd = \"llama-server -m /m\"\npolicy = \"mine\"\n";
+    let settings = policies(&[("mine.toml", whole)], &[("m.toml", model)]).unwrap();
+    let model = settings.models.values().next().unwrap();
+    assert_eq!(model.policy, settings.policies["mine"]);
+    assert_eq!(model.priority, 10, "the policy's, where the model has none");
+    insta::assert_json_snapshot!(model.policy);
+    // One in policies.d replaces all of the one that ships under its name.
+    let replaced = policies(&[("cpu.toml", "devices = \"host\"\n")], &[]).unwrap();
+    assert!(replaced.policies["cpu"].ladder.is_empty() && !replaced.policies["cpu"].host.lock);
+}
+
+#[test]
+fn every_kind_of_bad_policy() {
+    let mut out = String::new();
+    for text in [
+        "devices = 0x1",
+        "devices = []",
+        "devices = [\"host\", 0]",
+        "devices = [\"all\", \"RTX*\"]",
+        "devices = \"\"",
+        "devices = true",
+        "gpus = \"few\"",
+        "gpus = 0",
+        "gpus = -1",
+        "fill = \"even \"",
+        "headroom = 256",
+        "share = \"no\"",
+        "priority = 5000",
+        "evict = \"lowest\"",
+        "ladder = \"experts\"",
+        "ladder = [\"expert\", \"kv q9_0\", \"ctx many\", \"layers 3\"]",
+        "ladder = [\"experts\", \"ctx 8192\", \"ctx 16384\", \"kv q4_0\", \"kv q8_0\", \"experts\"]",
+        "devices = \"host\"\ngpus = 2\nfill = \"even\"\nladder = [\"layers\"]",
+        "[host]\ncores = \"fast\"\nthreads = 0\nnice = 20\nlock = 1\nmemory = \"0\"\nheadrom = \"1 GiB\"",
+        "device = \"all\"",
+    ] {
+        writeln!(out, "{}", text.replace('\n', "\n  ")).unwrap();
+        for error in policies(&[("p.toml", text)], &[]).expect_err(text) {
+            let place = &error.places[0];
+            writeln!(out, "    {}:{} {}: {}", place.line, place.column, error.message, place.label).unwrap();
+        }
+    }
+    assert_snapshot!(out);
+    let unknown =
+        policies(&[("mine.toml", "gpus = 1\n")], &[("m.toml", "cmd = \"x\"\npolicy = \"spilt\"\n")]);
+    assert_snapshot!("no_such_policy", shown(&unknown.unwrap_err()));
+    let name = policies(&[("my policy.toml", "gpus = 1\n")], &[]);
+    assert!(shown(&name.unwrap_err()).contains("`my policy` is not a name for a policy"));
+}
+
+#[test]
+fn what_hurts_is_said_with_its_reason() {
+    let hurts = "[host]\ncores = \"0-3\"\nthreads = 8\nnice = -5\n";
+    let settings = policies(&[("fast.toml", hurts)], &[]).unwrap();
+    let warnings: Vec<String> = settings.warnings.iter().map(|warning| warning.render(false)).collect();
+    assert_snapshot!(warnings.join("\n\n"));
 }
 
 #[test]
@@ -273,9 +369,9 @@ fn a_files_name_must_be_a_models_name() {
 fn berth_toml_may_be_absent_but_not_empty() {
     let settings = load(&Sources::default(), "tower").unwrap();
     assert_eq!((settings.node.as_str(), settings.headroom), ("tower", Bytes::mib(256)));
-    let sources = Sources { main: Some(file("berth.toml", "")), models: Vec::new() };
+    let sources = Sources { main: Some(file("berth.toml", "")), ..Sources::default() };
     assert_snapshot!(shown(&load(&sources, "tower").unwrap_err()));
-    let comment = Sources { main: Some(file("berth.toml", "# all by default\n")), models: Vec::new() };
+    let comment = Sources { main: Some(file("berth.toml", "# all by default\n")), ..Sources::default() };
     assert!(load(&comment, "tower").is_ok());
 }
 
@@ -343,7 +439,7 @@ proptest! {
     #[test]
     fn load_never_panics(main in almost_settings(), texts in prop::collection::vec(prop_oneof![9 => almost_a_model(), 1 => ".{0,60}"], 0..4)) {
         let models = texts.iter().enumerate().map(|(i, text)| file(&format!("{i}.toml"), text)).collect();
-        let sources = Sources { main: main.map(|text| file("berth.toml", &text)), models };
+        let sources = Sources { main: main.map(|text| file("berth.toml", &text)), models, ..Sources::default() };
         match load(&sources, "tower") {
             Ok(settings) => {
                 prop_assert_eq!(settings.models.len(), texts.len());

@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use berth_core::bytes::Bytes;
-use berth_core::config::{Memory, Policy};
+use berth_core::config::Memory;
 use berth_core::facts::Known;
 use berth_core::name::ModelName;
 use berth_core::plan::{HeldBack, Plan, Verdict, restore};
+use berth_core::policy::Spread;
 use berth_core::report::Verb;
 use berth_core::state::{Home, Phase};
 use proptest::prelude::*;
@@ -143,14 +144,14 @@ fn fits(drawn: &Drawn, machine: &Machine, model: &ModelName, stopped: &[ModelNam
         parts.iter().all(|(gpu, bytes)| bears(drawn, machine, *gpu, stopped, *bytes))
     };
     port_free
-        && match (&declared.memory, declared.policy) {
+        && match (&declared.memory, declared.policy.spread) {
             (Memory::PerDevice(each), _) => (0..n).any(|first| {
                 first + each.len() <= n
                     && bears_all(&each.iter().enumerate().map(|(i, b)| (first + i, b.0)).collect::<Vec<_>>())
             }),
-            (Memory::Total(total), policy) => {
+            (Memory::Total(total), spread) => {
                 let split: Vec<(usize, u64)> = (0..n).map(|i| (i, total.0.div_ceil(n as u64))).collect();
-                bears_all(&split) || policy == Policy::Auto && (0..n).any(|i| bears_all(&[(i, total.0)]))
+                bears_all(&split) || spread == Spread::Fewest && (0..n).any(|i| bears_all(&[(i, total.0)]))
             }
             (Memory::Undeclared, _) => false,
         }

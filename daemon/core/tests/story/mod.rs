@@ -49,7 +49,7 @@ pub(crate) fn settings(models: &[(&str, &str)]) -> Settings {
         path: PathBuf::from(format!("/etc/berth/models.d/{name}.toml")),
         text: (*text).to_owned(),
     });
-    load(&Sources { main: None, models: models.collect() }, "tower").unwrap()
+    load(&Sources { models: models.collect(), ..Sources::default() }, "tower").unwrap()
 }
 
 pub(crate) fn device(index: usize) -> DeviceId {

@@ -22,7 +22,7 @@ use crate::fault;
 use crate::journal::{self, Tail};
 use crate::preflight;
 use crate::probe::{self, Probe, ProbeTarget};
-use crate::systemd::{Job, Systemd, SystemdError};
+use crate::systemd::{Job, Property, Systemd, SystemdError};
 use crate::ticket::Tickets;
 
 /// How long a ticket may lie unused: systemd fetches it within milliseconds of StartUnit.
@@ -142,7 +142,7 @@ impl Hands {
         }
         let end = Instant::now() + JOB;
         loop {
-            match self.systemd.start(&start.model, end.into()).await {
+            match self.started(&start, end).await {
                 // Whether systemd heard it is not known. The ticket is good for one start all the same.
                 Err(SystemdError::Unreachable { .. }) if Instant::now() < end => {
                     tokio::time::sleep(BUS_PAUSE).await;
@@ -150,6 +150,12 @@ impl Hands {
                 job => return job.map_err(|error| error.to_string()),
             }
         }
+    }
+
+    async fn started(&self, start: &Start, end: Instant) -> Result<Job, SystemdError> {
+        // A unit keeps its properties over its end: those of an earlier start would bound this one.
+        self.systemd.set_properties(&start.model, &Property::of(&start.layout)).await?;
+        self.systemd.start(&start.model, end.into()).await
     }
 
     async fn queue_stop(&self, id: u64, model: ModelName, end: Instant) {

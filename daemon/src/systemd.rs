@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use berth_core::facts::{Active, Unit};
+use berth_core::layout::Layout;
 use berth_core::name::ModelName;
 use berth_core::rivals::Service;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -162,6 +163,14 @@ pub enum Property {
 }
 
 impl Property {
+    /// What a model's unit is to have for a start that is laid out so; what an earlier start left is undone.
+    pub fn of(layout: &Layout) -> [Self; 2] {
+        let cpus = layout.cores.iter().filter_map(|cpu| u16::try_from(*cpu).ok());
+        // Reclaim is to find other victims: pages that are locked by nobody, as those of buffers, belong to it too.
+        let kept = if layout.lock { layout.host.0 } else { 0 };
+        [Self::AllowedCpus(cpus.collect()), Self::MemoryMin(kept)]
+    }
+
     fn on_the_bus(&self) -> (&'static str, OwnedVariant) {
         let (name, value) = match self {
             Self::AllowedCpus(cpus) => {
@@ -376,7 +385,23 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use berth_core::bytes::Bytes;
+
     use super::*;
+
+    #[test]
+    fn each_start_sets_or_resets_what_its_layout_says() {
+        let layout = Layout { cores: vec![0, 2], lock: true, host: Bytes::mib(1), ..Layout::default() };
+        let cpus = BTreeSet::from([0, 2]);
+        assert_eq!(
+            Property::of(&layout),
+            [Property::AllowedCpus(cpus.clone()), Property::MemoryMin(1 << 20)]
+        );
+        let unlocked = Layout { lock: false, ..layout };
+        assert_eq!(Property::of(&unlocked), [Property::AllowedCpus(cpus), Property::MemoryMin(0)]);
+        let nothing = [Property::AllowedCpus(BTreeSet::new()), Property::MemoryMin(0)];
+        assert_eq!(Property::of(&Layout::default()), nothing);
+    }
 
     #[test]
     fn properties_have_the_types_of_the_bus() {

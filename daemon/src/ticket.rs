@@ -140,6 +140,9 @@ impl Tickets {
             argv: launch.argv.clone(),
             env: launch.env.clone(),
             cwd: launch.cwd.as_ref().map(|cwd| cwd.to_string_lossy().into_owned()),
+            cpus: launch.cpus.clone(),
+            memlock: launch.memlock.map(|bytes| bytes.0),
+            nice: launch.nice,
         })
         .to_json();
         if ticket.len() > LONGEST_TICKET {
@@ -284,6 +287,7 @@ mod tests {
     use std::os::fd::AsRawFd as _;
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+    use berth_core::bytes::Bytes;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
 
     use super::*;
@@ -291,7 +295,14 @@ mod tests {
     const SOON: Duration = Duration::from_secs(60);
 
     fn launch() -> Launch {
-        Launch { argv: vec!["/bin/true".into()], env: BTreeMap::new(), cwd: None }
+        Launch {
+            argv: vec!["/bin/true".into()],
+            env: BTreeMap::new(),
+            cwd: None,
+            cpus: vec![0],
+            memlock: Some(Bytes::mib(1)),
+            nice: Some(5),
+        }
     }
 
     fn model() -> ModelName {

@@ -11,7 +11,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use berth_core::backend::Launch;
+use berth_core::bytes::Bytes;
 use berth_core::facts::{Active, Exit, Unit};
+use berth_core::layout::Layout;
 use berth_core::name::ModelName;
 use berthd::journal;
 use berthd::systemd::{Change, JobResult, Property, Systemd, SystemdError, UnitReading};
@@ -95,6 +97,7 @@ async fn in_the_guest() {
     daemon.stops().await;
     daemon.remembers_what_it_refers_to().await;
     daemon.sets_properties().await;
+    daemon.starts_within_bounds().await;
     daemon.may_do_nothing_else().await;
     daemon.follows_a_log().await;
     daemon.survives_a_reload().await;
@@ -112,6 +115,9 @@ fn sh(script: &str) -> Launch {
         argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         env: BTreeMap::from([("GREETING".to_owned(), "hello there".to_owned())]),
         cwd: Some(PathBuf::from("/usr/share")),
+        cpus: Vec::new(),
+        memlock: None,
+        nice: None,
     }
 }
 
@@ -131,7 +137,11 @@ fn signal(pid: u32, name: &str) {
 
 impl Daemon {
     async fn start(&self, model: &ModelName, script: &str) -> Result<(), SystemdError> {
-        self.tickets.grant(model, &sh(script), Instant::now() + SOON).unwrap();
+        self.start_as(model, &sh(script)).await
+    }
+
+    async fn start_as(&self, model: &ModelName, launch: &Launch) -> Result<(), SystemdError> {
+        self.tickets.grant(model, launch, Instant::now() + SOON).unwrap();
         self.systemd.start(model, Instant::now() + SOON).await?.wait().await
     }
 
@@ -314,6 +324,48 @@ impl Daemon {
         self.stop(&model).await;
     }
 
+    /// As berthd does it: set before the start, on a unit that systemd does not even know.
+    async fn starts_within_bounds(&mut self) {
+        let model = name("bounded");
+        let bounds = |unit: &Unit| {
+            let pid = unit.main_pid.unwrap();
+            let shown = format!(
+                "sed -n s/^Cpus_allowed_list:.//p /proc/{pid}/status; cut -d' ' -f19 /proc/{pid}/stat; \
+                 sed -n 's/^Max locked memory *//p' /proc/{pid}/limits"
+            );
+            root(&shown).split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let show = || root(&format!("systemctl show -p AllowedCPUs -p MemoryMin {}", model.unit()));
+        self.start(&model, "exec sleep 1000").await.unwrap();
+        let unbounded = bounds(&self.unit(&model).await.unit);
+        assert!(unbounded[0] != "0" && unbounded[1] == "0", "{unbounded:?}");
+        assert_ne!(unbounded[2], "4194304");
+        self.stop(&model).await;
+
+        let layout = Layout { cores: vec![0], lock: true, host: Bytes::mib(4), ..Layout::default() };
+        let mut launch = sh("exec sleep 1000");
+        (launch.cpus, launch.memlock, launch.nice) = (vec![0], Some(Bytes::mib(4)), Some(5));
+        self.systemd.set_properties(&model, &Property::of(&layout)).await.unwrap();
+        self.start_as(&model, &launch).await.unwrap();
+        assert_eq!(bounds(&self.unit(&model).await.unit), ["0", "5", "4194304", "4194304", "bytes"]);
+        assert_eq!(show(), "AllowedCPUs=0\nMemoryMin=4194304\n");
+        self.stop(&model).await;
+
+        // The next start is another one.
+        self.systemd.set_properties(&model, &Property::of(&Layout::default())).await.unwrap();
+        self.start(&model, "exec sleep 1000").await.unwrap();
+        assert_eq!(bounds(&self.unit(&model).await.unit), unbounded);
+        assert_eq!(show(), "AllowedCPUs=\nMemoryMin=0\n");
+        self.stop(&model).await;
+
+        launch.cpus = vec![0, 1023];
+        let failed = self.start_as(&model, &launch).await.unwrap_err().to_string();
+        assert!(failed.contains("`failed`"), "{failed}");
+        let status = root(&format!("systemctl status --no-pager {}", model.unit()));
+        assert!(status.contains("1023 can't be had: offline, or not allowed for the unit"), "{status}");
+        self.systemd.reset_failed(&model).await.unwrap();
+    }
+
     async fn may_do_nothing_else(&mut self) {
         let shown = |verb: &str, unit: &str| {
             let output = Command::new("systemctl").args(["--no-ask-password", verb, unit]).output().unwrap();
@@ -387,7 +439,10 @@ impl Daemon {
         root("systemctl daemon-reload");
         self.next(|change| *change == Change::Reloading(true)).await;
         self.next(|change| *change == Change::Reloading(false)).await;
-        assert_eq!(self.unit(&model).await, before);
+        // What it has brought into memory changes meanwhile: at first it still becomes the server.
+        let mut after = self.unit(&model).await;
+        after.unit.brought.clone_from(&before.unit.brought);
+        assert_eq!(after, before);
         self.stop(&model).await;
     }
 

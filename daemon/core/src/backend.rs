@@ -116,14 +116,36 @@ pub(crate) fn declared_argv(model: &Model) -> Vec<String> {
 }
 
 /// The declared command line, to which a backend adds; with the variables that say which GPUs it sees, each as
-/// `name` calls it.
-fn declared_launch(model: &Model, gpus: &[PlacedGpu], name: fn(&PlacedGpu) -> String) -> Launch {
+/// `name` calls it, and with the bounds of its layout.
+fn declared_launch(
+    model: &Model,
+    gpus: &[PlacedGpu],
+    layout: &Layout,
+    name: fn(&PlacedGpu) -> String,
+) -> Launch {
     let mut env = model.env.clone();
     let visible: Vec<String> = gpus.iter().map(name).collect();
     // In this order CUDA's own numbers, in logs and in indices, agree with NVML's.
     env.entry("CUDA_DEVICE_ORDER".to_owned()).or_insert_with(|| "PCI_BUS_ID".to_owned());
     env.entry("CUDA_VISIBLE_DEVICES".to_owned()).or_insert_with(|| visible.join(","));
-    Launch { argv: declared_argv(model), env, cwd: model.cwd.clone() }
+    Launch {
+        argv: declared_argv(model),
+        env,
+        cwd: model.cwd.clone(),
+        cpus: layout.cores.clone(),
+        memlock: may_lock(gpus, layout),
+        nice: (layout.nice != 0).then_some(layout.nice),
+    }
+}
+
+/// What a server may lock beyond what it takes: the head of its model's file, buffers of its libraries.
+const ALSO_LOCKED: Bytes = Bytes::mib(64);
+
+/// How much a server may lock: what it takes where all of it is on the host. On a GPU the driver locks as it needs, and
+/// a model that is not to be locked may still be told to by its own flags: to these no limit is set.
+fn may_lock(gpus: &[PlacedGpu], layout: &Layout) -> Option<Bytes> {
+    let known = layout.lock && gpus.is_empty() && layout.host > Bytes::ZERO;
+    known.then(|| layout.host.plus(ALSO_LOCKED))
 }
 
 /// A GPU by what names the same card whatever else is plugged in.
@@ -174,6 +196,15 @@ pub struct Launch {
     pub env: BTreeMap<String, String>,
     /// The working directory; the unit's where none is given.
     pub cwd: Option<PathBuf>,
+    /// The processors that it runs on, ascending; empty means all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpus: Vec<u32>,
+    /// How much it may lock in memory; as much as the unit allows where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memlock: Option<Bytes>,
+    /// Its scheduling priority as `nice` has it; the unit's where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nice: Option<i32>,
 }
 
 /// A failure as read from a server's log.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Failure;
 use crate::bytes::Bytes;
+use crate::demand::Parts;
 use crate::facts::Known;
 use crate::name::ModelName;
 
@@ -264,6 +265,9 @@ pub struct PlanReport {
     pub starts: Vec<ModelName>,
     /// Per GPU that is concerned, before and after.
     pub gpus: Vec<GpuChange>,
+    /// The ways to place the model that were tried, in order; the last is what is taken, or came nearest.
+    #[serde(default)]
+    pub tried: Vec<Attempt>,
     /// The steps, and how long each took lately.
     pub steps: Vec<StepForecast>,
 }
@@ -292,6 +296,53 @@ pub struct Refusal {
     pub text: String,
     /// Commands or changes that would help, best first.
     pub hints: Vec<String>,
+}
+
+/// One way to place a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Where, and with what given up, in words.
+    pub way: String,
+    /// What it needs on each device.
+    pub devices: Vec<DeviceShare>,
+    /// Whether there is room for it.
+    pub outcome: AttemptOutcome,
+}
+
+/// What a way needs on one device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceShare {
+    /// NVML's index; None for the host.
+    pub gpu: Option<u32>,
+    /// In all.
+    pub needs: Bytes,
+    /// What it could take there; None where that is unknown.
+    pub available: Option<Bytes>,
+    /// By part, and how each is known.
+    pub parts: Parts,
+}
+
+/// Whether there is room for a way to place a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum AttemptOutcome {
+    /// There is.
+    Fits {
+        /// What is left on the GPU where least is.
+        spare: Bytes,
+    },
+    /// There is not.
+    Short {
+        /// How much is missing on all devices together.
+        by: Bytes,
+        /// What is short where.
+        text: String,
+    },
+    /// It can't be said.
+    Unknown {
+        /// Why.
+        text: String,
+    },
 }
 
 /// One GPU before and after a plan.

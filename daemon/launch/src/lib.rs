@@ -39,6 +39,15 @@ pub struct Launch {
     /// The working directory; the unit's where none is given.
     #[serde(default)]
     pub cwd: Option<String>,
+    /// The processors that it runs on; the unit's where none is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpus: Vec<u32>,
+    /// How many bytes it may lock in memory, no fewer and no more; the unit's limit where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memlock: Option<u64>,
+    /// Its scheduling priority as `nice` has it; the unit's where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nice: Option<i32>,
 }
 
 /// A ticket that can't be read.
@@ -121,6 +130,9 @@ mod tests {
             argv: vec!["/opt/llama-server".into(), "--jinja".into(), "ä\n\"".into()],
             env: BTreeMap::from([("CUDA_VISIBLE_DEVICES".into(), "GPU-1".into())]),
             cwd: Some("/models".into()),
+            cpus: vec![0, 2],
+            memlock: Some(18 << 30),
+            nice: Some(-5),
         };
         for ticket in [Ticket::Launch(launch), Ticket::Refused("genesis is off".into())] {
             assert_eq!(Ticket::parse(ticket.to_json().as_bytes()).unwrap(), ticket);
@@ -129,10 +141,22 @@ mod tests {
 
     #[test]
     fn the_form_on_the_wire_stays() {
-        let launch = Launch { argv: vec!["a".into()], env: BTreeMap::new(), cwd: None };
+        let mut launch = Launch {
+            argv: vec!["a".into()],
+            env: BTreeMap::new(),
+            cwd: None,
+            cpus: Vec::new(),
+            memlock: None,
+            nice: None,
+        };
+        assert_eq!(
+            Ticket::Launch(launch.clone()).to_json(),
+            r#"{"ticket":1,"launch":{"argv":["a"],"env":{},"cwd":null}}"#
+        );
+        (launch.cpus, launch.memlock, launch.nice) = (vec![0, 2], Some(4096), Some(5));
         assert_eq!(
             Ticket::Launch(launch).to_json(),
-            r#"{"ticket":1,"launch":{"argv":["a"],"env":{},"cwd":null}}"#
+            r#"{"ticket":1,"launch":{"argv":["a"],"env":{},"cwd":null,"cpus":[0,2],"memlock":4096,"nice":5}}"#
         );
         assert_eq!(Ticket::Refused("no".into()).to_json(), r#"{"ticket":1,"refused":"no"}"#);
     }

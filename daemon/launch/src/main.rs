@@ -13,6 +13,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+mod bounds;
+
 use berth_launch::{EXIT_CANNOT_RUN, EXIT_MISSING, EXIT_REFUSED, Launch, Ticket};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, eaccess, execve};
@@ -107,7 +109,8 @@ fn run(launch: &Launch) -> Failure {
     }
 }
 
-/// Checks what can be checked before systemd is told that the server starts, and enters the working directory.
+/// Checks what can be checked before systemd is told that the server starts, enters the working directory and takes on
+/// processors, limit and priority.
 fn prepare(launch: &Launch) -> Result<Server, Failure> {
     let Some(name) = launch.argv.first() else {
         return Err(Failure::refused("the ticket names no program".to_owned()));
@@ -124,6 +127,7 @@ fn prepare(launch: &Launch) -> Result<Server, Failure> {
             )
         })?;
     }
+    bounds::set(launch)?;
     let program = find(name)?;
     let path = c_string("the program", program.as_os_str())?;
     Ok(Server { program, path, argv, env })

@@ -46,9 +46,14 @@ fn run_text(text: &[u8]) -> Ran {
 }
 
 fn run_in(folder: &Path) -> Ran {
+    run_program(&[env!("CARGO_BIN_EXE_berth-launch")], folder)
+}
+
+fn run_program(program: &[&str], folder: &Path) -> Ran {
     let socket_at = tempfile::tempdir().unwrap();
     let socket = UnixDatagram::bind(socket_at.path().join("notify")).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_berth-launch"))
+    let output = Command::new(program[0])
+        .args(&program[1..])
         .env("CREDENTIALS_DIRECTORY", folder)
         .env("NOTIFY_SOCKET", socket_at.path().join("notify"))
         .env("FROM_UNIT", "kept")
@@ -68,8 +73,29 @@ fn run(argv: &[&str], env: &[(&str, &str)], cwd: Option<&str>) -> Ran {
         argv: argv.iter().map(ToString::to_string).collect(),
         env: env.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect::<BTreeMap<_, _>>(),
         cwd: cwd.map(str::to_owned),
+        cpus: Vec::new(),
+        memlock: None,
+        nice: None,
     };
     run_text(Ticket::Launch(launch).to_json().as_bytes())
+}
+
+/// Runs a shell that shows its own bounds, started with these; `limits` are set before, as a unit's would be.
+fn run_within(cpus: &[u32], memlock: Option<u64>, nice: Option<i32>, limits: &str) -> Ran {
+    let shows = "sed -n 's/^Cpus_allowed_list:\\t/cpus /p' /proc/$$/status; \
+                 sed -n 's/^Max locked memory */locks /p' /proc/$$/limits; cut -d' ' -f19 /proc/$$/stat";
+    let launch = Launch {
+        argv: ["/bin/sh", "-c", shows].map(str::to_owned).to_vec(),
+        env: BTreeMap::new(),
+        cwd: None,
+        cpus: cpus.to_vec(),
+        memlock,
+        nice,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("ticket"), Ticket::Launch(launch).to_json()).unwrap();
+    let program = env!("CARGO_BIN_EXE_berth-launch");
+    run_program(&["/bin/sh", "-c", &format!("{limits}; exec {program}")], folder.path())
 }
 
 #[test]
@@ -133,4 +159,60 @@ fn a_program_that_the_kernel_refuses_is_said_too() {
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
         run(&[script.to_str().unwrap()], &[], None).assert_failed(code, reason);
     }
+}
+
+#[test]
+fn it_runs_within_the_bounds_of_its_ticket() {
+    let unbounded = run_within(&[], None, None, "ulimit -l 1234").stdout();
+    assert!(unbounded.contains("locks 1263616              1263616"), "{unbounded}");
+    assert!(unbounded.ends_with("\n0\n"), "{unbounded}");
+
+    let ran = run_within(&[0], Some(8 << 20), Some(7), "ulimit -l unlimited");
+    let shown = ran.stdout();
+    assert!(shown.starts_with("cpus 0\nlocks 8388608              8388608"), "{shown} {}", ran.stderr());
+    assert!(shown.ends_with("\n7\n"), "{shown}");
+    assert_eq!(ran.notes, ["READY=1\n"]);
+}
+
+#[test]
+fn bounds_that_cannot_be_had_are_said() {
+    run_within(&[0, 1023], None, None, ":").assert_failed(
+        126,
+        "of the processors 0,1023 that the server is to run on, 1023 can't be had: offline, or not allowed for the unit",
+    );
+    run_within(&[1023], None, None, ":").assert_failed(126, "none of them is online and allowed");
+    run_within(&[4000], None, None, ":").assert_failed(126, "bound to the processors 4000");
+    run_within(&[], Some(1 << 30), None, "ulimit -l 64").assert_failed(
+        126,
+        "is to lock 1073741824 bytes in memory, and the unit allows 65536: raise LimitMEMLOCK=",
+    );
+    run_within(&[], None, Some(20), ":").assert_failed(78, "nice 20 is no priority: they go from -20 to 19");
+}
+
+/// Where a unit's limit can't be raised, as in some containers, the capability stands in for it.
+#[test]
+fn a_server_that_may_lock_anything_needs_no_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let ticket = br#"{"ticket":1,"launch":{"argv":["/bin/true"],"memlock":1073741824}}"#;
+    fs::write(folder.path().join("ticket"), ticket).unwrap();
+    let program = env!("CARGO_BIN_EXE_berth-launch");
+    let may = ["--inh-caps=+ipc_lock", "--ambient-caps=+ipc_lock", program];
+    for (with, code) in [(&may[2..], 126), (&may, 0)] {
+        let program = [&["prlimit", "--memlock=65536", "setpriv"], with].concat();
+        let ran = run_program(&program, folder.path());
+        assert_eq!(ran.output.status.code(), Some(code), "{}", ran.stderr());
+    }
+}
+
+/// What the unit's LimitNICE= allows counts only for a user without rights.
+#[test]
+fn a_priority_that_the_unit_does_not_allow_is_said() {
+    let program = env!("CARGO_BIN_EXE_berth-launch");
+    let folder = tempfile::tempdir().unwrap();
+    let ticket = br#"{"ticket":1,"launch":{"argv":["/bin/true"],"nice":-5}}"#;
+    fs::write(folder.path().join("ticket"), ticket).unwrap();
+    // Its own rights taken away, so that it is root that may not.
+    let without = ["prlimit", "--nice=0", "setpriv", "--bounding-set=-all", "--inh-caps=-all", program];
+    let ran = run_program(&without, folder.path());
+    ran.assert_failed(126, "can't run at nice -5: the unit does not allow it: lower LimitNICE= in a drop-in");
 }

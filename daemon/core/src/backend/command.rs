@@ -22,8 +22,8 @@ static SPELLINGS: Spellings = Spellings {
 };
 
 impl Backend for Command {
-    fn launch(&self, model: &Model, gpus: &[PlacedGpu], _layout: &Layout) -> Launch {
-        let mut launch = declared_launch(model, gpus, by_uuid);
+    fn launch(&self, model: &Model, gpus: &[PlacedGpu], layout: &Layout) -> Launch {
+        let mut launch = declared_launch(model, gpus, layout, by_uuid);
         launch.env.entry("HOST".to_owned()).or_insert_with(|| model.host.to_string());
         launch.env.entry("PORT".to_owned()).or_insert_with(|| model.port.to_string());
         launch

@@ -53,8 +53,8 @@ fn prefix(args: &[String]) -> String {
 }
 
 impl Backend for LlamaCpp {
-    fn launch(&self, model: &Model, gpus: &[PlacedGpu], _layout: &Layout) -> Launch {
-        let mut launch = declared_launch(model, gpus, by_uuid);
+    fn launch(&self, model: &Model, gpus: &[PlacedGpu], layout: &Layout) -> Launch {
+        let mut launch = declared_launch(model, gpus, layout, by_uuid);
         if let Some(file) = &model.file
             && self.names_model(&model.args, &model.env).is_none()
         {

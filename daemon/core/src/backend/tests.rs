@@ -327,3 +327,24 @@ mod failures {
         }
     }
 }
+
+#[test]
+fn what_a_layout_says_of_the_host_bounds_the_server() {
+    let layout =
+        Layout { cores: vec![0, 2], nice: 5, lock: true, host: Bytes::mib(18 << 10), ..Layout::default() };
+    for text in ["cmd = \"llama-server -m /m\"", "cmd = \"vllm serve a/b\"", "program = \"/x\""] {
+        let model = model(text);
+        let laid_out =
+            |gpus: u32, layout: &Layout| of(model.backend).launch(&model, &self::gpus(gpus), layout);
+        let bounds = |launch: Launch| (launch.cpus, launch.memlock, launch.nice);
+
+        let locked = Some(Bytes::mib((18 << 10) + 64));
+        assert_eq!(bounds(laid_out(0, &layout)), (vec![0, 2], locked, Some(5)), "{text}");
+        assert_eq!(bounds(laid_out(1, &layout)).1, None, "what drivers lock is not ours to bound");
+        let unknown = Layout { host: Bytes::ZERO, ..layout.clone() };
+        assert_eq!(bounds(laid_out(0, &unknown)).1, None, "how much it would lock is not known");
+        let unlocked = Layout { lock: false, ..layout.clone() };
+        assert_eq!(bounds(laid_out(0, &unlocked)).1, None, "its own flags may lock it");
+        assert_eq!(bounds(laid_out(0, &Layout::default())), (Vec::new(), None, None));
+    }
+}

@@ -97,8 +97,8 @@ impl Vllm {
 }
 
 impl Backend for Vllm {
-    fn launch(&self, model: &Model, gpus: &[PlacedGpu], _layout: &Layout) -> Launch {
-        let mut launch = declared_launch(model, gpus, by_index);
+    fn launch(&self, model: &Model, gpus: &[PlacedGpu], layout: &Layout) -> Launch {
+        let mut launch = declared_launch(model, gpus, layout, by_index);
         let named =
             model.file.as_ref().map(|file| file.to_string_lossy().into_owned()).or_else(|| model.hub.clone());
         if let Some(named) = named

@@ -251,9 +251,12 @@ impl Context<'_> {
             if let Some(held) = self.fits_later(model, &stops) {
                 refusal = held;
             } else {
-                let file = model.source.display();
-                let hint = format!("less memory in {file}: a smaller context, or fewer layers on the GPU");
-                refusal.hints.push(hint);
+                self.advise(&mut refusal, verb.as_str(), model, &stops);
+                if refusal.hints.is_empty() {
+                    let file = model.source.display();
+                    let hint = format!("less memory in {file}: a smaller context, or fewer layers on the GPU");
+                    refusal.hints.push(hint);
+                }
             }
         }
         let nearest = unplaced.short.map(|short| Plan {

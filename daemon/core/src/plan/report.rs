@@ -7,7 +7,7 @@ use crate::bytes::Bytes;
 use crate::config::Settings;
 use crate::facts::{Facts, Gpu};
 use crate::name::ModelName;
-use crate::report::{GpuChange, PlanReport, Request, SCHEMA, Step, StepForecast, Verdict as ReportVerdict};
+use crate::report::{Attempt, GpuChange, PlanReport, Request, SCHEMA, Step, StepForecast, Verdict as ReportVerdict};
 use crate::state::{State, Times};
 
 /// What a plan looks like to people, refused or not.
@@ -32,6 +32,7 @@ pub fn report(
         stops: plan.map(|plan| plan.stops.clone()).unwrap_or_default(),
         starts: plan.map(|plan| plan.starts.iter().map(|s| s.model.clone()).collect()).unwrap_or_default(),
         gpus: plan.map(|plan| context.changes(plan)).unwrap_or_default(),
+        tried: plan.map(|plan| context.tried_for(plan)).unwrap_or_default(),
         steps: plan.map(|plan| forecast(state, plan)).unwrap_or_default(),
     }
 }
@@ -64,6 +65,13 @@ impl Context<'_> {
     /// Per GPU that a plan concerns, before and after.
     fn changes(&self, plan: &Plan) -> Vec<GpuChange> {
         self.facts.gpus().iter().filter_map(|gpu| self.change(gpu, plan)).collect()
+    }
+
+    /// What was tried for the model that was asked for.
+    fn tried_for(&self, plan: &Plan) -> Vec<Attempt> {
+        let asked = plan.starts.iter().find(|start| Some(&start.model) == plan.model.as_ref());
+        let model = asked.and_then(|start| self.settings.models.get(&start.model));
+        model.map(|model| self.attempts(model, &plan.stops)).unwrap_or_default()
     }
 
     fn change(&self, gpu: &Gpu, plan: &Plan) -> Option<GpuChange> {
@@ -106,7 +114,7 @@ impl Context<'_> {
             foreign,
             foreign_by: foreign_by.into_iter().map(|(_, name)| name).collect(),
             needs: started.iter().map(|(_, bytes)| *bytes).sum(),
-            available: self.available(gpu, &plan.stops).unwrap_or_default(),
+            available: self.rooms.on(&gpu.id, &plan.stops),
             before,
             after,
         })

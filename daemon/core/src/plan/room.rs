@@ -63,6 +63,13 @@ impl<'a> Rooms<'a> {
         Ok(free.less(headroom).less(held).less(self.beside(position, others).map(|(_, bytes)| bytes).sum()))
     }
 
+    /// What any model that may share could take on this GPU with `victims` gone; nothing where that is unknown.
+    pub(super) fn on(&self, gpu: &DeviceId, victims: &[ModelName]) -> Bytes {
+        let Some(position) = self.gpus.iter().position(|room| room.id == *gpu) else { return Bytes::ZERO };
+        let held: Bytes = self.staying(position, victims).map(|(_, held)| *held).sum();
+        self.gpus[position].free.clone().unwrap_or_default().less(self.settings.headroom).less(held)
+    }
+
     fn staying(
         &self,
         position: usize,

@@ -87,7 +87,10 @@ impl Parts {
 
     /// What is there whichever layers are: buffers to compute in and what the driver keeps.
     pub fn fixed(&self) -> Bytes {
-        [What::Compute, What::Overhead, What::Projector, What::Draft].map(|what| self.of(what)).into_iter().sum()
+        [What::Compute, What::Overhead, What::Projector, What::Draft]
+            .map(|what| self.of(what))
+            .into_iter()
+            .sum()
     }
 
     /// How much of it is for this.

@@ -17,6 +17,7 @@ pub mod gguf;
 pub mod health;
 pub mod host;
 pub mod layout;
+pub mod learned;
 pub mod name;
 pub mod placement;
 pub mod plan;

@@ -9,7 +9,9 @@ use crate::tuning::Tuning;
 
 /// A GPU that a model could be laid on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct Room<'a> {
+    /// Its product name.
+    pub name: &'a str,
     /// Allocatable when it is empty: NVML's total less reserved.
     pub usable: Bytes,
     /// What a new model could take now, once its victims are gone.

@@ -202,7 +202,15 @@ pub fn admit(settings: &Settings, facts: &Facts, state: &State, start: &Start) -
         let position = position.ok_or_else(|| gpu_unknown(part.index, "it can't be seen"))?;
         let available = context.rooms.available(position, model, &without, &[])?;
         if available < part.bytes {
-            short.push(context.rooms.short_on(&context, position, model, part.bytes, available, &without, &[]));
+            short.push(context.rooms.short_on(
+                &context,
+                position,
+                model,
+                part.bytes,
+                available,
+                &without,
+                &[],
+            ));
         }
     }
     if start.layout.host > Bytes::ZERO {

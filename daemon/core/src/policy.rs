@@ -137,9 +137,6 @@ pub enum Cores {
 /// judgement: a sixteenth of the smallest machine on which a model is worth running.
 const HOST_HEADROOM: Bytes = Bytes::mib(2048);
 
-/// The highest number of a processor, as Linux counts them.
-const MOST_CORES: u32 = 8191;
-
 impl Policy {
     /// Whether it allows any GPU.
     pub fn uses_gpus(&self) -> bool {
@@ -234,119 +231,10 @@ impl FromStr for Concession {
     }
 }
 
-impl fmt::Display for Cores {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let these = match self {
-            Self::All => return f.write_str("all"),
-            Self::Physical => return f.write_str("physical"),
-            Self::Performance => return f.write_str("performance"),
-            Self::Efficiency => return f.write_str("efficiency"),
-            Self::These(these) => these,
-        };
-        let mut runs: Vec<(u32, u32)> = Vec::new();
-        for core in these {
-            match runs.last_mut() {
-                Some((_, last)) if *last + 1 == *core => *last = *core,
-                _ => runs.push((*core, *core)),
-            }
-        }
-        let shown = runs
-            .iter()
-            .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") });
-        f.write_str(&shown.collect::<Vec<_>>().join(","))
-    }
-}
-
-/// What is no set of processors.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum BadCores {
-    /// It is neither a word nor a list nor a mask.
-    #[error("this is none of them")]
-    Form,
-    /// It names no processor.
-    #[error("this names no processor")]
-    Empty,
-    /// A number is too high.
-    #[error("processors are numbered 0 to {MOST_CORES}")]
-    TooHigh,
-}
-
-impl FromStr for Cores {
-    type Err = BadCores;
-
-    fn from_str(text: &str) -> Result<Self, BadCores> {
-        let mut these = match text {
-            "all" => return Ok(Self::All),
-            "physical" => return Ok(Self::Physical),
-            "performance" => return Ok(Self::Performance),
-            "efficiency" => return Ok(Self::Efficiency),
-            _ => match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-                Some(digits) => of_mask(digits)?,
-                None => of_list(text)?,
-            },
-        };
-        these.sort_unstable();
-        these.dedup();
-        match these.last() {
-            None => Err(BadCores::Empty),
-            Some(last) if *last > MOST_CORES => Err(BadCores::TooHigh),
-            Some(_) => Ok(Self::These(these)),
-        }
-    }
-}
-
-/// The processors of a mask in hexadecimal digits, the lowest in the last one.
-fn of_mask(digits: &str) -> Result<Vec<u32>, BadCores> {
-    let mut these = Vec::new();
-    for (at, digit) in digits.chars().rev().enumerate() {
-        let bits = digit.to_digit(16).ok_or(BadCores::Form)?;
-        let first = u32::try_from(at * 4).map_err(|_| BadCores::TooHigh)?;
-        these.extend((0..4).filter(|bit| bits >> bit & 1 == 1).map(|bit| first + bit));
-    }
-    Ok(these)
-}
-
-/// The processors of `0,2,4-9`.
-fn of_list(text: &str) -> Result<Vec<u32>, BadCores> {
-    let number = |text: &str| text.trim().parse::<u32>().map_err(|_| BadCores::Form);
-    let mut these = Vec::new();
-    for part in text.split(',') {
-        let (first, last) = match part.split_once('-') {
-            Some((first, last)) => (number(first)?, number(last)?),
-            None => (number(part)?, number(part)?),
-        };
-        if last > MOST_CORES {
-            return Err(BadCores::TooHigh);
-        }
-        if first > last {
-            return Err(BadCores::Form);
-        }
-        these.extend(first..=last);
-    }
-    Ok(these)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn core_sets_are_read_as_people_write_them() {
-        let story = Cores::These(vec![0, 2, 4, 5, 6, 7, 8, 9]);
-        assert_eq!("0x3F5".parse(), Ok(story.clone()));
-        assert_eq!("9, 0,2,4-8".parse(), Ok(story.clone()));
-        assert_eq!(story.to_string(), "0,2,4-9");
-        assert_eq!("physical".parse(), Ok(Cores::Physical));
-        let refused = |text: &str| text.parse::<Cores>().unwrap_err();
-        for bad in ["", "some", "1-", "4-2", "0xg", "1,,2", "-1"] {
-            assert_eq!(refused(bad), BadCores::Form, "{bad}");
-        }
-        assert_eq!(refused("0x0"), BadCores::Empty);
-        assert_eq!(refused("0x"), BadCores::Empty);
-        assert_eq!(refused("0-4294967295"), BadCores::TooHigh);
-        assert_eq!(refused(&format!("0x1{}", "0".repeat(2048))), BadCores::TooHigh);
-    }
 
     #[test]
     fn concessions_and_devices_are_read_as_they_are_shown() {

@@ -9,6 +9,7 @@ use crate::backend::PlacedGpu;
 use crate::bytes::Bytes;
 use crate::facts::{Active, DeviceId, Facts, Gpu, Known};
 use crate::layout::Layout;
+use crate::learned::Learned;
 use crate::name::ModelName;
 use crate::plan::Plan;
 use crate::report::SwapSummary;
@@ -31,6 +32,8 @@ pub struct State {
     pub swaps: VecDeque<SwapSummary>,
     /// Measured times of each model.
     pub times: BTreeMap<ModelName, Times>,
+    /// What each model took when it ran, oldest first.
+    pub learned: BTreeMap<ModelName, Vec<Learned>>,
     /// What failed lately, and what is quarantined for it.
     pub troubles: BTreeMap<ModelName, Trouble>,
     /// Who serves in whose place: the first in that of the second, which is of home and can't.

@@ -5,8 +5,8 @@ use serde_json::json;
 
 use super::failure::COMMON;
 use super::{
-    Ask, Backend, GenerateProbe, Laid, Launch, LayOut, PlacedGpu, Readiness, Spelling, Spellings, Text, by_uuid,
-    declared_launch, llama_cpp, vllm,
+    Ask, Backend, GenerateProbe, Laid, Launch, LayOut, PlacedGpu, Readiness, Spelling, Spellings, Text,
+    by_uuid, declared_launch, llama_cpp, vllm,
 };
 use crate::config::Model;
 use crate::layout::Layout;
@@ -31,7 +31,7 @@ impl Backend for Command {
 
     fn lay_out<'a>(&self, ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
         // On the host alone what is not declared is measured once it runs.
-        let nothing = || Box::new(|_: &[Room]| Laid::default()) as LayOut<'a>;
+        let nothing = || Box::new(|_: &[Room<'_>]| Laid::default()) as LayOut<'a>;
         let declared = ask.declared().or_else(|| (!ask.model.policy.uses_gpus()).then(nothing));
         declared.ok_or_else(|| "a command says nothing of it, and nothing is declared".to_owned())
     }

@@ -7,6 +7,7 @@ use crate::config::{Memory, Model};
 use crate::demand::{Demand, Parts, Source, What};
 use crate::facts::{FileFacts, Known};
 use crate::layout::Layout;
+use crate::learned::{self, Learned};
 use crate::placement::{Conceded, Room};
 use crate::shape::Shape;
 use crate::tuning::Tuning;
@@ -22,8 +23,8 @@ pub struct Ask<'a> {
     pub conceded: Conceded,
     /// Settings that are to be other than what is declared, even by the user's own flags: to see what would fit.
     pub instead: Tuning,
-    /// Puts what was measured in the place of what is estimated, where it ran laid out like this.
-    pub learned: &'a dyn Fn(&Layout, &mut Demand),
+    /// What it took when it ran.
+    pub learned: &'a [Learned],
 }
 
 /// A model, laid out on certain GPUs.
@@ -38,7 +39,7 @@ pub struct Laid {
 }
 
 /// Lays a model out on GPUs: the best way that fits them, or where none does, the one that takes least.
-pub type LayOut<'a> = Box<dyn Fn(&[Room]) -> Laid + 'a>;
+pub type LayOut<'a> = Box<dyn Fn(&[Room<'_>]) -> Laid + 'a>;
 
 impl<'a> Ask<'a> {
     /// What a file's header describes, or why that is not known.
@@ -48,6 +49,11 @@ impl<'a> Ask<'a> {
             Some(Known::Unknown(why)) => Err(format!("{}: {why}", file.display())),
             None => Err(format!("{} has not been read", file.display())),
         }
+    }
+
+    /// Puts what was measured in the place of what is estimated, where it ran like this.
+    pub(super) fn apply_learned(&self, layout: &Layout, rooms: &[Room<'_>], demand: &mut Demand) {
+        learned::apply(self.learned, self.model, self.files, layout, rooms, demand);
     }
 
     /// What was declared, where something was: all of it is taken as it was written.
@@ -78,6 +84,6 @@ impl<'a> Ask<'a> {
 }
 
 /// Whether a demand fits these GPUs.
-pub(super) fn fits(demand: &Demand, rooms: &[Room]) -> bool {
+pub(super) fn fits(demand: &Demand, rooms: &[Room<'_>]) -> bool {
     demand.gpus.iter().zip(rooms).all(|(parts, room)| parts.total() <= room.available)
 }

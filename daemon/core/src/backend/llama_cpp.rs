@@ -10,8 +10,8 @@ use serde_json::json;
 use super::arguments::has;
 use super::failure::COMMON;
 use super::{
-    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Readiness, Spelling, Spellings,
-    Text, add_address, by_uuid, declared_launch, flag,
+    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Readiness, Spelling,
+    Spellings, Text, add_address, by_uuid, declared_launch, flag,
 };
 use crate::config::Model;
 use crate::facts::FileFacts;

@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::failure::COMMON;
 use super::{
-    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Readiness, Spelling, Spellings,
-    Text, add_address, declared_launch, flag,
+    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Readiness, Spelling,
+    Spellings, Text, add_address, declared_launch, flag,
 };
 use crate::bytes::Bytes;
 use crate::config::Model;
@@ -142,9 +142,10 @@ impl Backend for Vllm {
     /// What its arguments say. Where its weights are not known, all of them: it may need them.
     fn gpus(&self, model: &Model, files: &BTreeMap<PathBuf, FileFacts>, most: usize) -> Option<usize> {
         let said = parallel(&model.args).and_then(|(number, _)| usize::try_from(number).ok());
-        let known = model.file.as_ref().is_some_and(|file| {
-            files.get(file).is_some_and(|facts| facts.shape.value().is_some())
-        });
+        let known = model
+            .file
+            .as_ref()
+            .is_some_and(|file| files.get(file).is_some_and(|facts| facts.shape.value().is_some()));
         said.or((!known).then_some(most))
     }
 

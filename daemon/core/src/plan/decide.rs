@@ -254,7 +254,8 @@ impl Context<'_> {
                 self.advise(&mut refusal, verb.as_str(), model, &stops);
                 if refusal.hints.is_empty() {
                     let file = model.source.display();
-                    let hint = format!("less memory in {file}: a smaller context, or fewer layers on the GPU");
+                    let hint =
+                        format!("less memory in {file}: a smaller context, or fewer layers on the GPU");
                     refusal.hints.push(hint);
                 }
             }

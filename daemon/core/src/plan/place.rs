@@ -7,9 +7,7 @@ use super::{Context, Start, Unplaced, refusal};
 use crate::backend::{self, Ask, Laid, LayOut, PlacedGpu};
 use crate::bytes::Bytes;
 use crate::config::{Memory, Model};
-use crate::demand::Demand;
 use crate::facts::Known;
-use crate::layout::Layout;
 use crate::name::ModelName;
 use crate::placement::{self, Conceded, Room};
 use crate::policy::Cores;
@@ -24,7 +22,6 @@ pub(super) struct Ladder<'c> {
     /// The one number of GPUs that it can be laid on, where there is one.
     only: Option<usize>,
     rungs: Vec<Rung<'c>>,
-    learned: Box<dyn Fn(&Layout, &mut Demand) + 'c>,
     instead: Tuning,
 }
 
@@ -63,26 +60,19 @@ impl Tried {
 }
 
 impl<'a> Context<'a> {
-    pub(super) fn ladder<'c>(&'c self, model: &'c Model) -> Result<Ladder<'c>, Refusal> {
+    pub(super) fn ladder<'c>(&self, model: &'c Model) -> Result<Ladder<'c>, Refusal> {
         self.ladder_of(model, placement::rungs(&model.policy), Tuning::default())
     }
 
     /// A ladder of these rungs, with settings other than what is declared.
     pub(super) fn ladder_of<'c>(
-        &'c self,
+        &self,
         model: &'c Model,
         rungs: Vec<Conceded>,
         instead: Tuning,
     ) -> Result<Ladder<'c>, Refusal> {
         let rungs = rungs.into_iter().map(|conceded| Rung { conceded, lay_out: OnceCell::new() });
-        let mut ladder = Ladder {
-            model,
-            gpus: Vec::new(),
-            only: None,
-            rungs: rungs.collect(),
-            learned: Box::new(|layout, demand| self.learned(model, layout, demand)),
-            instead,
-        };
+        let mut ladder = Ladder { model, gpus: Vec::new(), only: None, rungs: rungs.collect(), instead };
         if placement::host_only(&model.policy) {
             return Ok(ladder);
         }
@@ -226,13 +216,16 @@ impl<'a> Context<'a> {
     }
 
     /// The ways of one rung, in order.
-    pub(super) fn on_rung<'r>(
+    pub(super) fn on_rung<'r, 'c>(
         &'r self,
-        ladder: &'r Ladder<'_>,
+        ladder: &'r Ladder<'c>,
         rung: usize,
         victims: &'r [ModelName],
         others: &'r [Start],
-    ) -> Result<impl Iterator<Item = Tried> + 'r, Refusal> {
+    ) -> Result<impl Iterator<Item = Tried> + use<'r, 'a, 'c>, Refusal>
+    where
+        'a: 'c,
+    {
         let lay_out = self.lay_out(ladder, rung)?;
         let available: Vec<Result<Bytes, Refusal>> = ladder
             .gpus
@@ -249,7 +242,11 @@ impl<'a> Context<'a> {
         Ok(sets.into_iter().map(move |set| {
             let rooms: Vec<Room> = set
                 .iter()
-                .map(|at| Room { usable: self.rooms.usable(ladder.gpus[*at]), available: known[*at] })
+                .map(|at| Room {
+                    name: &self.facts.gpus()[ladder.gpus[*at]].name,
+                    usable: self.rooms.usable(ladder.gpus[*at]),
+                    available: known[*at],
+                })
                 .collect();
             let laid = lay_out(&rooms);
             let unseen = set.iter().find_map(|at| available[*at].as_ref().err().cloned());
@@ -267,7 +264,10 @@ impl<'a> Context<'a> {
         }))
     }
 
-    fn lay_out<'l>(&'l self, ladder: &'l Ladder<'_>, rung: usize) -> Result<&'l LayOut<'l>, Refusal> {
+    fn lay_out<'l, 'c>(&self, ladder: &'l Ladder<'c>, rung: usize) -> Result<&'l LayOut<'c>, Refusal>
+    where
+        'a: 'c,
+    {
         let Rung { conceded, lay_out } = &ladder.rungs[rung];
         let made = lay_out.get_or_init(|| {
             let ask = Ask {
@@ -275,7 +275,7 @@ impl<'a> Context<'a> {
                 files: &self.facts.files,
                 conceded: *conceded,
                 instead: ladder.instead,
-                learned: &*ladder.learned,
+                learned: self.state.learned.get(&ladder.model.name).map(Vec::as_slice).unwrap_or_default(),
             };
             backend::of(ladder.model.backend).lay_out(&ask)
         });
@@ -290,7 +290,9 @@ impl<'a> Context<'a> {
             let needs = parts.total();
             if let Some(available) = available.filter(|available| *available < needs) {
                 tried.missing = tried.missing.plus(needs.less(available));
-                tried.short.push(self.rooms.short_on(self, *position, model, needs, available, victims, others));
+                tried
+                    .short
+                    .push(self.rooms.short_on(self, *position, model, needs, available, victims, others));
             }
         }
         let needs = tried.laid.demand.host.total();
@@ -396,9 +398,6 @@ impl<'a> Context<'a> {
             }
         })
     }
-
-    /// Puts what a model took when it last ran like this in the place of what is estimated.
-    fn learned(&self, _model: &Model, _layout: &Layout, _demand: &mut Demand) {}
 }
 
 /// What is short in the host's memory, if it is.

@@ -7,7 +7,9 @@ use crate::bytes::Bytes;
 use crate::config::Settings;
 use crate::facts::{Facts, Gpu};
 use crate::name::ModelName;
-use crate::report::{Attempt, GpuChange, PlanReport, Request, SCHEMA, Step, StepForecast, Verdict as ReportVerdict};
+use crate::report::{
+    Attempt, GpuChange, PlanReport, Request, SCHEMA, Step, StepForecast, Verdict as ReportVerdict,
+};
 use crate::state::{State, Times};
 
 /// What a plan looks like to people, refused or not.

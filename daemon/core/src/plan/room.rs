@@ -26,8 +26,7 @@ struct GpuRoom {
 impl<'a> Rooms<'a> {
     pub(super) fn new(settings: &'a Settings, facts: &Facts, state: &State) -> Self {
         let gpus = facts.gpus().iter().map(|gpu| {
-            let usable =
-                gpu.memory.value().map_or(Bytes::ZERO, |memory| memory.total.less(memory.reserved));
+            let usable = gpu.memory.value().map_or(Bytes::ZERO, |memory| memory.total.less(memory.reserved));
             let free = match (&gpu.memory, &gpu.suspect, state.foreign(gpu)) {
                 (Known::Unknown(why), ..) => Err(gpu_unknown(gpu.index, why)),
                 (_, Some(suspicion), _) => Err(gpu_suspect(gpu.index, suspicion, facts.at)),
@@ -70,11 +69,7 @@ impl<'a> Rooms<'a> {
         self.gpus[position].free.clone().unwrap_or_default().less(self.settings.headroom).less(held)
     }
 
-    fn staying(
-        &self,
-        position: usize,
-        victims: &[ModelName],
-    ) -> impl Iterator<Item = &(ModelName, Bytes)> {
+    fn staying(&self, position: usize, victims: &[ModelName]) -> impl Iterator<Item = &(ModelName, Bytes)> {
         self.gpus[position].held.iter().filter(|(model, _)| !victims.contains(model))
     }
 
@@ -98,9 +93,8 @@ impl<'a> Rooms<'a> {
         victims: &'s [ModelName],
         others: &'s [Start],
     ) -> Option<&'s ModelName> {
-        let shares = |name: &ModelName| {
-            self.settings.models.get(name).is_none_or(|other| other.policy.shares)
-        };
+        let shares =
+            |name: &ModelName| self.settings.models.get(name).is_none_or(|other| other.policy.shares);
         let staying = self.staying(position, victims).map(|(name, _)| name);
         let mut there = staying.chain(self.beside(position, others).map(|(name, _)| name));
         there.find(|name| **name != model.name && !(model.policy.shares && shares(name)))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::backend::lay_out::{Ask, LayOut, Laid, fits};
+use crate::backend::lay_out::{Ask, Laid, LayOut, fits};
 use crate::config::Model;
 use crate::demand::Demand;
 use crate::demand::llama_cpp::{Costs, Files, Run, divided};
@@ -48,7 +48,7 @@ pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
             let split = divide(&costs, rooms, layers, &on_cpu, &run, model.policy.fill);
             let mut demand = costs.demand(rooms.len(), &split, &on_cpu);
             let layout = Layout { tuning, split, cpu_experts: on_cpu, ..Layout::default() };
-            (ask.learned)(&layout, &mut demand);
+            ask.apply_learned(&layout, rooms, &mut demand);
             Laid { layout, demand, wrong: None }
         };
         let mut laid = Laid::default();
@@ -97,14 +97,7 @@ pub(super) fn effective(model: &Model, files: &BTreeMap<PathBuf, FileFacts>) -> 
 }
 
 /// How many of the last `layers` layers (the output is one) go to each GPU, in order.
-fn divide(
-    costs: &Costs,
-    rooms: &[Room],
-    layers: u32,
-    on_cpu: &[u32],
-    run: &Run,
-    fill: Fill,
-) -> Vec<u32> {
+fn divide(costs: &Costs, rooms: &[Room<'_>], layers: u32, on_cpu: &[u32], run: &Run, fill: Fill) -> Vec<u32> {
     match (rooms, &run.tensor_split) {
         ([], _) => return Vec::new(),
         ([_], _) => return vec![layers],

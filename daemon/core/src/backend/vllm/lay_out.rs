@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{DEFAULT_UTILIZATION, UTILIZATION, flag};
-use crate::backend::lay_out::{Ask, LayOut, Laid};
+use crate::backend::lay_out::{Ask, Laid, LayOut};
 use crate::bytes::Bytes;
 use crate::config::Model;
 use crate::demand::{Demand, Parts, Source, What};
@@ -76,7 +76,7 @@ pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
             ..ask.conceded.tuning.or(model.tuning)
         };
         let layout = Layout { tuning: settled, ..Layout::default() };
-        (ask.learned)(&layout, &mut demand);
+        ask.apply_learned(&layout, rooms, &mut demand);
         Laid { layout, demand, wrong }
     }))
 }
@@ -106,8 +106,8 @@ fn context(model: &Model, tuning: &Tuning) -> Option<u64> {
 }
 
 /// The default share, less where that is not available, more where it needs more.
-fn chosen(rooms: &[Room], needs: Bytes) -> f64 {
-    let shares = |bytes: &dyn Fn(&Room) -> Bytes| {
+fn chosen(rooms: &[Room<'_>], needs: Bytes) -> f64 {
+    let shares = |bytes: &dyn Fn(&Room<'_>) -> Bytes| {
         let shares = rooms.iter().filter(|room| room.usable > Bytes::ZERO);
         shares.map(|room| bytes(room).0 as f64 / room.usable.0 as f64).collect::<Vec<f64>>()
     };
@@ -140,7 +140,8 @@ impl Needs {
     fn of(shape: &Shape, model: &Model, tuning: &Tuning, instead: &Tuning) -> Self {
         let ctx = instead.ctx.or_else(|| context(model, tuning)).unwrap_or(shape.trained_context);
         let narrow = |kind: Option<KvType>| kind == Some(KvType::Fp8);
-        let flagged = flag(&model.args, &["--kv-cache-dtype"]).is_some_and(|given| given.text.starts_with("fp8"));
+        let flagged =
+            flag(&model.args, &["--kv-cache-dtype"]).is_some_and(|given| given.text.starts_with("fp8"));
         let bytes = if flagged || narrow(tuning.kv_k) { 1 } else { 2 };
         let (mut global, mut sliding, mut recurrent) = (0u64, 0u64, 0u64);
         for layer in &shape.layers {

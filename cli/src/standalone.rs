@@ -33,7 +33,9 @@ pub(crate) async fn status(why: &Complaint) -> Status {
             Known::Unknown(why) => Known::Unknown(why),
         },
         host: match host_memory() {
-            Known::Value((total, available)) => Known::Value(HostStatus { total, available }),
+            Known::Value(memory) => {
+                Known::Value(HostStatus { total: memory.total, available: memory.available })
+            }
             Known::Unknown(why) => Known::Unknown(why),
         },
         models: Vec::new(),

@@ -142,7 +142,7 @@ impl Hands {
         }
         let end = Instant::now() + JOB;
         loop {
-            match self.started(&start, end).await {
+            match self.started(start, end).await {
                 // Whether systemd heard it is not known. The ticket is good for one start all the same.
                 Err(SystemdError::Unreachable { .. }) if Instant::now() < end => {
                     tokio::time::sleep(BUS_PAUSE).await;

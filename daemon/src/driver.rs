@@ -17,9 +17,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use berth_core::bytes::Bytes;
 use berth_core::config::Settings;
-use berth_core::facts::{Facts, Gpu, Known, Moment, Preflight, Unit};
+use berth_core::facts::{Cpu, Facts, Gpu, Known, Moment, Preflight, Unit};
 use berth_core::health::Verdict;
 use berth_core::name::ModelName;
 use berth_core::plan::Plan;
@@ -66,6 +65,8 @@ pub enum Message {
     Unit(ModelName, Option<Unit>),
     /// What came of an action of this swap.
     Swap(u64, Event),
+    /// The processors of the host that are online.
+    Cpus(Known<Vec<Cpu>>),
     /// The services that are enabled for boot.
     Enabled(Vec<Service>),
     /// How a model that served has ended.
@@ -137,7 +138,6 @@ pub struct Driver {
     units_at: Moment,
     /// When the ledger was written to last, or was tried to.
     recorded_at: Moment,
-    host: Known<(Bytes, Bytes)>,
     proofs: Proofs,
     soundness: Soundness,
     memory: status::Memory,
@@ -187,7 +187,6 @@ impl Driver {
             gpus_at: monotonic_now(),
             units_at: monotonic_now(),
             recorded_at: monotonic_now(),
-            host: host_memory(),
             proofs: Proofs::default(),
             soundness: Soundness::default(),
             memory: status::Memory { ledger_error, ..status::Memory::default() },
@@ -254,6 +253,7 @@ impl Driver {
                     self.step(event);
                 }
             }
+            Message::Cpus(cpus) => self.facts.host.cpus = cpus,
             Message::Enabled(services) => {
                 self.memory.rivals.take(services);
                 self.notice();
@@ -280,7 +280,7 @@ impl Driver {
                 self.restore();
             }
             Message::Status(reply) => {
-                self.host = host_memory();
+                self.facts.host.memory = host_memory();
                 // The asker may be gone.
                 _ = reply.send(self.with_view(status::status));
             }

@@ -16,4 +16,4 @@ pub mod sockets;
 pub mod systemd;
 pub mod ticket;
 
-pub use berth_observe::{nvml, proc};
+pub use berth_observe::{cpus, nvml, proc};

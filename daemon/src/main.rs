@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use berth_core::config::{self, Settings, SourceFile, Sources};
-use berth_core::facts::Facts;
+use berth_core::facts::{Facts, Host};
 use berthd::act::Hands;
+use berthd::cpus;
 use berthd::driver::{Driver, Message, now_ms};
 use berthd::events::Events;
 use berthd::http::{self, Api};
 use berthd::ledger::Ledger;
 use berthd::nvml::Nvml;
 use berthd::observe::{self, Order};
-use berthd::proc::monotonic_now;
+use berthd::proc::{host_memory, monotonic_now};
 use berthd::rivals;
 use berthd::systemd::Systemd;
 use berthd::ticket::Tickets;
@@ -182,7 +183,8 @@ async fn first_look(nvml: &Nvml, systemd: &Systemd) -> anyhow::Result<Facts> {
     loop {
         let fresh = observe::fresh(nvml, systemd).await;
         if let Some(units) = fresh.units {
-            return Ok(Facts { at: monotonic_now(), gpus: fresh.gpus, units, ..Facts::none_yet() });
+            let host = Host { memory: host_memory(), cpus: cpus::online() };
+            return Ok(Facts { at: monotonic_now(), gpus: fresh.gpus, units, host, ..Facts::none_yet() });
         }
         if tokio::time::Instant::now() >= deadline {
             bail!("systemd did not list its units within {} s", FIRST_LOOK.as_secs());

@@ -37,7 +37,7 @@ const CONFIRMED: Duration = Duration::from_millis(40);
 const LISTS: Duration = Duration::from_millis(250);
 /// A change of a unit that is on its way up or down is read after this time, with those that follow it.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Between two lists of all units; changes of known ones arrive by themselves.
+/// Between two lists of all units, and of processors; changes of known units arrive by themselves.
 const ALL_UNITS: Duration = Duration::from_secs(10);
 
 /// How long a full reading of the GPUs may take.
@@ -180,6 +180,9 @@ async fn units(
                 Err(error) => tracing::warn!(%error, "the units can't be listed"),
             }
             all_at = Some(Instant::now());
+            if driver.send(Message::Cpus(crate::cpus::online())).await.is_err() {
+                return;
+            }
             Message::Units(known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect())
         } else {
             Message::Units(known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect())

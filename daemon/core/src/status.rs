@@ -50,8 +50,6 @@ pub struct View<'a> {
     pub memory: &'a Memory,
     /// The swap under way.
     pub swap: Option<&'a SwapSummary>,
-    /// The host's memory: total and available.
-    pub host: &'a Known<(Bytes, Bytes)>,
     /// Now.
     pub now: Moment,
     /// Now by the wall clock, milliseconds since 1970.
@@ -75,9 +73,9 @@ pub fn status(view: &View) -> Status {
         default: view.state.home.default.clone(),
         home: view.state.home.models.clone(),
         gpus,
-        host: match view.host {
-            Known::Value((total, available)) => {
-                Known::Value(HostStatus { total: *total, available: *available })
+        host: match &view.facts.host.memory {
+            Known::Value(memory) => {
+                Known::Value(HostStatus { total: memory.total, available: memory.available })
             }
             Known::Unknown(why) => Known::Unknown(why.clone()),
         },

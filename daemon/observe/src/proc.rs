@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use berth_core::bytes::Bytes;
-use berth_core::facts::{Brought, Known, Moment};
+use berth_core::facts::{Brought, HostMemory, Known, Moment};
 use berth_core::name::ModelName;
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
@@ -176,10 +176,54 @@ pub fn brought_by(used: &Known<BTreeMap<u32, Used>>, control_group: &str) -> Kno
             resident: used.values().map(|used| used.resident).sum(),
             faulted: used.values().map(|used| used.faulted).sum(),
             charged: charged(control_group).unwrap_or_default(),
-            pinned: Bytes::ZERO,
+            pinned: pinned(used.keys().filter_map(|pid| held(*pid))),
         }),
         Known::Unknown(why) => Known::Unknown(why.clone()),
     }
+}
+
+/// What these processes keep in memory so that it can't be given back: anonymous, shared and locked pages.
+fn pinned(processes: impl Iterator<Item = Held>) -> Bytes {
+    let (mut own, mut shared) = (Bytes::ZERO, Bytes::ZERO);
+    for held in processes {
+        own = own.plus(held.anonymous);
+        // Processes of one server share segments and map the same file: each counts it, and it is there once.
+        shared = shared.max(held.shared.plus(held.locked.min(held.of_files)));
+    }
+    own.plus(shared)
+}
+
+/// What of a process's memory is resident, by kind, and how much it has locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Held {
+    anonymous: Bytes,
+    of_files: Bytes,
+    shared: Bytes,
+    locked: Bytes,
+}
+
+/// What a process holds; None when it is gone.
+fn held(pid: u32) -> Option<Held> {
+    // By hand and with one read, as in `used`. What is asked for is within the first kilobyte, after a list of groups.
+    let mut buffer = [0; 4096];
+    let length = File::open(format!("/proc/{pid}/status")).ok()?.read(&mut buffer).ok()?;
+    Some(held_by(&String::from_utf8_lossy(&buffer[..length])))
+}
+
+fn held_by(status: &str) -> Held {
+    let mut held = Held::default();
+    for (key, value) in status.lines().filter_map(|line| line.split_once(':')) {
+        let place = match key {
+            "VmLck" => &mut held.locked,
+            "RssAnon" => &mut held.anonymous,
+            "RssFile" => &mut held.of_files,
+            "RssShmem" => &mut held.shared,
+            _ => continue,
+        };
+        let kibibytes = value.trim().strip_suffix(" kB").and_then(|number| number.trim().parse::<u64>().ok());
+        *place = Bytes(kibibytes.unwrap_or_default().saturating_mul(1024));
+    }
+    held
 }
 
 /// What a cgroup is charged, page cache included; None where the memory controller is off for it.
@@ -245,13 +289,14 @@ pub fn cgroup_id(control_group: &str) -> Option<u64> {
     Some(folder(cgroup2_mount()?, control_group).metadata().ok()?.ino())
 }
 
-/// Total and available memory of the host, in that order.
-pub fn host_memory() -> Known<(Bytes, Bytes)> {
+/// The host's memory now.
+pub fn host_memory() -> Known<HostMemory> {
     let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(memory);
     match system {
         Ok(system) if system.total_memory() > 0 => {
-            Known::Value((Bytes(system.total_memory()), Bytes(system.available_memory())))
+            let (total, available) = (Bytes(system.total_memory()), Bytes(system.available_memory()));
+            Known::Value(HostMemory { read_at: monotonic_now(), total, available })
         }
         Ok(_) => Known::Unknown("/proc/meminfo does not tell the memory's size".to_owned()),
         Err(error) => Known::Unknown(format!("the host's memory can't be read: {error}")),

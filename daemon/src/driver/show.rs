@@ -65,7 +65,6 @@ impl Driver {
             upkeep: &self.upkeep,
             memory: &self.memory,
             swap: swap.as_ref(),
-            host: &self.host,
             now,
             now_ms: now_ms(),
             uptime_ms: millis(now.saturating_sub(self.began)),

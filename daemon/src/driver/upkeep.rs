@@ -8,13 +8,15 @@ use berth_core::upkeep::{Deed, End, Upkeep};
 
 use super::{BEYOND, Driver, RECORD_AGAIN};
 use crate::observe::Order;
-use crate::proc::monotonic_now;
+use crate::proc::{host_memory, monotonic_now};
 
 impl Driver {
     /// Takes new facts in; home is brought back by `restore`.
     pub(super) fn observed(&mut self) {
         let now = monotonic_now();
         self.facts.at = now;
+        // After the units: what these have taken since counts as foreign, never as free.
+        self.facts.host.memory = host_memory();
         self.soundness.judge(&mut self.facts.gpus, now, self.settings.sound);
         let swapping = self.swap.is_some();
         let deeds = self.with_world(|upkeep, world| upkeep.observe(world, swapping));

@@ -22,7 +22,6 @@ fn problems(machine: &Machine, memory: &Memory) -> Vec<Problem> {
         upkeep: &Upkeep::default(),
         memory,
         swap: None,
-        host: &Known::Unknown("not read".to_owned()),
         now: Duration::from_secs(100),
         now_ms: 0,
         uptime_ms: 0,

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
-use std::process::{Child, Command};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -189,8 +190,12 @@ fn a_hundred_processes_are_read_in_no_time() {
 
 #[test]
 fn the_host_has_memory() {
-    let Known::Value((total, available)) = host_memory() else { panic!("no host memory") };
+    let before = monotonic_now();
+    let Known::Value(HostMemory { read_at, total, available }) = host_memory() else {
+        panic!("no host memory")
+    };
     assert!(total > available && available > Bytes::ZERO, "{total} {available}");
+    assert!(before <= read_at && read_at <= monotonic_now());
 }
 
 #[test]
@@ -214,4 +219,58 @@ fn what_a_process_uses_grows() {
     let brought = brought_by(&cgroup_processes(&own), &own);
     assert!(brought.value().is_some_and(|brought| brought.resident > Bytes::mib(48)), "{brought:?}");
     drop(held);
+}
+
+#[test]
+fn what_a_process_pins_is_what_the_kernel_cannot_take_back() {
+    let status = "Name:\tllama-server\nGroups:\t0 4 \nVmLck:\t  262144 kB\nVmRSS:\t  900000 kB\n\
+                  RssAnon:\t  102400 kB\nRssFile:\t  204800 kB\nRssShmem:\t      2048 kB\nThreads:\t3\n";
+    let read = Held {
+        anonymous: Bytes::mib(100),
+        of_files: Bytes::mib(200),
+        shared: Bytes::mib(2),
+        locked: Bytes::mib(256),
+    };
+    assert_eq!(held_by(status), read);
+    assert_eq!(held_by("Name:\tkthreadd\nThreads:\t1\n"), Held::default());
+
+    // Processes that share a segment of 2 MiB and lock the same file: what they share is there once.
+    let other = Held { anonymous: Bytes::mib(10), ..read };
+    assert_eq!(pinned([read, other].into_iter()), Bytes::mib(110 + 2 + 200));
+    let partly = Held { locked: Bytes::mib(50), ..read };
+    assert_eq!(pinned([partly].into_iter()), Bytes::mib(100 + 2 + 50));
+
+    let pins = |pid: u32| pinned(held(pid).into_iter());
+    let me = std::process::id();
+    let before = pins(me);
+    let own = vec![1_u8; 64 << 20];
+    assert!(pins(me) >= before.plus(Bytes::mib(60)), "{before} {}", pins(me));
+    drop(own);
+
+    // Of a file that is mapped the kernel takes back what it likes, unless it is locked.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), vec![1_u8; 4 << 20]).unwrap();
+    let script = "import mmap,sys,ctypes\n\
+                  f=open(sys.argv[1],'r+b'); m=mmap.mmap(f.fileno(),0); sum(m[::4096])\n\
+                  print(flush=True); sys.stdin.readline()\n\
+                  b=(ctypes.c_char*len(m)).from_buffer(m); c=ctypes.CDLL(None,use_errno=True)\n\
+                  print(c.mlock(ctypes.byref(b),ctypes.c_size_t(len(m))),flush=True); sys.stdin.readline()";
+    let mut child = Command::new("python3")
+        .args(["-c", script, file.path().to_str().unwrap()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    said.next().unwrap().unwrap();
+    let (mapped, of_child) = (held(child.id()).unwrap(), pins(child.id()));
+    assert!(mapped.of_files >= Bytes::mib(4) && mapped.locked == Bytes::ZERO, "{mapped:?}");
+    assert_eq!(of_child, mapped.anonymous.plus(mapped.shared));
+    writeln!(child.stdin.as_mut().unwrap()).unwrap();
+    assert_eq!(said.next().unwrap().unwrap(), "0", "it locked them");
+    let locked = pins(child.id());
+    assert!(locked >= of_child.plus(Bytes::mib(4)), "{of_child} {locked}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(pins(child.id()), Bytes::ZERO, "gone is nothing");
 }

@@ -41,6 +41,11 @@ pub trait Backend: Sync {
     /// clause why that is not known.
     fn lay_out<'a>(&self, ask: &Ask<'a>) -> Result<LayOut<'a>, String>;
 
+    /// The files that a model is made of, as far as its declaration names them by path.
+    fn files(&self, model: &Model) -> Vec<PathBuf> {
+        model.file.iter().cloned().collect()
+    }
+
     /// The one number of GPUs that a model can be laid on, of `most`; None where any number will do.
     fn gpus(&self, _model: &Model, _files: &BTreeMap<PathBuf, FileFacts>, _most: usize) -> Option<usize> {
         None

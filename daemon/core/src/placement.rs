@@ -111,6 +111,13 @@ pub fn sets(policy: &Policy, available: &[Bytes], only: Option<usize>) -> Vec<Ve
         if !sets.contains(&most) {
             sets.push(most);
         }
+        // What is declared for each GPU may fit in no other order. Beyond so many there would be too many sets.
+        if only.is_some() && n <= 10 {
+            let all = (0u32..1 << n).filter(|bits| bits.count_ones() as usize == size);
+            let all = all.map(|bits| (0..n).filter(|gpu| bits >> gpu & 1 == 1).collect::<Vec<usize>>());
+            let more: Vec<Vec<usize>> = all.filter(|set| !sets.contains(set)).collect();
+            sets.extend(more);
+        }
     }
     sets
 }

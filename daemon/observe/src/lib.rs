@@ -1,7 +1,7 @@
 //! What can be observed without a daemon: GPUs through NVML, processes and cgroups through /proc,
-//! processors through /sys. Reads and
-//! changes nothing; berthd and berthctl share it.
+//! processors through /sys, what models' files are made of. Reads and changes nothing; berthd and berthctl share it.
 
 pub mod cpus;
+pub mod files;
 pub mod nvml;
 pub mod proc;

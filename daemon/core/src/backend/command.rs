@@ -33,7 +33,7 @@ impl Backend for Command {
         // On the host alone what is not declared is measured once it runs.
         let nothing = || Box::new(|_: &[Room<'_>]| Laid::default()) as LayOut<'a>;
         let declared = ask.declared().or_else(|| (!ask.model.policy.uses_gpus()).then(nothing));
-        declared.ok_or_else(|| "a command says nothing of it, and nothing is declared".to_owned())
+        declared.ok_or_else(|| "it is not declared".to_owned())
     }
 
     fn readiness(&self, model: &Model) -> Readiness {

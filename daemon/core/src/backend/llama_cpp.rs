@@ -14,6 +14,7 @@ use super::{
     Spellings, Text, add_address, by_uuid, declared_launch, flag,
 };
 use crate::config::Model;
+use crate::demand::llama_cpp::Run;
 use crate::facts::FileFacts;
 use crate::layout::Layout;
 use crate::tuning::Tuning;
@@ -66,6 +67,15 @@ impl Backend for LlamaCpp {
 
     fn lay_out<'a>(&self, ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
         lay_out::lay_out(ask)
+    }
+
+    fn files(&self, model: &Model) -> Vec<PathBuf> {
+        let run = Run::read(&model.args, &model.env, &model.tuning).ok();
+        let beside = run.into_iter().flat_map(|run| {
+            let draft = run.draft.and_then(|draft| draft.file);
+            run.projector.into_iter().chain(draft)
+        });
+        model.file.iter().cloned().chain(beside).collect()
     }
 
     fn effective(&self, model: &Model, files: &BTreeMap<PathBuf, FileFacts>) -> Tuning {

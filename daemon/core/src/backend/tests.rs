@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::*;
+use crate::bytes::Bytes;
 use crate::config::{SourceFile, Sources, load};
+use crate::placement::{Conceded, Room};
+use crate::tuning::Tuning;
 
 fn model(text: &str) -> Model {
     let file = SourceFile { path: PathBuf::from("m.toml"), text: text.to_owned() };
@@ -115,23 +118,30 @@ fn readiness_asks_for_one_token_in_the_servers_own_way() {
 }
 
 #[test]
-fn demand_is_declared_or_vllms_share() {
+fn what_is_declared_counts_and_vllm_takes_its_share() {
     let demand = |text: &str, totals: &[u64]| {
         let model = model(text);
-        let totals: Vec<Bytes> = totals.iter().map(|total| Bytes(*total)).collect();
-        of(model.backend)
-            .demand(&model, &totals)
-            .map(|each| each.iter().map(|bytes| bytes.0).collect::<Vec<_>>())
+        let files = BTreeMap::new();
+        let ask = Ask {
+            model: &model,
+            files: &files,
+            conceded: Conceded::default(),
+            instead: Tuning::default(),
+            learned: &[],
+        };
+        let room = |total: &u64| Room { name: "", usable: Bytes(*total), available: Bytes(*total) };
+        let rooms: Vec<Room<'_>> = totals.iter().map(room).collect();
+        let laid = of(model.backend).lay_out(&ask)?(&rooms);
+        Ok::<_, String>(laid.demand.gpus.iter().map(|parts| parts.total().0).collect::<Vec<_>>())
     };
-    assert_eq!(demand("cmd = \"x\"\nmemory.gpu = \"101\"", &[500, 500]), Some(vec![51, 51]));
-    assert_eq!(demand("cmd = \"x\"\nmemory.gpu = [\"60\", \"40\"]", &[500, 500]), Some(vec![60, 40]));
-    assert_eq!(demand("cmd = \"x\"\nmemory.gpu = [\"60\", \"40\"]", &[500]), None);
-    assert_eq!(demand("cmd = \"x\"\nmemory.gpu = \"101\"", &[]), None);
-    assert_eq!(demand("cmd = \"x\"", &[500]), None);
-    assert_eq!(demand("cmd = \"vllm serve a/b\"", &[1000, 2001]), Some(vec![920, 1841]));
-    assert_eq!(demand("cmd = \"vllm serve a/b --gpu-memory-utilization 0.5\"", &[1000]), Some(vec![500]));
-    assert_eq!(demand("cmd = \"vllm serve a/b\"\nmemory.gpu = \"10\"", &[1000]), Some(vec![10]));
-    assert_eq!(demand("cmd = \"vllm serve a/b\"", &[]), None);
+    assert_eq!(demand("cmd = \"x\"\nmemory.gpu = \"101\"", &[500, 500]), Ok(vec![51, 51]));
+    assert_eq!(demand("cmd = \"x\"\nmemory.gpu = [\"60\", \"40\"]", &[500, 500]), Ok(vec![60, 40]));
+    assert!(demand("cmd = \"x\"", &[500]).is_err());
+    assert!(demand("cmd = \"llama-server -m /m\"", &[500]).unwrap_err().contains("/m has not been read"));
+    assert_eq!(demand("cmd = \"vllm serve a/b\"", &[1000, 2001]), Ok(vec![920, 1841]));
+    assert_eq!(demand("cmd = \"vllm serve a/b --gpu-memory-utilization 0.5\"", &[1000]), Ok(vec![500]));
+    // It starts only where its share is free, whatever was declared.
+    assert_eq!(demand("cmd = \"vllm serve a/b\"\nmemory.gpu = \"10\"", &[1000]), Ok(vec![920]));
 
     let vllm = model("cmd = \"vllm serve a/b --gpu_memory_utilization=0.9\"\nmemory.gpu = \"10\"");
     // 0.9 · 16311 MiB = 15392990822.4, rounded up as the server does.

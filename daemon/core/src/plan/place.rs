@@ -386,12 +386,13 @@ impl<'a> Context<'a> {
             (None, Some(why)) => why.into(),
             (None, None) => {
                 let here = match ladder.gpus.len() {
-                    0 => "no GPU here".to_owned(),
-                    n => format!("the {n} here"),
+                    0 => "none of the GPUs here".to_owned(),
+                    n => format!("{n} here"),
                 };
+                let (name, policy) = (&model.name, &model.policy.name);
                 let text = match ladder.only {
-                    Some(only) => format!("{} wants {only} GPUs, and its policy allows {here}", model.name),
-                    None => format!("policy {} of {} allows {here}", model.policy.name, model.name),
+                    Some(only) => format!("{name} wants {only} GPUs, and its policy `{policy}` allows {here}"),
+                    None => format!("the policy `{policy}` of {name} allows {here}"),
                 };
                 let hint = format!("correct `policy` or [memory] in {}", model.source.display());
                 refusal("too_few_gpus", text, vec![hint]).into()

@@ -145,16 +145,23 @@ fn fits(drawn: &Drawn, machine: &Machine, model: &ModelName, stopped: &[ModelNam
     };
     port_free
         && match (&declared.memory, declared.policy.spread) {
-            (Memory::PerDevice(each), _) => (0..n).any(|first| {
-                first + each.len() <= n
-                    && bears_all(&each.iter().enumerate().map(|(i, b)| (first + i, b.0)).collect::<Vec<_>>())
+            // Which GPUs doesn't matter, only that their order is kept.
+            (Memory::PerDevice(each), _) => subsets(n).iter().any(|gpus| {
+                let parts: Vec<(usize, u64)> = gpus.iter().copied().zip(each.iter().map(|b| b.0)).collect();
+                gpus.len() == each.len() && bears_all(&parts)
             }),
-            (Memory::Total(total), spread) => {
-                let split: Vec<(usize, u64)> = (0..n).map(|i| (i, total.0.div_ceil(n as u64))).collect();
-                bears_all(&split) || spread == Spread::Fewest && (0..n).any(|i| bears_all(&[(i, total.0)]))
-            }
+            (Memory::Total(total), spread) => subsets(n).iter().any(|gpus| {
+                let each = total.0.div_ceil(gpus.len() as u64);
+                let parts: Vec<(usize, u64)> = gpus.iter().map(|gpu| (*gpu, each)).collect();
+                (spread == Spread::Fewest || gpus.len() == n) && bears_all(&parts)
+            }),
             (Memory::Undeclared, _) => false,
         }
+}
+
+/// Every set of GPUs but the empty one.
+fn subsets(n: usize) -> Vec<Vec<usize>> {
+    (1u32..1 << n).map(|bits| (0..n).filter(|gpu| bits >> gpu & 1 == 1).collect()).collect()
 }
 
 fn every_request() -> Vec<(Verb, Option<&'static str>)> {

@@ -8,7 +8,8 @@ use berth_core::backend::PlacedGpu;
 use berth_core::bytes::Bytes;
 use berth_core::config::{Settings, SourceFile, Sources, load};
 use berth_core::facts::{
-    Active, Brought, DeviceId, Facts, Gpu, GpuMemory, GpuProcess, Known, Preflight, Unit,
+    Active, Brought, CoreKind, Cpu, DeviceId, Facts, Gpu, GpuMemory, GpuProcess, Host, HostMemory, Known,
+    Preflight, Unit,
 };
 use berth_core::name::ModelName;
 use berth_core::plan::{self, Verdict};
@@ -56,6 +57,20 @@ pub(crate) fn device(index: usize) -> DeviceId {
     DeviceId(format!("GPU-{index}"))
 }
 
+/// The tower's host: 31 GiB, 8 fast cores and 12 economical ones, nothing but the system on it.
+pub(crate) fn host() -> Host {
+    let kind = |id| if id < 8 { CoreKind::Performance } else { CoreKind::Efficiency };
+    let memory = HostMemory {
+        read_at: Duration::from_secs(100),
+        total: Bytes::mib(31_800),
+        available: Bytes::mib(29_800),
+    };
+    Host {
+        memory: Known::Value(memory),
+        cpus: Known::Value((0..20).map(|id| Cpu { id, core: id, kind: kind(id) }).collect()),
+    }
+}
+
 /// A machine as it was recorded, with what Berth holds on it.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
@@ -89,7 +104,8 @@ impl Machine {
                 at: Duration::from_secs(100),
                 gpus: Known::Value((0..gpus).map(gpu).collect()),
                 units: BTreeMap::new(),
-                ..Facts::none_yet()
+                host: host(),
+                files: BTreeMap::new(),
             },
             state: State::default(),
             preflight: BTreeMap::new(),

@@ -8,7 +8,7 @@ use berth_core::facts::{Active, Brought, Facts, Gpu, GpuProcess, Known, Suspicio
 use berth_core::name::ModelName;
 use berth_core::plan::Start;
 
-use crate::story::{DRIVER, device, memory, name, unit};
+use crate::story::{DRIVER, device, host, memory, name, unit};
 
 pub(crate) const TOTAL: u64 = 16_311;
 pub(crate) const RESERVED: u64 = 388;
@@ -353,7 +353,13 @@ impl Nature {
             }
         });
         let units = self.runs.keys().filter_map(|model| Some((model.clone(), self.unit(model)?)));
-        Facts { at, gpus: Known::Value(gpus.collect()), units: units.collect(), ..Facts::none_yet() }
+        Facts {
+            at,
+            gpus: Known::Value(gpus.collect()),
+            units: units.collect(),
+            host: host(),
+            files: BTreeMap::new(),
+        }
     }
 }
 

@@ -136,7 +136,7 @@ fn layer(name: &str) -> Option<u32> {
 }
 
 /// Whether it is what `--cpu-moe` keeps on the CPU: llama.cpp's own pattern, `\.ffn_(up|down|gate|gate_up)_(ch|)exps`.
-fn is_expert(name: &str) -> bool {
+pub(crate) fn is_expert(name: &str) -> bool {
     name.match_indices(".ffn_").any(|(at, found)| {
         let rest = &name[at + found.len()..];
         ["up_", "down_", "gate_up_", "gate_"].iter().any(|part| {

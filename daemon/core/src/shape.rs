@@ -30,6 +30,8 @@ pub struct Shape {
     pub expert_feed_forward: u64,
     /// Heads of queries in the layer that has most.
     pub heads: u64,
+    /// Width of a head of queries, in the layer whose heads are widest.
+    pub head: u64,
     /// Experts in a layer; 0 for a dense model.
     pub experts: u64,
     /// Experts that each token uses, in the layer that uses most.
@@ -58,8 +60,8 @@ pub enum Kind {
 /// One layer.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Layer {
-    /// All its tensors, those of experts too. llama.cpp does not load those of a `next_token` layer
-    /// unless it is told to draft with it.
+    /// All its tensors, those of experts too. llama.cpp loads those of a `next_token` layer even where nothing drafts
+    /// with it (seen with qwen35).
     pub weights: Bytes,
     /// Its tensors of experts, without shared ones: what `--n-cpu-moe` keeps on the CPU.
     pub experts: Bytes,

@@ -11,12 +11,13 @@ use regex_lite::Regex;
 
 use super::{Demand, Parts, Source, What};
 use crate::bytes::Bytes;
-use crate::shape::{Attention, Shape};
+use crate::gguf::is_expert;
+use crate::shape::{Attention, Place, Shape, Tensor};
 use crate::tuning::KvType;
 
 pub use run::{BadSetting, Draft, Flash, Override, Run, SplitMode};
 
-use compute::Compute;
+use compute::{Compute, Work};
 
 /// What a driver and its libraries keep for a process on each GPU that it uses: from 107 to 555 MiB were reported for
 /// CUDA, by its version and the card (`docs/architecture.md`). Measured use takes its place.
@@ -55,13 +56,15 @@ pub struct Costs {
     /// Tensors before the first layer: always on the host.
     input: u64,
     /// Tensors after the last layer.
-    output: Placed,
+    output: u64,
     /// What the output shares with the input, and a GPU needs a copy of.
     tied: u64,
     /// Tensors that each device with a layer has a copy of.
     copied: u64,
     /// Bytes that the user's own overrides put on certain GPUs.
     pinned: Vec<(usize, u64)>,
+    /// How well it is known what layers keep.
+    kept: Source,
     overridden: bool,
     kv_offload: bool,
     split_mode: SplitMode,
@@ -78,6 +81,21 @@ struct Placed {
     here: u64,
     /// On the host wherever their layer lies.
     host: u64,
+    /// The largest one of each.
+    largest_here: u64,
+    largest_host: u64,
+}
+
+impl Placed {
+    fn add_here(&mut self, bytes: u64) {
+        self.here += bytes;
+        self.largest_here = self.largest_here.max(bytes);
+    }
+
+    fn add_host(&mut self, bytes: u64) {
+        self.host += bytes;
+        self.largest_host = self.largest_host.max(bytes);
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -85,6 +103,9 @@ struct Layer {
     weights: Placed,
     /// Those of `weights.here` that are of experts.
     experts: u64,
+    largest_expert: u64,
+    /// Its feed-forward network, or a part of it, lies where the layer lies.
+    network: bool,
     kv_global: u64,
     kv_sliding: u64,
     recurrent: u64,
@@ -101,8 +122,8 @@ struct Projector {
 struct DraftCosts {
     costs: Costs,
     gpu_layers: Option<u32>,
-    /// It shares the model's weights.
-    mtp: bool,
+    /// It is made of layers of the model, and shares its weights.
+    within: bool,
 }
 
 /// Where an override puts a tensor.
@@ -168,10 +189,11 @@ impl Costs {
         let mut costs = Self {
             layers: layers(shape, run, &cells),
             input: 0,
-            output: Placed::default(),
+            output: 0,
             tied: 0,
             copied: 0,
             pinned: Vec::new(),
+            kept: if shape.unsure.is_none() { Source::Exact } else { Source::Estimated },
             overridden: !run.overrides.is_empty(),
             kv_offload: run.kv_offload,
             split_mode: run.split_mode,
@@ -195,32 +217,34 @@ impl Costs {
             .iter()
             .filter_map(|rule| Some((Regex::new(&rule.pattern).ok()?, Target::of(&rule.buffer))))
             .collect();
-        let mut has_output = false;
+        let target = |tensor: &Tensor| {
+            rules.iter().find(|(pattern, _)| pattern.is_match(&tensor.name)).map(|(_, target)| target)
+        };
         for tensor in &shape.tensors {
             let bytes = tensor.bytes.0;
-            has_output |= tensor.name == "output.weight";
-            let moved = rules.iter().find(|(pattern, _)| pattern.is_match(&tensor.name));
-            let moved = moved.map(|(_, target)| target);
-            let layer = tensor.layer.and_then(|layer| self.layers.get_mut(layer as usize));
-            match (moved, layer) {
-                (Some(Target::Gpu(index)), _) => self.pinned.push((*index, bytes)),
-                (Some(Target::Host), Some(layer)) => layer.weights.host += bytes,
-                (Some(Target::Host), None) => self.output.host += bytes,
-                (None, Some(layer)) => {
-                    layer.weights.here += bytes;
+            let layer = match tensor.place() {
+                Place::Layer(layer) => self.layers.get_mut(layer as usize),
+                _ => None,
+            };
+            match (target(tensor), layer, tensor.place()) {
+                (Some(Target::Gpu(index)), ..) => self.pinned.push((*index, bytes)),
+                (Some(Target::Host), Some(layer), _) => layer.weights.add_host(bytes),
+                (None, Some(layer), _) => {
+                    layer.weights.add_here(bytes);
+                    layer.network |= tensor.name.contains(".ffn_") && !tensor.name.contains("norm");
                     if is_expert(&tensor.name) {
                         layer.experts += bytes;
+                        layer.largest_expert = layer.largest_expert.max(bytes);
                     }
                 }
-                (None, None) if is_input(&tensor.name) => self.input += bytes,
-                (None, None) if is_copied(&tensor.name) => self.copied += bytes,
-                (None, None) => self.output.here += bytes,
+                (Some(Target::Host), ..) | (_, _, Place::Input) => self.input += bytes,
+                (_, _, Place::EachDevice) => self.copied += bytes,
+                _ => self.output += bytes,
             }
         }
         let embedding = shape.tensors.iter().find(|tensor| tensor.name == "token_embd.weight");
-        if let (false, Some(embedding)) = (has_output, embedding) {
-            let moved = rules.iter().any(|(pattern, _)| pattern.is_match(&embedding.name));
-            self.tied = if moved || !generates(shape) { 0 } else { embedding.bytes.0 };
+        if embedding.is_some_and(|tensor| target(tensor).is_none()) && generates(shape) {
+            self.tied = shape.tied_output().map_or(0, |bytes| bytes.0);
         }
     }
 
@@ -247,10 +271,9 @@ impl Costs {
     pub fn demand(&self, gpus: usize, split: &[u32], cpu_experts: &[u32]) -> Demand {
         let mut demand = Demand { gpus: vec![Parts::default(); gpus], host: Parts::default() };
         self.add(&mut demand, split, cpu_experts);
+        // The server opens every GPU that it sees.
         for parts in &mut demand.gpus {
-            if parts.total() > Bytes::ZERO {
-                parts.add(What::Overhead, DRIVER, Source::Estimated);
-            }
+            parts.add(What::Overhead, DRIVER, Source::Estimated);
         }
         demand.host.add(What::Overhead, SERVER, Source::Estimated);
         demand
@@ -261,10 +284,20 @@ impl Costs {
         let places = Places::new(self.layers.len(), &split[..split.len().min(gpus)]);
         let mut sums = vec![Sums::default(); gpus + 1];
         let host = gpus;
+        // What the first GPU has to fetch from the host to compute with it.
+        let mut fetched = Work::default();
         for (i, layer) in self.layers.iter().enumerate() {
             let at = places.of(i).unwrap_or(host);
             let experts = u32::try_from(i).is_ok_and(|i| cpu_experts.binary_search(&i).is_ok());
             let moved = if experts { layer.experts } else { 0 };
+            let visitor = if at == host { layer.weights.largest_here } else { 0 };
+            let visitor = visitor.max(layer.weights.largest_host);
+            let visitor = visitor.max(if experts { layer.largest_expert } else { 0 });
+            fetched.visitor = fetched.visitor.max(visitor);
+            if at == host {
+                fetched.kept = fetched.kept.max(layer.kv_global + layer.kv_sliding);
+            }
+            sums[at].networks |= layer.network && !(experts && layer.experts > 0);
             sums[at].weights += layer.weights.here - moved;
             sums[at].layers += 1;
             sums[host].weights += layer.weights.host + moved;
@@ -274,8 +307,8 @@ impl Costs {
             kept.recurrent += layer.recurrent;
         }
         let output = places.of(self.layers.len()).unwrap_or(host);
-        sums[output].weights += self.output.here;
-        sums[host].weights += self.input + self.output.host;
+        sums[output].weights += self.output;
+        sums[host].weights += self.input;
         if output != host {
             sums[output].weights += self.tied;
         }
@@ -289,9 +322,10 @@ impl Costs {
         for (at, sums) in sums.iter().enumerate() {
             let parts = if at == host { &mut demand.host } else { &mut demand.gpus[at] };
             parts.add(What::Weights, Bytes(sums.weights), exact);
-            parts.add(What::KvGlobal, Bytes(sums.global), exact);
-            parts.add(What::KvSliding, Bytes(sums.sliding), exact);
-            parts.add(What::Recurrent, Bytes(sums.recurrent), exact);
+            let kept = exact.max(self.kept);
+            parts.add(What::KvGlobal, Bytes(sums.global), kept);
+            parts.add(What::KvSliding, Bytes(sums.sliding), kept);
+            parts.add(What::Recurrent, Bytes(sums.recurrent), kept);
         }
 
         let on_gpus = split.iter().map(|&layers| u64::from(layers)).sum::<u64>();
@@ -303,12 +337,16 @@ impl Costs {
             && !self.overridden
             && cpu_experts.is_empty();
         for (at, parts) in demand.gpus.iter_mut().enumerate() {
-            if sums[at].used() {
-                let bytes = self.compute.gpu(at == output, pipelined);
-                parts.add(What::Compute, Bytes(bytes), Source::Estimated);
+            if sums[at].used() || (at == 0 && on_gpus > 0) {
+                let work = if at == 0 { fetched } else { Work::default() };
+                let work = Work { networks: sums[at].networks, output: at == output, pipelined, ..work };
+                parts.add(What::Compute, Bytes(self.compute.gpu(work)), Source::Estimated);
             }
         }
-        let bytes = if on_gpus == 0 { self.compute.alone() } else { self.compute.host(all, pipelined) };
+        let bytes = match on_gpus {
+            0 => self.compute.alone(),
+            _ => self.compute.host(fetched.visitor > 0, pipelined),
+        };
         demand.host.add(What::Compute, Bytes(bytes), Source::Estimated);
 
         if let Some(projector) = self.projector {
@@ -318,7 +356,8 @@ impl Costs {
             parts.add(What::Projector, Bytes(projector.compute), Source::Estimated);
         }
         if let Some(draft) = &self.draft {
-            draft.add(demand, split);
+            // Layers that predict are the model's last ones.
+            draft.add(demand, split, places.of(self.layers.len().saturating_sub(1)));
         }
     }
 
@@ -331,6 +370,7 @@ impl Costs {
         let all = gpus.iter().fold(Sums::default(), |all, one| Sums {
             weights: all.weights + one.weights,
             layers: all.layers + one.layers,
+            networks: all.networks || one.networks,
             global: all.global + one.global,
             sliding: all.sliding + one.sliding,
             recurrent: all.recurrent + one.recurrent,
@@ -345,6 +385,7 @@ impl Costs {
                 SplitMode::Tensor => Sums {
                     weights: part(all.weights),
                     layers: all.layers,
+                    networks: all.networks,
                     global: part(all.global),
                     sliding: part(all.sliding),
                     recurrent: part(all.recurrent),
@@ -352,6 +393,7 @@ impl Costs {
                 SplitMode::Row => Sums {
                     weights: part(all.weights),
                     layers: all.layers,
+                    networks: all.networks,
                     global: main(all.global),
                     sliding: main(all.sliding),
                     recurrent: main(all.recurrent),
@@ -359,6 +401,7 @@ impl Costs {
                 SplitMode::None | SplitMode::Layer => Sums {
                     weights: main(all.weights),
                     layers: main(all.layers),
+                    networks: all.networks,
                     global: main(all.global),
                     sliding: main(all.sliding),
                     recurrent: main(all.recurrent),
@@ -374,6 +417,8 @@ impl Costs {
 struct Sums {
     weights: u64,
     layers: u64,
+    /// Some layer's feed-forward network is among the weights.
+    networks: bool,
     global: u64,
     sliding: u64,
     recurrent: u64,
@@ -415,7 +460,6 @@ impl Places {
 impl DraftCosts {
     fn new(files: Files<'_>, run: &Run) -> Option<Box<Self>> {
         let draft = run.draft.as_ref()?;
-        let mtp = draft.file.is_none();
         let own = Run {
             kv_k: draft.kv_k,
             kv_v: draft.kv_v,
@@ -424,24 +468,26 @@ impl DraftCosts {
             draft: None,
             ..run.clone()
         };
-        let shape = if mtp { next_token(files.model) } else { files.draft?.clone() };
-        Some(Box::new(Self {
-            costs: Costs::new(Files::from(&shape), &own),
-            gpu_layers: draft.gpu_layers,
-            mtp,
-        }))
+        let within = draft.file.is_none();
+        let shape = if within { next_token(files.model) } else { files.draft?.clone() };
+        let costs = Costs::new(Files::from(&shape), &own);
+        Some(Box::new(Self { costs, gpu_layers: draft.gpu_layers, within }))
     }
 
     /// A draft model is divided as the model is, with its own number of layers on GPUs.
-    fn add(&self, demand: &mut Demand, split: &[u32]) {
+    fn add(&self, demand: &mut Demand, split: &[u32], last: Option<usize>) {
         let gpus = demand.gpus.len();
-        let shares: Vec<f32> = split.iter().map(|&share| share as f32).collect();
-        let layers = self.gpu_layers.unwrap_or(u32::MAX).min(self.costs.slots());
         let mut own = Demand { gpus: vec![Parts::default(); gpus], host: Parts::default() };
-        self.costs.add(&mut own, &divided(layers, &shares), &[]);
-        let pairs = demand.gpus.iter_mut().zip(&own.gpus).chain([(&mut demand.host, &own.host)]);
-        for (parts, own) in pairs {
-            for part in own.0.iter().filter(|part| !(self.mtp && part.what == What::Weights)) {
+        let split = if self.within {
+            let on = |at| if Some(at) == last { self.costs.slots() } else { 0 };
+            (0..gpus).map(on).collect()
+        } else {
+            let shares: Vec<f32> = split.iter().map(|&share| share as f32).collect();
+            divided(self.gpu_layers.unwrap_or(u32::MAX).min(self.costs.slots()), &shares)
+        };
+        self.costs.add(&mut own, &split, &[]);
+        for (parts, own) in demand.gpus.iter_mut().zip(&own.gpus).chain([(&mut demand.host, &own.host)]) {
+            for part in &own.0 {
                 parts.add(What::Draft, part.bytes, part.source);
             }
         }
@@ -478,6 +524,9 @@ pub fn divided(layers: u32, shares: &[f32]) -> Vec<u32> {
 }
 
 fn layers(shape: &Shape, run: &Run, cells: &Cells) -> Vec<Layer> {
+    // With MTP, states are kept for each predicted token too, to go back to one.
+    let mtp = run.draft.as_ref().filter(|draft| draft.mtp);
+    let states = 1 + mtp.map_or(0, |draft| draft.tokens);
     // Without flash attention values lie transposed, each layer's as wide as the widest.
     let widest = (run.flash == Flash::Off)
         .then(|| shape.layers.iter().filter_map(|layer| layer.attention).map(|kept| kept.value).max())
@@ -500,28 +549,11 @@ fn layers(shape: &Shape, run: &Run, cells: &Cells) -> Vec<Layer> {
                 }
             }
             if let Some(state) = layer.recurrent {
-                costs.recurrent = cells.slots * 4 * (state.convolution + state.state);
+                costs.recurrent = states * cells.slots * 4 * (state.convolution + state.state);
             }
             costs
         })
         .collect()
-}
-
-/// Whether a tensor is of experts; shared experts, which every token uses, are not among them.
-fn is_expert(name: &str) -> bool {
-    name.contains(".ffn_") && (name.contains("_exps") || name.contains("_chexps"))
-}
-
-/// Tensors that look tokens up: a GPU gains nothing by them, and llama.cpp keeps them on the host.
-fn is_input(name: &str) -> bool {
-    ["token_embd", "per_layer_token_embd", "token_types", "position_embd"]
-        .iter()
-        .any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(['.', '_'])))
-}
-
-/// Tensors that belong to every layer.
-fn is_copied(name: &str) -> bool {
-    name.starts_with("rope_freqs.") || name.starts_with("rope_factors_")
 }
 
 /// Whether it has an output over its vocabulary at all.

@@ -231,6 +231,7 @@ pub(super) fn describe(keys: &Keys<'_>, shape: &mut Shape) -> Result<(), Error> 
 
     let heads = Heads::read(keys, &architecture, count)?;
     shape.heads = heads.queries.iter().copied().max().unwrap_or(0);
+    shape.head = heads.key.max(heads.key_sliding);
     let slides = slides(keys, &architecture, count, trunk, &heads, shape)?;
     let states = state(keys, &architecture, shape.embedding, heads.queries.first().copied().unwrap_or(0))?;
     let index = index(keys, &architecture, trunk, shape)?;

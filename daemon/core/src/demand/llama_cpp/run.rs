@@ -32,6 +32,8 @@ pub struct Run {
     pub mmap: bool,
     /// Keys and values lie where their layer lies; on the host otherwise.
     pub kv_offload: bool,
+    /// GPUs compute with weights that lie on the host, where many tokens are computed at once.
+    pub op_offload: bool,
     /// Layers on GPUs, the last ones, the output as one; None where the server decides.
     pub gpu_layers: Option<u32>,
     /// Where single tensors go, the first that matches.
@@ -86,8 +88,10 @@ pub struct Override {
 /// A second context that predicts tokens ahead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
-    /// The model's file; None where the model's own layers predict (MTP).
+    /// The model's file; None where the model's own layers predict.
     pub file: Option<PathBuf>,
+    /// Layers for that purpose predict (MTP).
+    pub mtp: bool,
     /// Its layers on GPUs; None for all of them.
     pub gpu_layers: Option<u32>,
     /// How its keys are kept.
@@ -158,6 +162,8 @@ const KV_OFFLOAD: Toggle = Toggle {
     no: &["-nkvo", "--no-kv-offload"],
     variable: "LLAMA_ARG_KV_OFFLOAD",
 };
+const OP_OFFLOAD: Toggle =
+    Toggle { yes: &["--op-offload"], no: &["--no-op-offload"], variable: "LLAMA_ARG_OP_OFFLOAD" };
 const PROJECTOR_OFFLOAD: Toggle =
     Toggle { yes: &["--mmproj-offload"], no: &["--no-mmproj-offload"], variable: "LLAMA_ARG_MMPROJ_OFFLOAD" };
 
@@ -276,6 +282,7 @@ impl Told<'_> {
         }
         Ok(Some(Draft {
             file,
+            mtp,
             gpu_layers: self.gpu_layers(&DRAFT_GPU_LAYERS)?,
             kv_k: self.kv_type(&DRAFT_KV_K)?.unwrap_or(KvType::F16),
             kv_v: self.kv_type(&DRAFT_KV_V)?.unwrap_or(KvType::F16),
@@ -326,6 +333,7 @@ impl Default for Run {
             flash: Flash::Auto,
             mmap: true,
             kv_offload: true,
+            op_offload: true,
             gpu_layers: None,
             overrides: Vec::new(),
             tensor_split: None,
@@ -374,6 +382,7 @@ impl Run {
                 .unwrap_or(Flash::Auto),
             mmap: told.toggle(&MMAP).unwrap_or(true),
             kv_offload: told.toggle(&KV_OFFLOAD).unwrap_or(true),
+            op_offload: told.toggle(&OP_OFFLOAD).unwrap_or(true),
             gpu_layers: match told.given(&GPU_LAYERS) {
                 Some(_) => told.gpu_layers(&GPU_LAYERS)?,
                 None => tuning.gpu_layers,

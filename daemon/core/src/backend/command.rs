@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::failure::COMMON;
 use super::{
-    Backend, GenerateProbe, Launch, PlacedGpu, Readiness, Spelling, Spellings, Text, by_uuid,
+    Backend, GenerateProbe, Launch, PlacedGpu, Readiness, Setting, Spelling, Spellings, Text, by_uuid,
     declared_launch, llama_cpp, vllm,
 };
 use crate::config::Model;
@@ -36,6 +36,11 @@ impl Backend for Command {
 
     fn spellings(&self) -> &'static Spellings {
         &SPELLINGS
+    }
+
+    /// None: nothing can be said about another program's flags.
+    fn settings(&self) -> &'static [Setting] {
+        &[]
     }
 
     fn generates(&self, _args: &[String]) -> (bool, String) {

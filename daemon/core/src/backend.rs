@@ -5,6 +5,7 @@ mod command;
 mod failure;
 mod lay_out;
 mod llama_cpp;
+mod settings;
 mod vllm;
 
 use std::collections::BTreeMap;
@@ -21,7 +22,8 @@ use crate::tuning::Tuning;
 pub use lay_out::{Ask, Laid, LayOut};
 
 pub(crate) use arguments::{Given, Spelling, Spellings, flag};
-pub(crate) use vllm::{DEFAULT_UTILIZATION, UTILIZATION, parallel, utilization};
+pub(crate) use settings::Setting;
+pub(crate) use vllm::{parallel, utilization};
 
 /// What Berth knows about one kind of server.
 pub trait Backend: Sync {
@@ -62,6 +64,43 @@ pub trait Backend: Sync {
         None
     }
 
+    /// What the user's own command line says of the settings that decide its memory, as far as it is certain.
+    fn given_tuning(&self, args: &[String], env: &BTreeMap<String, String>) -> Tuning {
+        settings::given_tuning(self.settings(), args, env)
+    }
+
+    /// What is allowed on this command line and known to hurt: what, why, and by which argument.
+    #[doc(hidden)]
+    fn advice(&self, _args: &[String], _env: &BTreeMap<String, String>, _tuning: &Tuning) -> Vec<Advice> {
+        Vec::new()
+    }
+
+    /// How this server is told the settings that decide its memory; it has no others.
+    #[doc(hidden)]
+    fn settings(&self) -> &'static [Setting];
+
+    /// What the user's own command line says of the setting `key`, whether that is certain or not.
+    #[doc(hidden)]
+    fn given(
+        &self,
+        key: &str,
+        args: &[String],
+        env: &BTreeMap<String, String>,
+    ) -> Option<(Given, Option<String>)> {
+        let setting = self.settings().iter().find(|setting| setting.key == key)?;
+        let given = setting.given(args, env)?;
+        let value = (setting.read)(&given.text);
+        Some((given, value))
+    }
+
+    /// Takes what they say of the setting `key` out of a command line and its variables.
+    #[doc(hidden)]
+    fn forget(&self, key: &str, args: &mut Vec<String>, env: &mut BTreeMap<String, String>) {
+        for setting in self.settings().iter().filter(|setting| setting.key == key) {
+            setting.forget(args, env);
+        }
+    }
+
     /// Under which flags and variables this server is told its address, port and model.
     #[doc(hidden)]
     fn spellings(&self) -> &'static Spellings;
@@ -85,6 +124,27 @@ pub trait Backend: Sync {
     /// The texts by which its failures are known.
     #[doc(hidden)]
     fn texts(&self) -> &'static [&'static [Text]];
+}
+
+/// The settings by which a server is told what is declared under `key`: for `kv` those of keys and of values. Empty
+/// where it has no such setting.
+pub(crate) fn settings_for(backend: &dyn Backend, key: &str) -> Vec<&'static str> {
+    let both = |setting: &str| key == "kv" && ["kv_k", "kv_v"].contains(&setting);
+    let keys = backend.settings().iter().map(|setting| setting.key);
+    keys.filter(|setting| *setting == key || both(setting)).collect()
+}
+
+/// Something that is allowed and known to hurt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advice {
+    /// What, as one clause.
+    pub(crate) what: String,
+    /// Why.
+    pub(crate) why: String,
+    /// What to do instead.
+    pub(crate) instead: String,
+    /// Which argument or variable asks for it.
+    pub(crate) given: Given,
 }
 
 /// What Berth knows about servers of this kind.

@@ -9,6 +9,7 @@ mod model_file;
 mod policy_file;
 mod reader;
 mod together;
+mod tuned;
 
 use std::collections::BTreeMap;
 use std::fmt;

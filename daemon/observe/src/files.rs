@@ -73,7 +73,9 @@ fn stamp(path: &Path) -> io::Result<Stamp> {
     }
     let modified = |meta: &fs::Metadata| {
         let seconds = u64::try_from(meta.mtime()).unwrap_or_default();
-        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(meta.mtime_nsec()).unwrap_or_default())
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(u64::try_from(meta.mtime_nsec()).unwrap_or_default())
     };
     Ok(Stamp {
         size: files.iter().map(fs::Metadata::len).fold(0, u64::saturating_add),
@@ -85,9 +87,10 @@ fn stamp(path: &Path) -> io::Result<Stamp> {
 fn parts(path: &Path) -> Vec<PathBuf> {
     let name = path.file_name().and_then(|name| name.to_str());
     let parts = name.and_then(gguf::parts);
-    parts.map_or_else(|| vec![path.to_owned()], |names| {
-        names.into_iter().map(|name| path.with_file_name(name)).collect()
-    })
+    parts.map_or_else(
+        || vec![path.to_owned()],
+        |names| names.into_iter().map(|name| path.with_file_name(name)).collect(),
+    )
 }
 
 /// What a model's file, or the files in its folder, describe; an error says which file is wrong and how.

@@ -63,6 +63,40 @@ pub(crate) fn has(args: &[String], names: &[&str]) -> bool {
     args.iter().any(|arg| names.contains(&spelled(arg).as_str()))
 }
 
+/// What the last of these flags without a value turns on or off.
+pub(crate) fn switch(args: &[String], on: &[&str], off: &[&str]) -> Option<Given> {
+    args.iter().enumerate().rev().find_map(|(i, arg)| {
+        let name = spelled(arg);
+        let text = match () {
+            () if on.contains(&name.as_str()) => "true",
+            () if off.contains(&name.as_str()) => "false",
+            () => return None,
+        };
+        Some(Given { text: text.to_owned(), by: arg.clone(), index: Some(i) })
+    })
+}
+
+/// The arguments without these flags and their values, and without these switches.
+pub(crate) fn without(args: &[String], flags: &[&str], switches: &[&str]) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let (name, has_value) = match arg.split_once('=') {
+            Some((name, _)) if name.starts_with('-') => (spelled(name), true),
+            _ => (spelled(arg), false),
+        };
+        if switches.contains(&name.as_str()) {
+            continue;
+        }
+        if !flags.contains(&name.as_str()) {
+            kept.push(arg.clone());
+        } else if !has_value {
+            args.next();
+        }
+    }
+    kept
+}
+
 fn spelled(flag: &str) -> String {
     if flag.starts_with("--") { flag.replace('_', "-") } else { flag.to_owned() }
 }

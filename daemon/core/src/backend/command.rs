@@ -5,8 +5,8 @@ use serde_json::json;
 
 use super::failure::COMMON;
 use super::{
-    Ask, Backend, GenerateProbe, Laid, Launch, LayOut, PlacedGpu, Readiness, Spelling, Spellings, Text,
-    by_uuid, declared_launch, llama_cpp, vllm,
+    Ask, Backend, GenerateProbe, Laid, Launch, LayOut, PlacedGpu, Readiness, Setting, Spelling, Spellings,
+    Text, by_uuid, declared_launch, llama_cpp, vllm,
 };
 use crate::config::Model;
 use crate::layout::Layout;
@@ -44,6 +44,11 @@ impl Backend for Command {
 
     fn spellings(&self) -> &'static Spellings {
         &SPELLINGS
+    }
+
+    /// None: nothing can be said about another program's flags.
+    fn settings(&self) -> &'static [Setting] {
+        &[]
     }
 
     fn generates(&self, _args: &[String]) -> (bool, String) {

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::bytes::Bytes;
 use crate::config::{SourceFile, Sources, load};
+use crate::layout::Layout;
 use crate::placement::{Conceded, Room};
 use crate::tuning::Tuning;
 
@@ -115,6 +116,135 @@ fn readiness_asks_for_one_token_in_the_servers_own_way() {
 
     assert_eq!(probe("cmd = \"x\"\nready.health = \"/up?full=1\""), ("/up?full=1".into(), None));
     assert_eq!(probe("cmd = \"x\"\nready.generate = true").1, some("/v1/completions", named("m"), None));
+}
+
+/// What a layout adds to the command line, as one line.
+fn laid_out(text: &str, layout: &Layout) -> String {
+    let model = model(text);
+    let backend = of(model.backend);
+    let n = u32::try_from(layout.split.len()).unwrap();
+    let before = model.args.len() + 1;
+    let argv = backend.launch(&model, &gpus(n), layout).argv;
+    argv[before..].join(" ").replace("--host 127.0.0.1 --port 8100", "").trim().to_owned()
+}
+
+#[test]
+fn a_layout_becomes_llama_servers_flags() {
+    use crate::tuning::KvType::{F16, Q8_0};
+    let tuning = Tuning {
+        ctx: Some(32768),
+        kv_k: Some(Q8_0),
+        kv_v: Some(F16),
+        slots: Some(4),
+        unified: Some(true),
+        ubatch: Some(1024),
+        threads: Some(8),
+        ..Tuning::default()
+    };
+    let told = |tuning| laid_out("cmd = \"llama-server\"", &Layout { tuning, ..Layout::default() });
+    assert_eq!(told(tuning), "-c 32768 -ctk q8_0 -ctv f16 -np 4 -kvu -ub 1024 -t 8");
+    assert_eq!(told(Tuning { unified: Some(false), ..Tuning::default() }), "-no-kvu");
+    assert_eq!(told(Tuning::default()), "");
+    let split = Layout { split: vec![20, 11], cpu_experts: vec![26, 27], ..Layout::default() };
+    assert_eq!(
+        laid_out("cmd = \"llama-server\"", &split),
+        r"-ngl 31 --tensor-split 20,11 -fit off -ot blk\.(26|27)\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
+    );
+    assert_eq!(
+        laid_out("cmd = \"llama-server\"", &Layout { split: vec![31], ..Layout::default() }),
+        "-ngl 31 -fit off"
+    );
+    let host = Layout { cores: vec![0, 2, 4, 5, 6, 7, 8, 9], lock: true, ..Layout::default() };
+    assert_eq!(laid_out("cmd = \"llama-server\"", &host), "--cpu-mask 3f5 --mlock");
+    assert_eq!(
+        laid_out("cmd = \"llama-server\"", &Layout { cores: vec![64], ..host }),
+        format!("--cpu-mask 1{} --mlock", "0".repeat(16))
+    );
+}
+
+#[test]
+fn what_the_user_wrote_himself_stays_and_is_not_said_twice() {
+    let layout = Layout {
+        tuning: Tuning { ctx: Some(8192), unified: Some(true), threads: Some(8), ..Tuning::default() },
+        split: vec![20, 11],
+        cpu_experts: vec![30],
+        cores: vec![0],
+        lock: true,
+        ..Layout::default()
+    };
+    let all =
+        "cmd = \"llama-server -c 0 -no-kvu --threads=4 -ngl auto -ts 1,1 --fit on -ncmoe 3 -Cr 0-3 --mlock\"";
+    assert_eq!(laid_out(all, &layout), "");
+    let variables = "cmd = \"LLAMA_ARG_CTX_SIZE=4096 LLAMA_ARG_KV_UNIFIED=0 LLAMA_ARG_THREADS=2 LLAMA_ARG_N_GPU_LAYERS=9 LLAMA_ARG_TENSOR_SPLIT=1,1 LLAMA_ARG_FIT=on LLAMA_ARG_CPU_MOE=1 LLAMA_ARG_MLOCK=1 llama-server -ot .ffn_.*_exps.=CPU -C f\"";
+    assert_eq!(laid_out(variables, &layout), "");
+    // An override that leaves the experts alone says nothing of them.
+    let other =
+        "cmd = \"llama-server -c 1 -kvu -t 1 -ngl 1 -ts 1,1 -fit on -Cr 0-3 --mlock -ot token_embd=CPU\"";
+    assert_eq!(laid_out(other, &layout), r"-ot blk\.(30)\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU");
+}
+
+#[test]
+fn a_layout_becomes_vllms_flags() {
+    let tuning = Tuning {
+        ctx: Some(131_072),
+        kv_k: Some(crate::tuning::KvType::Fp8),
+        kv_v: Some(crate::tuning::KvType::Fp8),
+        slots: Some(16),
+        utilization: Some(90),
+        ..Tuning::default()
+    };
+    let layout = Layout { tuning, ..Layout::default() };
+    assert_eq!(
+        laid_out("cmd = \"vllm serve a/b\"", &layout),
+        "--max-model-len 131072 --kv-cache-dtype fp8 --max-num-seqs 16 --gpu-memory-utilization 0.90"
+    );
+    let all = "cmd = \"vllm serve a/b --max-model-len 32k --kv_cache_dtype auto --max-num-seqs=1 --gpu-memory-utilization 0.5\"";
+    assert_eq!(laid_out(all, &layout), "");
+}
+
+#[test]
+fn declared_settings_are_told_too_and_conceded_ones_before_them() {
+    let declared = "cmd = \"llama-server\"\nctx = 32768\nkv = \"q8_0\"\n";
+    assert_eq!(laid_out(declared, &Layout::default()), "-c 32768 -ctk q8_0 -ctv q8_0");
+    let conceded = Layout { tuning: Tuning { ctx: Some(16384), ..Tuning::default() }, ..Layout::default() };
+    assert_eq!(laid_out(declared, &conceded), "-c 16384 -ctk q8_0 -ctv q8_0");
+}
+
+#[test]
+fn a_command_line_is_read_for_what_it_says_of_memory() {
+    let said = |text: &str| {
+        let model = model(text);
+        of(model.backend).given_tuning(&model.args, &model.env)
+    };
+    let shown = |tuning: Tuning| {
+        let keys = Tuning::KEYS.into_iter().filter(|key| *key != "kv");
+        let each = keys.filter_map(|key| Some(format!("{key}={}", tuning.get(key)?)));
+        each.collect::<Vec<_>>().join(" ")
+    };
+    let all = "cmd = \"llama-server -c 1 -c 32768 -ctk q8_0 --cache-type-v=q4_0 -np 2 -kvu -ub 256 -ngl all -t 8 -ncmoe 4\"";
+    assert_eq!(
+        shown(said(all)),
+        "ctx=32768 kv_k=q8_0 kv_v=q4_0 slots=2 unified=true ubatch=256 gpu_layers=100000 threads=8"
+    );
+    assert_eq!(said("cmd = \"llama-server -c 0 -np -1 -ngl auto -t -1 -ctk fp8\""), Tuning::default());
+    assert_eq!(
+        shown(said("cmd = \"LLAMA_ARG_CTX_SIZE=8192 llama-server -no-kvu\"")),
+        "ctx=8192 unified=false"
+    );
+    let vllm = "cmd = \"vllm serve a/b --max-model-len 32K --kv-cache-dtype fp8_e5m2 --gpu-memory-utilization 0.925\"";
+    assert_eq!(shown(said(vllm)), "ctx=32768 kv_k=fp8 kv_v=fp8 utilization=0.93");
+    assert_eq!(
+        shown(said("cmd = \"vllm serve a/b --max-model-len=25.6k --max-num-seqs 8\"")),
+        "ctx=25600 slots=8"
+    );
+    assert_eq!(said("cmd = \"serve -c 4096\""), Tuning::default());
+}
+
+#[test]
+fn a_declared_share_is_taken_and_needed_like_a_given_one() {
+    let declared = model("cmd = \"vllm serve a/b\"\nutilization = 0.9\n");
+    let vllm = of(declared.backend);
+    assert_eq!(vllm.needs_free(&declared, Bytes::mib(16311)), Some(Bytes(15_392_990_823)));
 }
 
 #[test]

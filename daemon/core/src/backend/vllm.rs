@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::failure::COMMON;
+use super::settings::{flags, positive, same};
 use super::{
-    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Readiness, Spelling,
-    Spellings, Text, add_address, declared_launch, flag,
+    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Readiness, Setting,
+    Spelling, Spellings, Text, add_address, declared_launch, flag,
 };
 use crate::bytes::Bytes;
 use crate::config::Model;
@@ -27,10 +28,67 @@ static SPELLINGS: Spellings = Spellings {
 };
 
 /// The flag for the share of each GPU that the server takes.
-pub(crate) const UTILIZATION: &str = "--gpu-memory-utilization";
+const UTILIZATION: &str = "--gpu-memory-utilization";
 
 /// That share where it is not given: the newest version's. Earlier ones took 0.90, which fits where this does.
-pub(crate) const DEFAULT_UTILIZATION: f64 = 0.92;
+const DEFAULT_UTILIZATION: f64 = 0.92;
+
+static SETTINGS: [Setting; 4] = [
+    value("ctx", &["--max-model-len"], tokens, same),
+    value("kv", &["--kv-cache-dtype"], kv_type, kv_name),
+    value("slots", &["--max-num-seqs"], positive, same),
+    value("utilization", &[UTILIZATION], share_in_hundredths, same),
+];
+
+const fn value(
+    key: &'static str,
+    flags: &'static [&'static str],
+    read: fn(&str) -> Option<String>,
+    write: fn(&str) -> String,
+) -> Setting {
+    Setting { key, spelling: Spelling { flags, variable: None }, switches: None, read, write }
+}
+
+/// Tokens as vLLM takes them: `32k` is 32000, `32K` is 32768.
+fn tokens(text: &str) -> Option<String> {
+    let unit = match text.chars().last()? {
+        'k' => 1e3,
+        'm' => 1e6,
+        'K' => 1024.0,
+        'M' => 1024.0 * 1024.0,
+        _ => return positive(text),
+    };
+    let number =
+        text[..text.len() - 1].parse::<f64>().ok().filter(|number| *number > 0.0 && *number < 1e9)?;
+    Some(format!("{:.0}", (number * unit).trunc()))
+}
+
+/// The server's names for 16 bits and 8; `auto` follows the model's file.
+fn kv_type(text: &str) -> Option<String> {
+    let kind = match text {
+        "float16" => "f16",
+        "bfloat16" => "bf16",
+        text if text.starts_with("fp8") => "fp8",
+        _ => return None,
+    };
+    Some(kind.to_owned())
+}
+
+fn kv_name(kind: &str) -> String {
+    match kind {
+        "f16" => "float16",
+        "bf16" => "bfloat16",
+        other => other,
+    }
+    .to_owned()
+}
+
+/// Rounded up: what it says is at least taken.
+fn share_in_hundredths(text: &str) -> Option<String> {
+    let share = text.parse::<f64>().ok().filter(|share| *share > 0.0 && *share <= 1.0)?;
+    // Less what a decimal loses in a double, or 0.57 would become 0.58.
+    Some(format!("{:.2}", (share * 100.0 - 1e-6).ceil() / 100.0))
+}
 
 const TENSOR_PARALLEL: &[&str] = &["-tp", "--tensor-parallel-size"];
 const PIPELINE_PARALLEL: &[&str] = &["-pp", "--pipeline-parallel-size"];
@@ -63,11 +121,14 @@ fn serve(args: &[String]) -> Option<usize> {
     args.iter().take(3).position(|arg| arg == "serve")
 }
 
-/// The share of each GPU that the arguments ask for, or what is wrong with it.
-pub(crate) fn utilization(args: &[String]) -> Result<f64, Given> {
-    let Some(given) = flag(args, &[UTILIZATION]) else { return Ok(DEFAULT_UTILIZATION) };
+/// The share of each GPU that is asked for by the arguments, else by the declared one in hundredths, and by what; or
+/// what is wrong with the arguments.
+pub(crate) fn utilization(args: &[String], declared: Option<u32>) -> Result<(f64, Option<Given>), Given> {
+    let Some(given) = flag(args, &[UTILIZATION]) else {
+        return Ok((declared.map_or(DEFAULT_UTILIZATION, |share| f64::from(share) / 100.0), None));
+    };
     match given.text.parse::<f64>() {
-        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok((share, Some(given))),
         _ => Err(given),
     }
 }
@@ -89,7 +150,7 @@ fn by_index(gpu: &PlacedGpu) -> String {
 
 impl Vllm {
     fn share(model: &Model, total: Bytes) -> Option<Bytes> {
-        let share = utilization(&model.args).ok()?;
+        let (share, _) = utilization(&model.args, model.tuning.utilization).ok()?;
         // Computed as the server computes it, in doubles and rounded up.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         Some(Bytes((total.0 as f64 * share).ceil() as u64))
@@ -115,6 +176,8 @@ impl Backend for Vllm {
         if gpus.len() > 1 && parallel(&model.args).is_none() {
             launch.argv.extend(["--tensor-parallel-size".to_owned(), gpus.len().to_string()]);
         }
+        let tuning = layout.tuning.or(model.tuning);
+        launch.argv.extend(flags(&SETTINGS, &tuning, &model.args, &model.env));
         launch
     }
 
@@ -155,6 +218,10 @@ impl Backend for Vllm {
 
     fn needs_free(&self, model: &Model, total: Bytes) -> Option<Bytes> {
         Self::share(model, total)
+    }
+
+    fn settings(&self) -> &'static [Setting] {
+        &SETTINGS
     }
 
     fn spellings(&self) -> &'static Spellings {

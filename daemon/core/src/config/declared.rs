@@ -8,6 +8,7 @@ use super::command_line;
 use super::error::ConfigError;
 use super::main_file;
 use super::reader::{OneOrEach, Reader, Table};
+use super::tuned::{self, Tuned};
 use super::{BackendKind, Deadlines, Health, Memory, Settings};
 use crate::bytes::Bytes;
 
@@ -22,6 +23,7 @@ pub(super) struct Declared {
     pub(super) port: Option<Spanned<u16>>,
     pub(super) shares_port: bool,
     pub(super) policy: Option<Spanned<String>>,
+    pub(super) tuned: Tuned,
     pub(super) aliases: Vec<Spanned<String>>,
     pub(super) retired: bool,
     pub(super) fallback: Option<Spanned<String>>,
@@ -61,6 +63,7 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
         port: root.port("port"),
         shares_port: root.boolean("shares_port").unwrap_or(false),
         policy: root.string("policy", "the name of a policy"),
+        tuned: tuned::read(root, reader),
         aliases: root.strings("aliases", "an array of names").map(Spanned::into_inner).unwrap_or_default(),
         retired: root.boolean("retired").unwrap_or(false),
         fallback: root.string("fallback", "the name of another model"),

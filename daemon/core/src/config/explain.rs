@@ -11,6 +11,7 @@ use super::{BackendKind, Health, Memory, Model, Settings};
 use crate::backend;
 use crate::layout::Layout;
 use crate::name::ModelName;
+use crate::tuning::Tuning;
 
 /// All settings with their origins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -179,6 +180,19 @@ fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
         values.add("shares_port", "true".to_owned(), "");
     }
     values.add("policy", model.policy.to_string(), derived("policy"));
+    for key in Tuning::KEYS {
+        let declared = |key: &str| model.declared.contains_key(key);
+        // Keys and values are shown as they are declared, together or each.
+        let shown = match key {
+            "kv" => declared("kv") || model.tuning.kv_k.is_none() && model.tuning.kv_v.is_none(),
+            "kv_k" | "kv_v" => !declared("kv"),
+            _ => true,
+        };
+        let given = || model.derived.iter().find(|given| given.key == key).map(|given| given.value.clone());
+        if let Some(value) = model.tuning.get(key).or_else(given).filter(|_| shown) {
+            values.add(key, value, derived(key));
+        }
+    }
     let (memory, from) = memory(model);
     values.add("memory.gpu", memory, &from);
     if !model.aliases.is_empty() {
@@ -249,10 +263,13 @@ fn memory(model: &Model) -> (String, String) {
             (each.join(" + "), String::new())
         }
         (Memory::Undeclared, BackendKind::Vllm) => {
-            let given = backend::flag(&model.args, &[backend::UTILIZATION]);
-            let share = backend::utilization(&model.args).unwrap_or(backend::DEFAULT_UTILIZATION);
-            let from = given.map_or("default of vLLM".to_owned(), |given| format!("`{}`", given.by));
-            (format!("{share} of each GPU it gets"), from)
+            let from = match backend::utilization(&model.args, model.tuning.utilization) {
+                Ok((share, given)) => (share, given.map(|given| given.by)),
+                Err(given) => (0.0, Some(given.by)),
+            };
+            let declared = model.tuning.utilization.map(|_| "utilization".to_owned());
+            let by = from.1.or(declared).map_or("default of vLLM".to_owned(), |by| format!("`{by}`"));
+            (format!("{} of each GPU it gets", from.0), by)
         }
         (Memory::Undeclared, ..) => (
             "not declared".to_owned(),

@@ -11,7 +11,7 @@ use super::declared::{self, Command, Declared};
 use super::error::{ConfigError, Place};
 use super::reader::{Found, Reader, Table, nearest};
 use super::{
-    BackendKind, DEFAULT_ALIAS, Derived, Health, Memory, Model, Ready, Settings, SourceFile, main_file,
+    BackendKind, DEFAULT_ALIAS, Derived, Health, Memory, Model, Ready, Settings, SourceFile, main_file, tuned,
 };
 use crate::backend;
 use crate::name::ModelName;
@@ -132,6 +132,11 @@ impl Derive<'_, '_> {
         let (file, hub) = self.model_file(&declared, kind, &args, &env);
         let policy = self.policy(&declared, kind, &args);
         let ready = self.ready(&declared, kind, &args);
+        tuned::check_known(&declared.tuned, kind, self.reader);
+        self.derived.extend(tuned::hold_against(&declared.tuned, kind, command, (&args, &env), self.reader));
+        if let Some(policy) = &policy {
+            tuned::advise(kind, command, (&args, &env), (&declared.tuned, policy), self.reader);
+        }
         let model = name.zip(policy).map(|((name, _), policy)| Model {
             name,
             source: whole_file.path,
@@ -147,7 +152,7 @@ impl Derive<'_, '_> {
             shares_port: declared.shares_port,
             priority: declared.priority.map_or(policy.priority, Spanned::into_inner),
             policy,
-            tuning: crate::tuning::Tuning::default(),
+            tuning: declared.tuned.tuning,
             memory: declared.memory.map_or(Memory::Undeclared, Spanned::into_inner),
             aliases: declared.aliases.into_iter().map(Spanned::into_inner).collect(),
             retired: declared.retired,
@@ -461,7 +466,7 @@ impl Derive<'_, '_> {
 
     fn ready(&mut self, declared: &Declared, kind: BackendKind, args: &[String]) -> Ready {
         if kind == BackendKind::Vllm
-            && let (Err(given), Some(command)) = (backend::utilization(args), &declared.command)
+            && let (Err(given), Some(command)) = (backend::utilization(args, None), &declared.command)
         {
             let message = format!("`{}` must be more than 0 and at most 1", given.by);
             self.reader.error(
@@ -492,14 +497,14 @@ impl Derive<'_, '_> {
 }
 
 /// Where in the file a setting of the command line stands.
-fn span_of(command: &Command, given: &backend::Given) -> Range<usize> {
+pub(super) fn span_of(command: &Command, given: &backend::Given) -> Range<usize> {
     let by_variable =
         || command.env.iter().find(|(name, _)| *name.get_ref() == given.by).map(|(_, value)| value.span());
     let by_argument = given.index.and_then(|index| command.args.get(index)).map(Spanned::span);
     by_argument.or_else(by_variable).unwrap_or(command.program.span())
 }
 
-fn origin(command: &Command, given: &backend::Given) -> String {
+pub(super) fn origin(command: &Command, given: &backend::Given) -> String {
     let place = if given.index.is_some() || command.key == "cmd" { command.key } else { "env" };
     format!("`{}` in {place}", given.by)
 }

@@ -193,6 +193,27 @@ impl<'r, 'a> Table<'r, 'a> {
         Some(Spanned::new(value.span(), words))
     }
 
+    /// A setting of the server as text, whatever it is written as; `quoted` where that must be text.
+    pub(super) fn setting(
+        &mut self,
+        key: &'static str,
+        quoted: bool,
+        expected: &str,
+    ) -> Option<Spanned<String>> {
+        let value = self.take(key)?;
+        let text = match value.get_ref() {
+            DeValue::String(text) if quoted => text.to_string(),
+            DeValue::Integer(number) if !quoted && number.radix() == 10 => number.as_str().to_owned(),
+            DeValue::Float(number) if !quoted => number.as_str().to_owned(),
+            DeValue::Boolean(on) if !quoted => on.to_string(),
+            _ => {
+                self.wrong_type(key, value, expected);
+                return None;
+            }
+        };
+        Some(Spanned::new(value.span(), text))
+    }
+
     /// A table of which every value is a text: `env`.
     pub(super) fn string_table(
         &mut self,

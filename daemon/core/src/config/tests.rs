@@ -234,6 +234,73 @@ fn what_hurts_is_said_with_its_reason() {
 }
 
 #[test]
+fn settings_have_keys_of_their_own() {
+    let sources = models(&[
+        (
+            "gemma.toml",
+            "cmd = \"llama-server -m /m/gemma.gguf -c 32768 -kvu\"\nctx = 32768\nkv_v = \"f16\"\nkv_k = \"q8_0\"\nslots = 4\n",
+        ),
+        (
+            "genesis.toml",
+            "cmd = \"vllm serve a/b --max-model-len 32k\"\nkv = \"fp8\"\nutilization = 0.9\nport = 8022\n",
+        ),
+    ]);
+    let settings = load(&sources, "tower").map_err(|errors| shown(&errors)).unwrap();
+    let text = explain(&settings).to_string();
+    let models = text.split_once("\ngemma").unwrap().1;
+    assert_snapshot!(format!("gemma{models}"));
+}
+
+#[test]
+fn settings_that_contradict_flags_show_both_places() {
+    assert_snapshot!(errors(&[
+        (
+            "a.toml",
+            "cmd = \"LLAMA_ARG_UBATCH=256 llama-server -c 32768 -no-kvu -ctk f16 -ncmoe 4\"\nctx = 16384\nkv = \"q8_0\"\nunified = true\nubatch = 512\ncpu_experts = 4\n"
+        ),
+        (
+            "b.toml",
+            "program = \"vllm\"\nargs = [\"serve\", \"a/b\", \"--max-model-len\", \"auto\"]\nctx = 8192\n"
+        ),
+    ]));
+}
+
+#[test]
+fn every_kind_of_bad_setting() {
+    let llama = |rest: &str| format!("cmd = \"llama-server\"\n{rest}");
+    let cases = [
+        llama("ctx = 0"),
+        llama("ctx = \"32K\""),
+        llama("ctx = 1.5"),
+        llama("kv = 8"),
+        llama("kv = \"q8\""),
+        llama("kv = \"fp8\""),
+        llama("kv = \"q8_0\"\nkv_v = \"f16\""),
+        llama("slots = -1"),
+        llama("unified = 1"),
+        llama("utilization = 0.9"),
+        "cmd = \"vllm serve a/b\"\nkv = \"q8_0\"\nubatch = 512\nutilization = 90".into(),
+        "cmd = \"vllm serve a/b\"\nkv_k = \"fp8\"".into(),
+        "cmd = \"serve\"\nctx = 8192".into(),
+    ];
+    let cases: Vec<&str> = cases.iter().map(String::as_str).collect();
+    assert_snapshot!(titles(&cases));
+}
+
+#[test]
+fn settings_that_hurt_are_said_with_their_reason() {
+    let models = [
+        ("a.toml", "cmd = \"/opt/llama-server -fa off -ctv q8_0 --prio 2\"\n"),
+        ("b.toml", "cmd = \"LLAMA_ARG_FLASH_ATTN=0 llama-server -t 8\"\npolicy = \"two\"\nkv = \"q4_0\"\n"),
+        ("c.toml", "cmd = \"chrt -f 50 /opt/llama-server\"\nbackend = \"llama.cpp\"\n"),
+        ("d.toml", "cmd = \"llama-server -fa on -ctv q8_0 -t 2\"\npolicy = \"two\"\n"),
+    ];
+    let settings = policies(&[("two.toml", "devices = \"host\"\nhost.cores = \"0,2\"\n")], &models).unwrap();
+    let warnings: Vec<String> = settings.warnings.iter().map(|warning| warning.render(false)).collect();
+    assert_snapshot!(warnings.join("\n\n"));
+}
+
+#[test]
 fn a_model_is_a_path_or_a_name_at_hugging_face() {
     let found = |text: &str| one(text).map(|model| (model.file.map(|f| f.display().to_string()), model.hub));
     let file = |path: &str| Ok((Some(path.to_owned()), None));

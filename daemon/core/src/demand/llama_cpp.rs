@@ -255,7 +255,7 @@ impl Costs {
 
     /// What a layer, or after the last one the output, puts on the GPU where it lies.
     pub fn weigh(&self, layer: u32, experts_on_cpu: bool) -> Bytes {
-        let Some(layer) = self.layers.get(layer as usize) else { return Bytes(self.output.here + self.tied) };
+        let Some(layer) = self.layers.get(layer as usize) else { return Bytes(self.output + self.tied) };
         let kept = if self.kv_offload { layer.kv_global + layer.kv_sliding + layer.recurrent } else { 0 };
         Bytes(layer.weights.here - if experts_on_cpu { layer.experts } else { 0 } + kept)
     }

@@ -391,7 +391,9 @@ impl<'a> Context<'a> {
                 };
                 let (name, policy) = (&model.name, &model.policy.name);
                 let text = match ladder.only {
-                    Some(only) => format!("{name} wants {only} GPUs, and its policy `{policy}` allows {here}"),
+                    Some(only) => {
+                        format!("{name} wants {only} GPUs, and its policy `{policy}` allows {here}")
+                    }
                     None => format!("the policy `{policy}` of {name} allows {here}"),
                 };
                 let hint = format!("correct `policy` or [memory] in {}", model.source.display());

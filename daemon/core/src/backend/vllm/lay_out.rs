@@ -36,9 +36,9 @@ pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
     // Without weights that can be read its share is all that is known, and all that it takes.
     let shape = model.file.as_deref().and_then(|file| ask.shape(file).ok());
     let tuning = ask.instead.or(ask.conceded.tuning.or(model.tuning));
-    let given = super::utilization(&model.args).map_err(|given| format!("`{}` is no share", given.text))?;
-    let said = flag(&model.args, &[UTILIZATION]).map(|_| given);
-    let said = said.or(tuning.utilization.map(|hundredths| f64::from(hundredths) / 100.0));
+    let (share, given) = super::utilization(&model.args, tuning.utilization)
+        .map_err(|given| format!("`{}` is no share of a GPU", given.text))?;
+    let said = (given.is_some() || tuning.utilization.is_some()).then_some(share);
     let needs = shape.map(|shape| Needs::of(shape, model, &tuning, &ask.instead));
     Ok(Box::new(move |rooms| {
         let parts = needs.as_ref().map(|needs| needs.parts(rooms.len()));

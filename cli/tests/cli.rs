@@ -25,6 +25,7 @@ fn plan(verdict: Verdict) -> PlanReport {
         stops: vec![name("aeon")],
         starts: vec![name("genesis")],
         gpus: Vec::new(),
+        tried: Vec::new(),
         steps: Vec::new(),
     }
 }

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_core::config::Settings;
-use berth_core::facts::{Cpu, Facts, Gpu, Known, Moment, Preflight, Unit};
+use berth_core::facts::{Cpu, Facts, FileFacts, Gpu, Known, Moment, Preflight, Unit};
 use berth_core::health::Verdict;
 use berth_core::name::ModelName;
 use berth_core::plan::Plan;
@@ -67,6 +67,8 @@ pub enum Message {
     Swap(u64, Event),
     /// The processors of the host that are online.
     Cpus(Known<Vec<Cpu>>),
+    /// What is known of the files that declarations name.
+    Files(BTreeMap<PathBuf, FileFacts>),
     /// The services that are enabled for boot.
     Enabled(Vec<Service>),
     /// How a model that served has ended.
@@ -108,6 +110,8 @@ pub struct Decide {
     pub gpus: Option<Known<Vec<Gpu>>>,
     /// The units; None where systemd did not answer, likewise.
     pub units: Option<BTreeMap<ModelName, Unit>>,
+    /// What is known of files now.
+    pub files: BTreeMap<PathBuf, FileFacts>,
     /// Files and ports.
     pub preflight: BTreeMap<ModelName, Preflight>,
     /// When the looking began.
@@ -253,6 +257,7 @@ impl Driver {
                     self.step(event);
                 }
             }
+            Message::Files(files) => self.facts.files = files,
             Message::Cpus(cpus) => self.facts.host.cpus = cpus,
             Message::Enabled(services) => {
                 self.memory.rivals.take(services);

@@ -34,6 +34,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::driver::{Answer, Decide, Message, refusal};
 use crate::events::Events;
+use crate::files::Files;
 use crate::journal;
 use crate::nvml::Nvml;
 use crate::observe;
@@ -62,6 +63,8 @@ pub struct Api {
     pub nvml: Nvml,
     /// Likewise.
     pub systemd: Systemd,
+    /// Likewise.
+    pub files: Files,
     /// What was declared.
     pub settings: Arc<Settings>,
 }
@@ -378,9 +381,11 @@ impl Api {
             // Its file system hangs: the model's server would, too.
             _ => preflight::hung(&self.settings, &request, LOOK_UP),
         };
+        let models = preflight::asked(&self.settings, &request).cloned().collect();
+        let files = self.files.look(models).await;
+        let (gpus, units) = (Some(fresh.gpus), fresh.units);
         let (reply, answer) = oneshot::channel();
-        let decide =
-            Decide { request, by, gpus: Some(fresh.gpus), units: fresh.units, preflight, began, reply };
+        let decide = Decide { request, by, gpus, units, files, preflight, began, reply };
         self.driver.send(Message::Decide(Box::new(decide))).await.ok()?;
         tokio::time::timeout(DECISION, answer).await.ok()?.ok()
     }

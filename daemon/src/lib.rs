@@ -4,6 +4,7 @@ pub mod act;
 pub mod driver;
 pub mod events;
 pub mod fault;
+pub mod files;
 pub mod health;
 pub mod http;
 pub mod journal;

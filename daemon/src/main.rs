@@ -13,6 +13,7 @@ use berthd::act::Hands;
 use berthd::cpus;
 use berthd::driver::{Driver, Message, now_ms};
 use berthd::events::Events;
+use berthd::files::{self, Files};
 use berthd::http::{self, Api};
 use berthd::ledger::Ledger;
 use berthd::nvml::Nvml;
@@ -146,7 +147,9 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
             tracing::debug!(model = %taken.model, "ticket taken");
         }
     });
-    let facts = first_look(&nvml, &systemd).await?;
+    let files = Files::default();
+    let mut facts = first_look(&nvml, &systemd).await?;
+    facts.files = files.look(settings.models.values().cloned().collect()).await;
 
     let (to_driver, messages) = mpsc::channel(256);
     let (order, orders) = watch::channel(Order::Idle);
@@ -156,7 +159,9 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
     let driver = Driver::new(hands, ledger, events.clone(), order, state, facts, boot.trim());
     observe::spawn(nvml.clone(), systemd.clone(), orders, to_driver.clone());
     rivals::spawn(systemd.clone(), to_driver.clone());
-    let api = Api { driver: to_driver.clone(), events, nvml, systemd, settings: Arc::clone(&settings) };
+    files::spawn(files.clone(), Arc::clone(&settings), to_driver.clone());
+    let api =
+        Api { driver: to_driver.clone(), events, nvml, systemd, files, settings: Arc::clone(&settings) };
     let server = tokio::spawn(http::serve(listener, api));
     let driving = tokio::spawn(driver.run(messages));
     tracing::info!(node = settings.node, models = settings.models.len(), "berthd is up");

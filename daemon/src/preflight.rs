@@ -41,7 +41,8 @@ pub fn hung(settings: &Settings, request: &Request, deadline: Duration) -> BTree
         .collect()
 }
 
-fn asked<'a>(settings: &'a Settings, request: &'a Request) -> impl Iterator<Item = &'a Model> {
+/// The models that a request may start: the one it names, else all.
+pub fn asked<'a>(settings: &'a Settings, request: &'a Request) -> impl Iterator<Item = &'a Model> {
     settings.models.values().filter(|model| match request.model.as_deref() {
         None | Some("default") => true,
         Some(name) => model.name.as_str() == name || model.aliases.iter().any(|alias| alias == name),
@@ -114,10 +115,16 @@ fn program(program: &Path) -> Result<(), String> {
             _ => Ok(()),
         };
     }
-    if SEARCHED.iter().any(|dir| Path::new(dir).join(program).is_file()) {
+    if found(program).is_some() {
         return Ok(());
     }
     Err(format!("no such program in {}", SEARCHED.join(" and ")))
+}
+
+/// Where a program is that is given by its bare name, or whole.
+pub fn found(program: &Path) -> Option<PathBuf> {
+    let dirs = if program.is_absolute() { &["/"][..] } else { &SEARCHED };
+    dirs.iter().map(|dir| Path::new(dir).join(program)).find(|path| path.is_file())
 }
 
 /// Whether a path is there. What berthd may not look into (a home folder, say) may be there: the model's own user

@@ -37,6 +37,7 @@ fn refused_plan() -> PlanReport {
         stops: vec![name("genesis")],
         starts: vec![name("llama70b")],
         gpus: vec![change(0, 15_974, &[]), change(1, 16_794, &[])],
+        tried: Vec::new(),
         steps: Vec::new(),
     }
 }

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
-use crate::config::Model;
+use crate::config::{Model, Settings};
 use crate::demand::{Demand, Parts, Source, What};
-use crate::facts::{FileFacts, Stamp};
+use crate::facts::{Facts, FileFacts, Gpu, Stamp};
 use crate::layout::Layout;
+use crate::name::ModelName;
 use crate::placement::Room;
+use crate::state::{Phase, State};
 
 /// What a model took when it ran in one way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +114,46 @@ impl Learned {
         }
         grew
     }
+}
+
+/// Notes what models hold that run under a claim; true when it is worth a write to the disk.
+pub fn note(settings: &Settings, facts: &Facts, state: &mut State) -> bool {
+    let mut news = false;
+    let running = state.claims.iter().filter(|(_, claim)| claim.phase != Phase::Ending);
+    let held: Vec<(ModelName, Run, Vec<Bytes>, Bytes)> = running
+        .filter_map(|(name, claim)| {
+            let model = settings.models.get(name)?;
+            let unit = facts.units.get(name).filter(|unit| unit.invocation == claim.invocation)?;
+            let host = unit.brought.value()?.pinned;
+            let gpus: Option<Vec<&Gpu>> = claim.gpus.iter().map(|part| facts.gpu(&part.placed.id)).collect();
+            let gpus = gpus?;
+            // Where the driver does not say who holds what, nothing is learned.
+            let held: Option<Vec<Bytes>> = gpus.iter().map(|gpu| held_by(gpu, name)).collect();
+            let held =
+                held.filter(|held| host > Bytes::ZERO || held.iter().any(|held| *held > Bytes::ZERO))?;
+            let names = gpus.iter().map(|gpu| gpu.name.clone()).collect();
+            Some((name.clone(), Run::of(model, &facts.files, &claim.layout, names), held, host))
+        })
+        .collect();
+    for (name, run, held, host) in held {
+        let ways = state.learned.entry(name).or_default();
+        let at = ways.iter().position(|way| way.run == run).unwrap_or_else(|| {
+            if ways.len() >= Learned::KEPT {
+                ways.remove(0);
+            }
+            let nothing = vec![Bytes::ZERO; held.len()];
+            ways.push(Learned { run, peak: nothing.clone(), resting: nothing, host: Bytes::ZERO });
+            ways.len() - 1
+        });
+        news |= ways[at].note(&held, host);
+    }
+    news
+}
+
+/// What a model's processes hold on a GPU; None where that is not known of each.
+fn held_by(gpu: &Gpu, model: &ModelName) -> Option<Bytes> {
+    let processes = gpu.processes.value()?.iter().filter(|process| process.model.as_ref() == Some(model));
+    processes.map(|process| process.memory.value().copied()).sum()
 }
 
 /// Puts what was measured in the place of what is estimated, where the model ran laid out like this.

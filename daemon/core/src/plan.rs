@@ -22,7 +22,7 @@ use crate::config::{Model, Settings};
 use crate::facts::{DeviceId, Facts, Gpu, Known, Moment, Preflight, Suspicion};
 use crate::layout::Layout;
 use crate::name::ModelName;
-use crate::report::{Refusal, Request, Verb};
+use crate::report::{Attempt, AttemptOutcome, Refusal, Request, Verb};
 use crate::state::{Home, Phase, State};
 
 pub use missing::{Missing, missing};
@@ -233,6 +233,27 @@ pub fn too_big(settings: &Settings, facts: &Facts, state: &State, model: &Model)
         Err(Unplaced { short: Some(short), certain: true, .. }) => Some(short.1),
         _ => None,
     }
+}
+
+/// Whether a model fits this machine with nothing else of Berth's on it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fit {
+    /// The ways that were tried, in order; the last one is taken, or none fits.
+    pub tried: Vec<Attempt>,
+    /// Settings that would fit where it does not, least loss first: the arguments of `--set` with what they leave free.
+    pub instead: Vec<(String, Bytes)>,
+}
+
+/// Whether a model fits this machine with nothing else of Berth's on it, how, and what would; a refusal where that
+/// can't be said.
+pub fn fit(settings: &Settings, facts: &Facts, state: &State, model: &Model) -> Result<Fit, Box<Refusal>> {
+    let preflight = BTreeMap::new();
+    let context = Context::new(settings, facts, state, &preflight);
+    let all: Vec<ModelName> = state.claims.keys().cloned().collect();
+    let tried = context.tried(model, &all)?;
+    let fits = tried.last().is_some_and(|last| matches!(last.outcome, AttemptOutcome::Fits { .. }));
+    let instead = if fits { Vec::new() } else { context.would_fit(model, &all) };
+    Ok(Fit { tried, instead: instead.iter().map(|fit| (fit.words(), fit.spare)).collect() })
 }
 
 struct Context<'a> {

@@ -2,7 +2,6 @@
 //!
 //! Everything here blocks on the file system, which can hang: callers give it a thread and a deadline.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::os::unix::fs::MetadataExt;
@@ -37,22 +36,10 @@ pub fn look(path: &Path, before: Option<&FileFacts>) -> FileFacts {
     FileFacts { stamp, shape }
 }
 
-/// The same for all of these; of a program only its version.
-pub fn look_all(
-    programs: impl IntoIterator<Item = PathBuf>,
-    models: impl IntoIterator<Item = PathBuf>,
-    before: &BTreeMap<PathBuf, FileFacts>,
-) -> BTreeMap<PathBuf, FileFacts> {
-    let programs = programs.into_iter().map(|path| {
-        let stamp = stamp(&path).map_or_else(|error| Known::Unknown(error.to_string()), Known::Value);
-        (path, FileFacts { stamp, shape: Known::Unknown("it is a program".to_owned()) })
-    });
-    let mut all: BTreeMap<PathBuf, FileFacts> = programs.collect();
-    for path in models {
-        let facts = look(&path, before.get(&path));
-        all.insert(path, facts);
-    }
-    all
+/// What is known of a program now: its version.
+pub fn look_at_program(path: &Path) -> FileFacts {
+    let stamp = stamp(path).map_or_else(|error| Known::Unknown(error.to_string()), Known::Value);
+    FileFacts { stamp, shape: Known::Unknown("it is a program".to_owned()) }
 }
 
 /// Size and time of the newest change of a file, with all parts of a split model; of a folder, of the files in it.

@@ -17,6 +17,7 @@ impl Driver {
         if let Some(units) = decide.units.take().filter(|_| self.units_at <= decide.began) {
             self.facts.units = units;
         }
+        self.facts.files.clone_from(&decide.files);
         self.observed();
         if self.memory.ledger_error.is_some() {
             self.record();

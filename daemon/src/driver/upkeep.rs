@@ -1,6 +1,7 @@
 //! What core's upkeep asks for without an operator is performed here.
 
 use berth_core::facts::Moment;
+use berth_core::learned;
 use berth_core::name::ModelName;
 use berth_core::state::{ClaimedGpu, Phase};
 use berth_core::swap::Event;
@@ -21,9 +22,13 @@ impl Driver {
         let swapping = self.swap.is_some();
         let deeds = self.with_world(|upkeep, world| upkeep.observe(world, swapping));
         self.fulfil(deeds);
+        let learned = learned::note(&self.settings, &self.facts, &mut self.state);
         if swapping {
             self.step(Event::Facts);
         } else {
+            if learned {
+                self.record();
+            }
             self.record_again(now);
             self.watch_ended(now);
         }

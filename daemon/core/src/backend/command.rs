@@ -31,7 +31,14 @@ impl Backend for Command {
 
     fn lay_out<'a>(&self, ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
         // On the host alone what is not declared is measured once it runs.
-        let nothing = || Box::new(|_: &[Room<'_>]| Laid::default()) as LayOut<'a>;
+        let asked = *ask;
+        let nothing = || {
+            Box::new(move |rooms: &[Room<'_>]| {
+                let mut laid = Laid::default();
+                asked.apply_learned(&laid.layout, rooms, &mut laid.demand);
+                laid
+            }) as LayOut<'a>
+        };
         let declared = ask.declared().or_else(|| (!ask.model.policy.uses_gpus()).then(nothing));
         declared.ok_or_else(|| "it is not declared".to_owned())
     }

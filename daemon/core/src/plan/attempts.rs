@@ -40,7 +40,7 @@ impl Context<'_> {
         self.tried(model, victims).unwrap_or_default()
     }
 
-    fn tried(&self, model: &Model, victims: &[ModelName]) -> Result<Vec<Attempt>, Refusal> {
+    pub(super) fn tried(&self, model: &Model, victims: &[ModelName]) -> Result<Vec<Attempt>, Refusal> {
         let ladder = self.ladder(model)?;
         let mut attempts: Vec<Attempt> = Vec::new();
         let mut note = |attempt: Attempt| {

@@ -370,7 +370,7 @@ impl<'a> Context<'a> {
         Ok(match (nearest, unknown) {
             (Some(mut tried), unknown) => {
                 tried.short.extend(tried.unseen.as_ref().map(|why| why.text.clone()));
-                let certain = unknown.is_none() && tried.unseen.is_none();
+                let certain = unknown.is_none();
                 // On a suspect device it may fit as soon as an operator says so.
                 let suspect = unknown.as_ref().filter(|why| why.code == "gpu_suspect");
                 let hints = suspect.map(|why| why.hints.clone()).unwrap_or_default();

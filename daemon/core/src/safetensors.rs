@@ -15,9 +15,9 @@ use crate::shape::{Layer, Shape, Tensor};
 mod config;
 
 /// A longer header is refused. The format allows 100 MB, but those of today are far below one, and it is parsed whole.
-const LONGEST: u64 = 16 << 20;
+const LONGEST: u64 = 8 << 20;
 /// More tensors than any one file has.
-const MOST_TENSORS: usize = 1 << 17;
+const MOST_TENSORS: usize = 1 << 16;
 /// A longer `config.json` is refused.
 const LONGEST_CONFIG: usize = 1 << 20;
 /// More layers than any model has.
@@ -103,8 +103,8 @@ pub fn files(index: &[u8]) -> Result<Vec<String>, Error> {
             from.deserialize_map(All)
         }
     }
-    if index.len() as u64 > 4 * LONGEST {
-        return Err(Error::TooLong { bytes: index.len() as u64, most: 4 * LONGEST });
+    if index.len() as u64 > 8 * LONGEST {
+        return Err(Error::TooLong { bytes: index.len() as u64, most: 8 * LONGEST });
     }
     let index: Index<'_> = serde_json::from_slice(index)
         .map_err(|error| Error::Json { what: "the index of its files", error })?;

@@ -248,15 +248,14 @@ pub fn safetensors() -> Vec<Hostile> {
 
 /// Inputs for the fuzzer of `gguf` or `safetensors`: the length of the file in eight bytes, then its header.
 pub fn corpus(kind: &str) -> Vec<(String, Vec<u8>)> {
-    let (mut inputs, sound) = match kind {
-        "gguf" => (gguf(), sound().header()),
-        _ => {
-            let tensors: &[crate::safetensors::Tensor<'_>] = &[
-                ("model.layers.0.mlp.experts.0.up_proj.weight", "I32", 32, &[8]),
-                ("mtp.norm.weight", "F32", 32, &[1]),
-            ];
-            (safetensors(), crate::safetensors::header(tensors).0)
-        }
+    let (mut inputs, sound) = if kind == "gguf" {
+        (gguf(), sound().header())
+    } else {
+        let tensors: &[crate::safetensors::Tensor<'_>] = &[
+            ("model.layers.0.mlp.experts.0.up_proj.weight", "I32", 32, &[8]),
+            ("mtp.norm.weight", "F32", 32, &[1]),
+        ];
+        (safetensors(), crate::safetensors::header(tensors).0)
     };
     inputs.push(Hostile { name: "sound", length: 1 << 20, bytes: sound, says: "" });
     if kind == "gguf" {

@@ -203,10 +203,10 @@ fn every_type_has_its_size() {
         file.tensor("output.weight", &[1024], Type::Other(number, 1024, bytes as u64));
         match (expected, try_read(&file)) {
             (Some(_), Ok(shape)) => {
-                assert_eq!(shape.tensors[1].bytes, Bytes(file.tensors[1].bytes()), "{number}")
+                assert_eq!(shape.tensors[1].bytes, Bytes(file.tensors[1].bytes()), "{number}");
             }
             (None, Err(error)) => {
-                assert!(error.to_string().contains(&format!("unknown type {number}")), "{error}")
+                assert!(error.to_string().contains(&format!("unknown type {number}")), "{error}");
             }
             (_, read) => panic!("{number}: {read:?}"),
         }

@@ -25,6 +25,7 @@ pub struct Builder {
     seed: u64,
     main: String,
     models: Vec<(String, Text)>,
+    policies: Vec<(String, String)>,
     assets: bool,
     berthd_may_fail: bool,
     faults: bool,
@@ -47,6 +48,7 @@ impl Builder {
             seed: 0,
             main: MAIN.to_owned(),
             models: Vec::new(),
+            policies: Vec::new(),
             assets: false,
             berthd_may_fail: false,
             faults: false,
@@ -80,6 +82,13 @@ impl Builder {
     #[must_use]
     pub fn model(mut self, name: &str, toml: &str) -> Builder {
         self.models.push((name.to_owned(), Text::Whole(toml.to_owned())));
+        self
+    }
+
+    /// A policy's file.
+    #[must_use]
+    pub fn policy(mut self, name: &str, toml: &str) -> Builder {
+        self.policies.push((name.to_owned(), toml.to_owned()));
         self
     }
 
@@ -176,13 +185,18 @@ impl Builder {
     fn write_config(&self) -> Result<TempDir> {
         let config =
             tempfile::Builder::new().prefix("berth-config-").tempdir().context("no temporary folder")?;
-        let models = config.path().join("berth/models.d");
+        let [models, policies] =
+            ["models.d", "policies.d"].map(|name| config.path().join("berth").join(name));
         fs::create_dir_all(&models)?;
+        fs::create_dir_all(&policies)?;
         // berthd reads it as a user of its own.
-        for folder in [&*models, &config.path().join("berth")] {
+        for folder in [&*models, &*policies, &config.path().join("berth")] {
             fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
         }
         fs::write(config.path().join("berth/berth.toml"), &self.main)?;
+        for (name, toml) in &self.policies {
+            fs::write(policies.join(format!("{name}.toml")), toml)?;
+        }
         let cards = count(&self.gpus)?;
         for (name, text) in &self.models {
             let toml = match text {

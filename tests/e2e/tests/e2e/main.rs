@@ -15,6 +15,7 @@ mod devices;
 mod failures;
 mod health;
 mod home;
+mod host;
 mod input;
 mod machine;
 mod release;

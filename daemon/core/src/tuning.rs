@@ -104,6 +104,25 @@ impl Tuning {
         }
     }
 
+    /// This without what `other` says.
+    pub fn without(self, other: &Self) -> Self {
+        fn unless<T>(other: Option<T>, own: Option<T>) -> Option<T> {
+            if other.is_some() { None } else { own }
+        }
+        Self {
+            ctx: unless(other.ctx, self.ctx),
+            kv_k: unless(other.kv_k, self.kv_k),
+            kv_v: unless(other.kv_v, self.kv_v),
+            slots: unless(other.slots, self.slots),
+            unified: unless(other.unified, self.unified),
+            ubatch: unless(other.ubatch, self.ubatch),
+            gpu_layers: unless(other.gpu_layers, self.gpu_layers),
+            cpu_experts: unless(other.cpu_experts, self.cpu_experts),
+            threads: unless(other.threads, self.threads),
+            utilization: unless(other.utilization, self.utilization),
+        }
+    }
+
     /// This, and where it is silent `otherwise`.
     pub fn or(self, otherwise: Self) -> Self {
         Self {

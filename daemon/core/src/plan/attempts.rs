@@ -126,26 +126,23 @@ impl Context<'_> {
         let place =
             if indices.is_empty() { "the CPU".to_owned() } else { format!("GPU {}", indices.join("+")) };
         let layout = &tried.laid.layout;
-        let mut given = Vec::new();
+        let mut on_cpu = Vec::new();
         if !layout.cpu_experts.is_empty() {
-            let layers = crate::cpus::Numbers(&layout.cpu_experts).to_string();
+            let layers = crate::cpus::Numbers(&layout.cpu_experts);
             let n = layout.cpu_experts.len();
-            given
-                .push(format!("experts of {n} layer{} on the CPU ({layers})", if n == 1 { "" } else { "s" }));
+            on_cpu.push(format!("the experts of {n} layer{} ({layers})", if n == 1 { "" } else { "s" }));
         }
-        let tuning = &layout.tuning;
-        let here = tuning.kv_k.filter(|_| tuning.kv_k != model.tuning.kv_k);
-        given.extend(here.map(|kind| format!("KV {kind}")));
-        let ctx = tuning.ctx.filter(|_| tuning.ctx != model.tuning.ctx);
-        given.extend(ctx.map(|ctx| format!("ctx {ctx}")));
-        if let Some(kept) = self.layers_on_cpu(model, tried) {
-            given.push(format!("{kept} layers on the CPU"));
-        }
-        if given.is_empty() {
+        on_cpu.extend(self.layers_on_cpu(model, tried).map(|n| format!("the first {n} layers")));
+        let whole = if on_cpu.is_empty() {
             format!("whole on {place}")
         } else {
-            format!("{}; rest on {place}", given.join(", "))
-        }
+            format!("{} on the CPU, the rest on {place}", on_cpu.join(" and "))
+        };
+        let tuning = &layout.tuning;
+        let kv = tuning.kv_k.filter(|_| tuning.kv_k != model.tuning.kv_k).map(|kind| format!("KV {kind}"));
+        let ctx = tuning.ctx.filter(|_| tuning.ctx != model.tuning.ctx).map(|ctx| format!("ctx {ctx}"));
+        let with: Vec<String> = kv.into_iter().chain(ctx).collect();
+        if with.is_empty() { whole } else { format!("{whole}, with {}", with.join(" and ")) }
     }
 
     /// How many layers stay on the CPU although there are GPUs.

@@ -1,7 +1,7 @@
 //! What each verb would do to what runs and to home.
 
 use super::{Context, Plan, Start, Unplaced, Verdict, refusal};
-use crate::config::Model;
+use crate::config::{Memory, Model};
 use crate::name::ModelName;
 use crate::report::{Refusal, Verb};
 use crate::state::{Home, Phase};
@@ -254,9 +254,12 @@ impl Context<'_> {
                 self.advise(&mut refusal, verb.as_str(), model, &stops);
                 if refusal.hints.is_empty() {
                     let file = model.source.display();
-                    let hint =
-                        format!("less memory in {file}: a smaller context, or fewer layers on the GPU");
-                    refusal.hints.push(hint);
+                    refusal.hints.push(if model.memory == Memory::Undeclared {
+                        "a smaller quantization: no context and no type of KV cache makes this one fit"
+                            .to_owned()
+                    } else {
+                        format!("less memory in {file}: a smaller context, or fewer layers on the GPU")
+                    });
                 }
             }
         }

@@ -52,10 +52,11 @@ impl Tried {
         self.short.is_empty() && self.unseen.is_none()
     }
 
-    /// What is left where least is, of what is known.
+    /// What is left on the GPU where least is, without one on the host; of what is known.
     pub(super) fn spare(&self) -> Option<Bytes> {
         let gpus = self.laid.demand.gpus.iter().zip(&self.available);
-        gpus.filter_map(|(parts, available)| Some((*available)?.less(parts.total()))).min()
+        let least = gpus.filter_map(|(parts, available)| Some((*available)?.less(parts.total()))).min();
+        least.or_else(|| Some(self.host?.less(self.laid.demand.host.total())))
     }
 }
 

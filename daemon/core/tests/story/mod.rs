@@ -46,11 +46,17 @@ pub(crate) fn name(text: &str) -> ModelName {
 
 /// A declaration in a file of its own for each model.
 pub(crate) fn settings(models: &[(&str, &str)]) -> Settings {
-    let models = models.iter().map(|(name, text)| SourceFile {
-        path: PathBuf::from(format!("/etc/berth/models.d/{name}.toml")),
-        text: (*text).to_owned(),
-    });
-    load(&Sources { models: models.collect(), ..Sources::default() }, "tower").unwrap()
+    settings_with(models, &[])
+}
+
+/// The same beside policies.
+pub(crate) fn settings_with(models: &[(&str, &str)], policies: &[(&str, &str)]) -> Settings {
+    let files = |folder: &str, files: &[(&str, &str)]| -> Vec<SourceFile> {
+        let path = |name: &str| PathBuf::from(format!("/etc/berth/{folder}/{name}.toml"));
+        files.iter().map(|(name, text)| SourceFile { path: path(name), text: (*text).to_owned() }).collect()
+    };
+    let (models, policies) = (files("models.d", models), files("policies.d", policies));
+    load(&Sources { main: None, models, policies }, "tower").unwrap()
 }
 
 pub(crate) fn device(index: usize) -> DeviceId {

@@ -20,7 +20,9 @@ pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
     }
     let ask = *ask;
     let model = ask.model;
-    let tuning = ask.conceded.tuning.or(model.tuning);
+    // The user's own flags win; what they say is not said again.
+    let given = super::LlamaCpp.given_tuning(&model.args, &model.env);
+    let tuning = ask.conceded.tuning.or(model.tuning).without(&given);
     let mut run = Run::read(&model.args, &model.env, &tuning).map_err(|bad| bad.to_string())?;
     instead(&mut run, &ask.instead);
     let file = model.file.as_deref().ok_or("its model is not a file that can be read")?;

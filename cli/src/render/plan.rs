@@ -3,7 +3,7 @@
 use berth_core::report::{ApiProblem, GpuChange, PlanReport, Refusal, StepForecast, Verdict};
 
 use super::text::{about, clean, gib, gpus, join, names, paragraph, spread};
-use super::{Column, Paint, Table, Tone, swap};
+use super::{Column, Paint, Table, Tone, parts, swap};
 
 /// What `berthctl plan` prints.
 pub(crate) fn plan(plan: &PlanReport, paint: Paint) -> String {
@@ -43,7 +43,16 @@ fn refused(refusal: &Refusal, plan: Option<&PlanReport>, paint: Paint) -> String
     if let Some(plan) = plan.filter(|plan| plan.gpus.iter().any(|gpu| gpu.needs > gpu.available)) {
         out.push_str(&shortage(&plan.gpus, paint));
     }
+    if let Some(plan) = plan {
+        out.push_str(&ways(plan, paint));
+    }
     out + &hints(&refusal.hints)
+}
+
+/// What was tried, and by part what the last way needs.
+fn ways(plan: &PlanReport, paint: Paint) -> String {
+    let last = plan.tried.last().map(|last| parts::parts(&last.devices, paint));
+    parts::tried(&plan.tried, paint) + &last.unwrap_or_default()
 }
 
 /// Per GPU: what is needed, what there is, and who else is on it.
@@ -94,6 +103,7 @@ fn go(plan: &PlanReport, paint: Paint) -> String {
     let title = swap::moves(plan.request.verb, &plan.stops, &plan.starts);
     let mut out = spread(&[paint.tint(Tone::Bold, &title), place, time]) + "\n";
     out.push_str(&changes(plan, paint));
+    out.push_str(&ways(plan, paint));
     if plan.steps.iter().any(|step| step.expected_ms.is_some()) {
         out.push_str(&paragraph("Steps: ", &join(plan.steps.iter().map(forecast), ", ")));
     }

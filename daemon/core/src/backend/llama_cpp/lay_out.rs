@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::backend::Backend as _;
 use crate::backend::lay_out::{Ask, Laid, LayOut, fits};
 use crate::config::Model;
 use crate::demand::Demand;

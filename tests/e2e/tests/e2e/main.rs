@@ -17,6 +17,7 @@ mod health;
 mod home;
 mod input;
 mod machine;
+mod memory;
 mod release;
 mod restart;
 mod rights;

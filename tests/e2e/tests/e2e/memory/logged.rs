@@ -14,26 +14,26 @@ const DRIVERS: &str = "/usr/share/vulkan/icd.d";
 
 /// MiB in the server's buffers on each device.
 #[derive(Debug, Default)]
-pub struct Logged {
+pub(super) struct Logged {
     /// GPUs by their number; None is the host.
-    pub on: BTreeMap<Option<usize>, Buffers>,
+    pub(super) on: BTreeMap<Option<usize>, Buffers>,
 }
 
 /// MiB in the buffers on one device, of the model's own context.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Buffers {
-    pub weights: f64,
-    pub global: f64,
-    pub sliding: f64,
-    pub recurrent: f64,
-    pub compute: f64,
+pub(super) struct Buffers {
+    pub(super) weights: f64,
+    pub(super) global: f64,
+    pub(super) sliding: f64,
+    pub(super) recurrent: f64,
+    pub(super) compute: f64,
     /// All buffers of a second context, with the weights of a second model.
-    pub draft: f64,
+    pub(super) draft: f64,
 }
 
 /// The GPUs that a server sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gpus {
+pub(super) enum Gpus {
     None,
     /// So many of Mesa's.
     Mesa(usize),
@@ -43,7 +43,7 @@ pub enum Gpus {
 ///
 /// # Errors
 /// What it said instead of being ready.
-pub fn load(assets: &Assets, model: &Path, args: &[&str], gpus: Gpus) -> Result<Logged, String> {
+pub(super) fn load(assets: &Assets, model: &Path, args: &[&str], gpus: Gpus) -> Result<Logged, String> {
     let server = assets.folder().join("llama.cpp");
     let log = tempfile::NamedTempFile::new().expect("no temporary file");
     let output = || Stdio::from(File::options().append(true).open(log.path()).expect("no log"));

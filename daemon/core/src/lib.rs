@@ -21,6 +21,7 @@ pub mod policy;
 pub mod release;
 pub mod report;
 pub mod rivals;
+pub mod safetensors;
 pub mod shape;
 pub mod soundness;
 pub mod state;

@@ -1,9 +1,10 @@
 //! berth-core from outside: the planner on recorded facts, the proof of release and the soundness of GPUs reading by
-//! reading, and the swap machine in a simulated world.
+//! reading, the swap machine in a simulated world, and the shapes of models in their files.
 #![allow(clippy::unwrap_used)]
 
 mod planner;
 mod release;
+mod shapes;
 mod soundness;
 mod story;
 mod world;

@@ -2,5 +2,6 @@
 //! loads. It knows the formats by itself and nothing of Berth, so that tests hold Berth's readers against it.
 
 pub mod gguf;
-
+pub mod hostile;
 pub mod models;
+pub mod safetensors;

@@ -55,7 +55,7 @@ pub(super) struct Header {
 
 /// Reads the header of a file of `len` bytes.
 pub(super) fn read(source: &mut impl Read, len: u64) -> Result<Header, Error> {
-    let mut source = Source { from: source, at: 0, len, strings: 0, numbers: 0 };
+    let mut source = Source { from: source, at: 0, len, strings: 0, numbers: 0, passed: [0; 4096] };
     let magic = source.bytes::<4>("its first four bytes")?;
     if &magic != b"GGUF" {
         return Err(Error::Magic { found: magic.escape_ascii().to_string() });
@@ -107,6 +107,8 @@ struct Source<'a, R> {
     len: u64,
     strings: u64,
     numbers: u64,
+    /// Where what is passed over goes.
+    passed: [u8; 4096],
 }
 
 impl<R: Read> Source<'_, R> {
@@ -125,12 +127,8 @@ impl<R: Read> Source<'_, R> {
     fn fill(&mut self, what: &'static str, into: &mut [u8]) -> Result<(), Error> {
         let bytes = into.len() as u64;
         self.need(what, bytes)?;
-        self.from.read_exact(into).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => Error::Ended { what, at: self.at, needs: bytes, left: 0 },
-            _ => Error::Read { at: self.at, error },
-        })?;
-        self.at += bytes;
-        Ok(())
+        let read = self.from.read_exact(into);
+        self.read(what, bytes, read)
     }
 
     fn bytes<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Error> {
@@ -160,13 +158,23 @@ impl<R: Read> Source<'_, R> {
 
     fn skip(&mut self, what: &'static str, bytes: u64) -> Result<(), Error> {
         self.need(what, bytes)?;
-        let mut scratch = [0; 4096];
         let mut left = bytes;
         while left > 0 {
-            let now = usize::try_from(left).unwrap_or(usize::MAX).min(scratch.len());
-            self.fill(what, &mut scratch[..now])?;
+            let now = usize::try_from(left).unwrap_or(usize::MAX).min(self.passed.len());
+            let read = self.from.read_exact(&mut self.passed[..now]);
+            self.read(what, now as u64, read)?;
             left -= now as u64;
         }
+        Ok(())
+    }
+
+    /// Counts what was read, or says why it was not.
+    fn read(&mut self, what: &'static str, bytes: u64, read: std::io::Result<()>) -> Result<(), Error> {
+        read.map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => Error::Ended { what, at: self.at, needs: bytes, left: 0 },
+            _ => Error::Read { at: self.at, error },
+        })?;
+        self.at += bytes;
         Ok(())
     }
 

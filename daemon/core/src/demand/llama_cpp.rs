@@ -59,6 +59,8 @@ pub struct Costs {
     output: u64,
     /// What the output shares with the input, and a GPU needs a copy of.
     tied: u64,
+    /// The host needs a copy as well.
+    tied_twice: bool,
     /// Tensors that each device with a layer has a copy of.
     copied: u64,
     /// Bytes that the user's own overrides put on certain GPUs.
@@ -106,6 +108,9 @@ struct Layer {
     largest_expert: u64,
     /// Its feed-forward network, or a part of it, lies where the layer lies.
     network: bool,
+    /// It sees everything, or it slides; one that keeps nothing of its own may do either.
+    global: bool,
+    sliding: bool,
     kv_global: u64,
     kv_sliding: u64,
     recurrent: u64,
@@ -191,6 +196,8 @@ impl Costs {
             input: 0,
             output: 0,
             tied: 0,
+            // Its output is made before its input (seen with a server of August 2026); mapped, both are the same.
+            tied_twice: shape.architecture == "gemma4" && !run.mmap,
             copied: 0,
             pinned: Vec::new(),
             kept: if shape.unsure.is_none() { Source::Exact } else { Source::Estimated },
@@ -281,7 +288,16 @@ impl Costs {
 
     fn add(&self, demand: &mut Demand, split: &[u32], cpu_experts: &[u32]) {
         let gpus = demand.gpus.len();
-        let places = Places::new(self.layers.len(), &split[..split.len().min(gpus)]);
+        let split = &split[..split.len().min(gpus)];
+        let mut alone = vec![0; gpus];
+        let split = if self.split_mode == SplitMode::None && gpus > 0 {
+            alone[self.main_gpu.min(gpus - 1)] = split.iter().sum();
+            &alone
+        } else {
+            split
+        };
+        let first = if self.split_mode == SplitMode::None { self.main_gpu } else { 0 };
+        let places = Places::new(self.layers.len(), split);
         let mut sums = vec![Sums::default(); gpus + 1];
         let host = gpus;
         // What the first GPU has to fetch from the host to compute with it.
@@ -296,7 +312,11 @@ impl Costs {
             fetched.visitor = fetched.visitor.max(visitor);
             if at == host {
                 fetched.kept = fetched.kept.max(layer.kv_global + layer.kv_sliding);
+                fetched.global |= layer.global;
+                fetched.sliding |= layer.sliding;
             }
+            sums[at].sees_all |= layer.global;
+            sums[at].slides |= layer.sliding;
             sums[at].networks |= layer.network && !(experts && layer.experts > 0);
             sums[at].weights += layer.weights.here - moved;
             sums[at].layers += 1;
@@ -309,7 +329,7 @@ impl Costs {
         let output = places.of(self.layers.len()).unwrap_or(host);
         sums[output].weights += self.output;
         sums[host].weights += self.input;
-        if output != host {
+        if output != host || self.tied_twice {
             sums[output].weights += self.tied;
         }
         for &(index, bytes) in &self.pinned {
@@ -337,9 +357,16 @@ impl Costs {
             && !self.overridden
             && cpu_experts.is_empty();
         for (at, parts) in demand.gpus.iter_mut().enumerate() {
-            if sums[at].used() || (at == 0 && on_gpus > 0) {
-                let work = if at == 0 { fetched } else { Work::default() };
-                let work = Work { networks: sums[at].networks, output: at == output, pipelined, ..work };
+            let work = if at == first { fetched } else { Work::default() };
+            if sums[at].used() || work.visitor > 0 {
+                let work = Work {
+                    networks: sums[at].networks,
+                    global: sums[at].sees_all || work.global,
+                    sliding: sums[at].slides || work.sliding,
+                    output: at == output,
+                    pipelined,
+                    ..work
+                };
                 parts.add(What::Compute, Bytes(self.compute.gpu(work)), Source::Estimated);
             }
         }
@@ -364,13 +391,15 @@ impl Costs {
     /// Divides what lies on GPUs otherwise than by layers, where the user wants it so, and says how well that is known.
     fn divide(&self, sums: &mut [Sums], split: &[u32]) -> Source {
         let Some((_, gpus)) = sums.split_last_mut() else { return Source::Exact };
-        if self.split_mode == SplitMode::Layer || gpus.is_empty() {
+        if !matches!(self.split_mode, SplitMode::Row | SplitMode::Tensor) || gpus.is_empty() {
             return Source::Exact;
         }
         let all = gpus.iter().fold(Sums::default(), |all, one| Sums {
             weights: all.weights + one.weights,
             layers: all.layers + one.layers,
             networks: all.networks || one.networks,
+            sees_all: all.sees_all || one.sees_all,
+            slides: all.slides || one.slides,
             global: all.global + one.global,
             sliding: all.sliding + one.sliding,
             recurrent: all.recurrent + one.recurrent,
@@ -380,35 +409,20 @@ impl Costs {
         for (at, sums) in gpus.iter_mut().enumerate() {
             let share = u64::from(split.get(at).copied().unwrap_or(0));
             let part = |bytes: u64| bytes.saturating_mul(share).div_ceil(whole);
-            let main = |bytes: u64| if at == main { bytes } else { 0 };
-            *sums = match self.split_mode {
-                SplitMode::Tensor => Sums {
-                    weights: part(all.weights),
-                    layers: all.layers,
-                    networks: all.networks,
-                    global: part(all.global),
-                    sliding: part(all.sliding),
-                    recurrent: part(all.recurrent),
-                },
-                SplitMode::Row => Sums {
-                    weights: part(all.weights),
-                    layers: all.layers,
-                    networks: all.networks,
-                    global: main(all.global),
-                    sliding: main(all.sliding),
-                    recurrent: main(all.recurrent),
-                },
-                SplitMode::None | SplitMode::Layer => Sums {
-                    weights: main(all.weights),
-                    layers: main(all.layers),
-                    networks: all.networks,
-                    global: main(all.global),
-                    sliding: main(all.sliding),
-                    recurrent: main(all.recurrent),
-                },
+            let kept = |bytes: u64| match self.split_mode {
+                SplitMode::Tensor => part(bytes),
+                _ if at == main => bytes,
+                _ => 0,
+            };
+            *sums = Sums {
+                weights: part(all.weights),
+                global: kept(all.global),
+                sliding: kept(all.sliding),
+                recurrent: kept(all.recurrent),
+                ..all
             };
         }
-        if self.split_mode == SplitMode::None { Source::Exact } else { Source::Estimated }
+        Source::Estimated
     }
 }
 
@@ -419,6 +433,8 @@ struct Sums {
     layers: u64,
     /// Some layer's feed-forward network is among the weights.
     networks: bool,
+    sees_all: bool,
+    slides: bool,
     global: u64,
     sliding: u64,
     recurrent: u64,
@@ -539,6 +555,9 @@ fn layers(shape: &Shape, run: &Run, cells: &Cells) -> Vec<Layer> {
             if layer.next_token {
                 return costs;
             }
+            let slides = layer.attention.map(|kept| kept.sliding);
+            costs.global = slides != Some(true) && layer.recurrent.is_none() || slides == Some(false);
+            costs.sliding = slides != Some(false) && layer.recurrent.is_none();
             if let Some(Attention { key, value, sliding }) = layer.attention {
                 let value = if value == 0 { 0 } else { widest.unwrap_or(value) };
                 let cell = kept(key, run.kv_k) + kept(value, run.kv_v);

@@ -18,6 +18,7 @@ mod home;
 mod host;
 mod input;
 mod machine;
+mod memory;
 mod release;
 mod restart;
 mod rights;

@@ -15,8 +15,9 @@ const COPIES: u64 = 4;
 pub(super) struct Compute {
     /// Results over the vocabulary, of the tokens whose results are asked for.
     logits: u64,
-    /// Masks: which cells each token sees.
-    masks: u64,
+    /// Masks: which cells each token sees, in layers that see everything and in those that slide.
+    mask_global: u64,
+    mask_sliding: u64,
     /// Where a layer attends.
     attention: u64,
     /// Where a layer is widest.
@@ -27,6 +28,8 @@ pub(super) struct Compute {
     tokens: u64,
     /// Keys and values of one layer made whole, where they are quantized: GPUs do that.
     widened: u64,
+    /// Keys and values are on the host, wherever their layer is.
+    apart: bool,
     /// Weights on the host are copied to the first GPU when many tokens are computed at once.
     visits: bool,
 }
@@ -36,6 +39,10 @@ pub(super) struct Compute {
 pub(super) struct Work {
     /// Some layer's feed-forward network lies there.
     pub(super) networks: bool,
+    /// Some layer there sees everything.
+    pub(super) global: bool,
+    /// Some layer there slides.
+    pub(super) sliding: bool,
     /// It has the output.
     pub(super) output: bool,
     /// It is one of several that work as a pipeline.
@@ -74,38 +81,46 @@ impl Compute {
         let predicted = run.draft.as_ref().map_or(1, |draft| 1 + draft.tokens);
         Self {
             logits: 4 * cells.ubatch.min(cells.slots * predicted) * shape.vocabulary,
-            masks: mask * cells.ubatch * (global + sliding),
+            mask_global: mask * cells.ubatch * global,
+            mask_sliding: mask * cells.ubatch * sliding,
             attention: floats(attention) + matrix,
             layer: floats(layer).max(floats(attention) + matrix),
             visited: floats(visited),
             tokens: floats(embedding),
             widened: if quantized && matrix == 0 { 2 * cells.ctx * widest } else { 0 },
+            apart: !run.kv_offload,
             visits: run.op_offload,
         }
     }
 
     /// On a GPU that has some layers.
     pub(super) fn gpu(&self, work: Work) -> u64 {
+        let masks =
+            if work.global { self.mask_global } else { 0 } + if work.sliding { self.mask_sliding } else { 0 };
         let here = if work.networks { self.layer } else { self.attention };
-        let mut most = here + self.widened;
+        let mut most = here + if self.apart { 3 * self.tokens } else { self.widened };
         if work.visitor > 0 && self.visits {
             most = most.max(self.visited + work.visitor) + work.kept;
         }
-        let copies = if work.pipelined { (COPIES - 1) * self.masks + COPIES * self.tokens } else { 0 };
+        let copies = if work.pipelined { (COPIES - 1) * masks + COPIES * self.tokens } else { 0 };
         let logits = if work.output { self.logits } else { 0 };
-        (self.masks + most).max(logits) + copies
+        (masks + most).max(logits) + copies
     }
 
     /// On the host beside GPUs: what they are told, what they answer, and what is computed there.
     pub(super) fn host(&self, weights: bool, pipelined: bool) -> u64 {
         let copies = if pipelined { COPIES } else { 1 };
         let here = if weights && !self.visits { self.layer } else { 0 };
-        copies * (self.masks + 2 * self.tokens) + here + self.logits
+        copies * self.masks() + 2 * self.tokens + here + self.logits
     }
 
     /// On the host where no GPU does anything.
     pub(super) fn alone(&self) -> u64 {
-        (self.masks + self.layer + self.tokens).max(self.logits) + self.logits
+        (self.masks() + self.layer + self.tokens).max(self.logits) + self.logits
+    }
+
+    const fn masks(&self) -> u64 {
+        self.mask_global + self.mask_sliding
     }
 }
 

@@ -10,6 +10,7 @@ mod policy_file;
 mod reader;
 mod together;
 mod tuned;
+mod variant;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,6 +27,7 @@ use crate::tuning::Tuning;
 
 pub use error::{ConfigError, Place, Warning};
 pub use explain::{Explained, Explanation, ModelExplanation, Origin, explain};
+pub use variant::{BadSet, with_settings};
 
 /// The port of the control API over TCP.
 pub const API_PORT: u16 = 8009;
@@ -67,8 +69,8 @@ pub fn load(sources: &Sources, host_name: &str) -> Result<Settings, Vec<ConfigEr
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let mut drafts = Vec::new();
     for file in files {
-        let (draft, found) = model_file::read(file, &settings);
-        drafts.push(draft);
+        let (of_file, found) = model_file::read(file, &settings);
+        drafts.extend(of_file);
         errors.extend(found.errors);
         warnings.extend(found.warnings);
     }

@@ -1,5 +1,6 @@
 //! Names of models, and the systemd unit that belongs to each.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fmt::Write as _;
 use std::str::FromStr;
@@ -14,14 +15,15 @@ const TEMPLATE: &str = "berth-model@";
 const LONGEST_UNIT: usize = 107 - "@0123456789abcdef/unit//ticket".len();
 
 /// The name of a model: letters, digits, `.`, `_` and `-`, not starting with `.` or `-`, and short enough for its
-/// unit (`-` counts as four there).
+/// unit (`-` counts as four there). A variant's name follows it after a `:` (`genesis:long`), and so do the settings
+/// of an unnamed one, in the order of their keys (`genesis:ctx=16384,kv=q8_0`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModelName(String);
 
 /// A name that no model can have.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{}` is not a name for a model: {why}; use letters, digits, `.`, `_` and `-`", .name.escape_debug())]
+#[error("`{}` is not a name for a model: {why}", .name.escape_debug())]
 pub struct BadName {
     /// The name as it was given.
     pub name: String,
@@ -33,6 +35,29 @@ impl ModelName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name of this model's variant `variant`.
+    pub fn variant(&self, variant: &str) -> Result<Self, BadName> {
+        plain(variant).map_err(|why| BadName { name: variant.to_owned(), why })?;
+        format!("{self}:{variant}").parse()
+    }
+
+    /// The name of this model with these settings changed; its own where there are none.
+    pub fn with_settings(&self, set: &BTreeMap<String, String>) -> Result<Self, BadName> {
+        if set.is_empty() {
+            return Ok(self.clone());
+        }
+        let set: Vec<String> = set.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        format!("{self}:{}", set.join(",")).parse()
+    }
+
+    /// The model of which an unnamed variant is one, and its settings. None for any other name.
+    pub fn settings(&self) -> Option<(Self, BTreeMap<String, String>)> {
+        let (base, set) = self.0.rsplit_once(':').filter(|(_, set)| set.contains('='))?;
+        let pairs = set.split(',').filter_map(|pair| pair.split_once('='));
+        let set = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        Some((Self(base.to_owned()), set))
     }
 
     /// The unit of this model, for example `berth-model@qwen3\x2d32b.service`.
@@ -51,25 +76,66 @@ impl FromStr for ModelName {
     type Err = BadName;
 
     fn from_str(name: &str) -> Result<Self, BadName> {
-        let bad = |why: String| Err(BadName { name: name.to_owned(), why });
-        if name.is_empty() {
-            return bad("it is empty".to_owned());
-        }
-        if name.starts_with(['.', '-']) {
-            return bad("it starts with `.` or `-`".to_owned());
-        }
-        if let Some(c) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c))) {
-            return bad(format!("`{}` is not allowed in it", c.escape_debug()));
-        }
+        let (named, set) = match name.rsplit_once(':') {
+            Some((named, set)) if set.contains('=') => (named, Some(set)),
+            _ => (name, None),
+        };
+        let (base, variant) = named.split_once(':').map_or((named, None), |(base, it)| (base, Some(it)));
+        plain(base)
+            .and_then(|()| variant.map_or(Ok(()), plain))
+            .and_then(|()| set.map_or(Ok(()), settings))
+            .map_err(|why| BadName { name: name.to_owned(), why })?;
         let name = Self(name.to_owned());
         match name.unit().len().saturating_sub(LONGEST_UNIT) {
             0 => Ok(name),
             over => {
-                let why = format!("it is {over} characters too long for systemd, where `-` counts as four");
+                let why = format!(
+                    "it is {over} characters too long for systemd, where `-`, `=` and `,` count as four"
+                );
                 Err(BadName { name: name.0, why })
             }
         }
     }
+}
+
+/// Whether this can be a name by itself; if not, why.
+fn plain(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("it is empty".to_owned());
+    }
+    if name.starts_with(['.', '-']) {
+        return Err("it starts with `.` or `-`".to_owned());
+    }
+    match name.chars().find(|c| !in_names(*c)) {
+        Some(c) => {
+            Err(format!("`{}` is not allowed in it; use letters, digits, `.`, `_` and `-`", c.escape_debug()))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Whether these are settings as a name shows them: each key once and in order, or one model would have two names.
+fn settings(set: &str) -> Result<(), String> {
+    let mut before = "";
+    for pair in set.split(',') {
+        let (key, value) = pair.split_once('=').unwrap_or_default();
+        if key.is_empty()
+            || value.is_empty()
+            || !pair.chars().all(|c| c == '=' || in_names(c))
+            || value.contains('=')
+        {
+            return Err(format!("`{}` is no setting such as ctx=16384", pair.escape_debug()));
+        }
+        if key <= before {
+            return Err("its settings are not in the order of their keys".to_owned());
+        }
+        before = key;
+    }
+    Ok(())
+}
+
+fn in_names(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "._-".contains(c)
 }
 
 impl TryFrom<String> for ModelName {
@@ -144,8 +210,54 @@ mod tests {
     }
 
     #[test]
+    fn variants_and_settings_are_part_of_the_name() {
+        let base: ModelName = "genesis".parse().unwrap();
+        let long = base.variant("long").unwrap();
+        assert_eq!(
+            (long.as_str(), long.unit().as_str()),
+            ("genesis:long", "berth-model@genesis:long.service")
+        );
+        assert_eq!(long.settings(), None);
+        let set =
+            BTreeMap::from([("kv".to_owned(), "q8_0".to_owned()), ("ctx".to_owned(), "16384".to_owned())]);
+        let unnamed = long.with_settings(&set).unwrap();
+        assert_eq!(unnamed.as_str(), "genesis:long:ctx=16384,kv=q8_0");
+        assert_eq!(unnamed.unit(), r"berth-model@genesis:long:ctx\x3d16384\x2ckv\x3dq8_0.service");
+        assert_eq!(ModelName::from_unit(&unnamed.unit()), Some(unnamed.clone()));
+        assert_eq!(unnamed.settings(), Some((long, set)));
+        assert_eq!(base.with_settings(&BTreeMap::new()), Ok(base.clone()));
+        assert!(base.variant("x=1").is_err() && base.variant("a:b").is_err() && base.variant("").is_err());
+        let many = BTreeMap::from_iter(
+            ["a", "b", "c", "d", "e", "f"].map(|key| (key.to_owned(), "12345".to_owned())),
+        );
+        assert!(base.with_settings(&many).unwrap_err().to_string().contains("too long for systemd"));
+    }
+
+    #[test]
     fn bad_names_are_refused() {
-        for bad in ["", "a/b", "a:b", "a b", ".a", "-a", "a\0b", "ä", &"x".repeat(58), &"-".repeat(15)] {
+        for bad in [
+            "",
+            "a/b",
+            "a:",
+            ":a",
+            "a:b:c",
+            "a:.b",
+            "a:x=",
+            "a:=1",
+            "a:x=1=2",
+            "a:x=1,",
+            "a:x=1,x=2",
+            "a:y=1,x=2",
+            "a:x=1:b",
+            "a:x=a b",
+            "a b",
+            ".a",
+            "-a",
+            "a\0b",
+            "ä",
+            &"x".repeat(58),
+            &"-".repeat(15),
+        ] {
             let error = bad.parse::<ModelName>().unwrap_err().to_string();
             assert!(error.contains("is not a name for a model"), "{error}");
         }

@@ -84,6 +84,24 @@ impl Tuning {
         Ok(())
     }
 
+    /// Leaves what stands under `key` to whoever else says it.
+    pub fn clear(&mut self, key: &str) {
+        match key {
+            "ctx" => self.ctx = None,
+            "kv" => (self.kv_k, self.kv_v) = (None, None),
+            "kv_k" => self.kv_k = None,
+            "kv_v" => self.kv_v = None,
+            "slots" => self.slots = None,
+            "unified" => self.unified = None,
+            "ubatch" => self.ubatch = None,
+            "gpu_layers" => self.gpu_layers = None,
+            "cpu_experts" => self.cpu_experts = None,
+            "threads" => self.threads = None,
+            "utilization" => self.utilization = None,
+            _ => {}
+        }
+    }
+
     /// What stands under `key`, as it is written. None where nothing does, and for `kv` where keys and values are kept
     /// differently.
     pub fn get(&self, key: &str) -> Option<String> {
@@ -269,7 +287,8 @@ mod tests {
             let mut tuning = Tuning::default();
             tuning.set(key, value).unwrap();
             assert_eq!(tuning.get(key).unwrap(), value, "{key}");
-            assert_eq!(tuning.set("kv", "q8_0"), Ok(()));
+            tuning.clear(key);
+            assert_eq!(tuning, Tuning::default(), "{key}");
         }
         let mut tuning = Tuning::default();
         assert_eq!((tuning.set("kv_k", "q8_0"), tuning.set("kv_v", "f16")), (Ok(()), Ok(())));

@@ -74,11 +74,17 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
         deadlines: main_file::deadlines(root, node.deadlines),
         health: main_file::health(root, node.health),
     };
-    let Some(mut ready) = root.table("ready") else { return declared };
-    let path = ready.string("health", "a path as text, for example \"/health\"");
-    let generate = ready.boolean("generate");
-    ready.finish();
+    let Some(ready) = root.table("ready") else { return declared };
+    let (path, generate) = self::ready(ready);
     Declared { ready: path, generate, ..declared }
+}
+
+/// `[ready]`: the path to ask, and whether a token must be generated.
+pub(super) fn ready(mut table: Table<'_, '_>) -> (Option<Spanned<String>>, Option<bool>) {
+    let path = table.string("health", "a path as text, for example \"/health\"");
+    let generate = table.boolean("generate");
+    table.finish();
+    (path, generate)
 }
 
 /// The command. None where none could be read; every reason is noted.
@@ -166,7 +172,7 @@ fn within(
     }
 }
 
-fn memory(mut table: Table<'_, '_>, reader: &Reader<'_>) -> Option<Spanned<Memory>> {
+pub(super) fn memory(mut table: Table<'_, '_>, reader: &Reader<'_>) -> Option<Spanned<Memory>> {
     let gpu = table
         .one_or_each::<Bytes>("gpu", "a size, for example \"14.3 GiB\", or an array with one for each GPU");
     table.finish();

@@ -11,7 +11,8 @@ use super::declared::{self, Command, Declared};
 use super::error::{ConfigError, Place};
 use super::reader::{Found, Reader, Table, nearest};
 use super::{
-    BackendKind, DEFAULT_ALIAS, Derived, Health, Memory, Model, Ready, Settings, SourceFile, main_file, tuned,
+    BackendKind, DEFAULT_ALIAS, Derived, Health, Memory, Model, Ready, Settings, SourceFile, main_file,
+    tuned, variant,
 };
 use crate::backend;
 use crate::name::ModelName;
@@ -23,49 +24,55 @@ pub(super) struct Draft {
     pub(super) model: Option<Model>,
     pub(super) name: Option<(ModelName, Place)>,
     pub(super) port: Option<(u16, Place)>,
+    /// The model of whose file's variants it is one: it has that one's port, since the two never serve at once.
+    pub(super) variant_of: Option<ModelName>,
     pub(super) shares_port: bool,
     pub(super) aliases: Vec<(String, Place)>,
     pub(super) retired: bool,
     pub(super) fallback: Option<(String, Place)>,
 }
 
-/// Reads one model's file. `node` is what holds where it says nothing.
-pub(super) fn read(file: &SourceFile, node: &Settings) -> (Draft, Found) {
-    let nothing = Draft {
-        model: None,
-        name: None,
-        port: None,
-        shares_port: false,
-        aliases: Vec::new(),
-        retired: false,
-        fallback: None,
-    };
+/// Reads one model's file: the model, and its variants. `node` is what holds where it says nothing.
+pub(super) fn read(file: &SourceFile, node: &Settings) -> (Vec<Draft>, Found) {
     let reader = Reader::new(file);
     if file.path.to_string_lossy().contains('\0') {
         reader.error("the file's path holds a NUL character", &(0..0), "");
-        return (nothing, reader.finish());
+        return (Vec::new(), reader.finish());
     }
-    let Some(table) = reader.parse() else { return (nothing, reader.finish()) };
+    let Some(table) = reader.parse() else { return (Vec::new(), reader.finish()) };
     if table.get_ref().is_empty() {
         let error = ConfigError::new("the file declares nothing", reader.place(&(0..0), ""));
         reader.note(error.help("one line is enough: `cmd = \"<the command line you run today>\"`"));
-        return (nothing, reader.finish());
+        return (Vec::new(), reader.finish());
     }
     let mut root = Table::root(&reader, &table);
     let declared = declared::read(&mut root, &reader, node);
+    let variants = variant::read(&mut root, &reader, declared.deadlines);
     root.finish();
     let mut derive = Derive { reader: &reader, node, derived: Vec::new() };
     let (mut draft, model) = derive.draft(declared);
-    let derived = derive.derived;
+    let base =
+        model.map(|model| Model { declared: reader.declared(), derived: derive.derived.clone(), ..model });
+    let mut drafts = Vec::new();
+    if let Some(base) = &base {
+        drafts = variants.iter().filter_map(|variant| derive.variant(variant, base, &mut draft)).collect();
+    }
     let found = reader.finish();
-    let declared = found.declared.clone();
-    draft.model = model.filter(|_| found.errors.is_empty()).map(|model| Model { declared, derived, ..model });
-    (draft, found)
+    if let Some(mut base) = base.filter(|_| found.errors.is_empty()) {
+        for model in drafts.iter_mut().filter_map(|draft| draft.model.as_mut()) {
+            model.declared = variant::lines(&base.declared, &base.name, model);
+        }
+        base.declared.retain(|key, _| !key.starts_with("variants."));
+        base.aliases = draft.aliases.iter().map(|(alias, _)| alias.clone()).collect();
+        draft.model = Some(base);
+    }
+    drafts.insert(0, draft);
+    (drafts, found)
 }
 
 /// Fills in what is not declared, and remembers where it came from.
-struct Derive<'r, 'a> {
-    reader: &'r Reader<'a>,
+pub(super) struct Derive<'r, 'a> {
+    pub(super) reader: &'r Reader<'a>,
     node: &'r Settings,
     derived: Vec<Derived>,
 }
@@ -83,6 +90,7 @@ impl Derive<'_, '_> {
             model: None,
             name: name.clone(),
             port: None,
+            variant_of: None,
             shares_port: declared.shares_port,
             aliases,
             retired: declared.retired,
@@ -91,20 +99,21 @@ impl Derive<'_, '_> {
                 .as_ref()
                 .map(|name| (name.get_ref().clone(), self.reader.place(&name.span(), ""))),
         };
-        if let Some(name) =
-            declared.policy.as_ref().filter(|name| !self.node.policies.contains_key(name.get_ref()))
-        {
-            self.no_policy(name);
-        }
         let Some(command) = &declared.command else {
+            if let Some(name) = &declared.policy
+                && !self.node.policies.contains_key(name.get_ref())
+            {
+                self.no_policy(name);
+            }
             // What is declared can be compared with other files all the same.
             draft.port = declared.port.as_ref().and_then(|port| self.usable_port(port));
             return (draft, None);
         };
         let args: Vec<String> = command.args.iter().map(|arg| arg.get_ref().clone()).collect();
-        let env = self.env(&command.env);
+        let env = variables(self.reader, &command.env);
         self.program(&command.program, declared.cwd.as_ref());
-        self.paths(command, declared.cwd.as_ref());
+        self.check_paths(command);
+        self.cwd(declared.cwd.as_ref());
         let kind = self.backend(declared.backend.as_ref(), &command.program, &args);
         let backend = backend::of(kind);
 
@@ -130,7 +139,11 @@ impl Derive<'_, '_> {
         );
         draft.port = port.as_ref().and_then(|port| self.usable_port(port));
         let (file, hub) = self.model_file(&declared, kind, &args, &env);
-        let policy = self.policy(&declared, kind, &args);
+        let policy = self.policy(declared.policy.as_ref(), declared.memory.as_ref(), kind, &args);
+        let policy = policy.map(|(policy, derived)| {
+            self.derived.extend(derived);
+            policy
+        });
         let ready = self.ready(&declared, kind, &args);
         tuned::check_known(&declared.tuned, kind, self.reader);
         self.derived.extend(tuned::hold_against(&declared.tuned, kind, command, (&args, &env), self.reader));
@@ -179,6 +192,11 @@ impl Derive<'_, '_> {
         let label = if declared.is_none() { "named by its file's name" } else { "" };
         let place = self.reader.place(&span, label);
         let error = match text.parse::<ModelName>() {
+            Ok(name) if name.as_str().contains(':') => {
+                ConfigError::new(format!("`{name}` can't be a model's own name"), place).help(
+                    "what follows the `:` is a variant's name: declare `[variants.…]` in the model's file",
+                )
+            }
             Ok(name) if name.as_str() != DEFAULT_ALIAS => return Some((name, place)),
             Ok(_) => ConfigError::new("no model can be called `default`", place)
                 .help("that name follows the switch: clients who ask for it get whatever serves"),
@@ -191,7 +209,7 @@ impl Derive<'_, '_> {
         None
     }
 
-    fn aliases(&self, declared: &[Spanned<String>]) -> Vec<(String, Place)> {
+    pub(super) fn aliases(&self, declared: &[Spanned<String>]) -> Vec<(String, Place)> {
         let mut aliases: Vec<(String, Place)> = Vec::new();
         for alias in declared {
             let (text, place) = (alias.get_ref(), self.reader.place(&alias.span(), ""));
@@ -208,23 +226,6 @@ impl Derive<'_, '_> {
             self.reader.error("this alias can't be used", &alias.span(), wrong);
         }
         aliases
-    }
-
-    fn env(&self, declared: &[(Spanned<String>, Spanned<String>)]) -> BTreeMap<String, String> {
-        for (name, _) in declared {
-            let text = name.get_ref();
-            let label = if text.is_empty() {
-                "it is empty"
-            } else if text.contains('=') {
-                "it has a `=`"
-            } else if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
-                "it has a space or control character"
-            } else {
-                continue;
-            };
-            self.reader.error("this is no name for a variable", &name.span(), label);
-        }
-        declared.iter().map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())).collect()
     }
 
     /// A bare name is looked up by berthd; a relative path would depend on where that happens.
@@ -245,21 +246,26 @@ impl Derive<'_, '_> {
     }
 
     /// `~` and relative folders mean something else in berthd than in the shell in which they were tried.
-    fn paths(&self, command: &Command, cwd: Option<&Spanned<String>>) {
+    pub(super) fn check_paths(&self, command: &Command) {
         let mut texts = vec![&command.program];
         // In `cmd` a `~` that a shell would replace was refused already, and a quoted one is meant as it stands.
         if command.key == "args" {
             texts.extend(&command.args);
         }
-        for text in texts.into_iter().chain(cwd) {
+        for text in texts {
             if text.get_ref() == "~" || text.get_ref().starts_with("~/") {
                 self.tilde(&text.span());
             }
         }
-        if let Some(cwd) = cwd
-            && !cwd.get_ref().starts_with(['/', '~'])
-        {
-            self.reader.error("`cwd` must be a whole path, from `/`", &cwd.span(), "");
+    }
+
+    fn cwd(&self, cwd: Option<&Spanned<String>>) {
+        match cwd {
+            Some(cwd) if cwd.get_ref() == "~" || cwd.get_ref().starts_with("~/") => self.tilde(&cwd.span()),
+            Some(cwd) if !cwd.get_ref().starts_with(['/', '~']) => {
+                self.reader.error("`cwd` must be a whole path, from `/`", &cwd.span(), "");
+            }
+            _ => {}
         }
     }
 
@@ -425,11 +431,20 @@ impl Derive<'_, '_> {
         (None, None)
     }
 
-    /// The policy itself. None where there is none of that name, which is noted already.
-    fn policy(&mut self, declared: &Declared, kind: BackendKind, args: &[String]) -> Option<Policy> {
-        let memory = declared.memory.as_ref();
-        if let Some(name) = &declared.policy {
-            let policy = self.node.policies.get(name.get_ref())?;
+    /// The policy itself, and where it comes from if not from a key. None where there is none of that name, which is
+    /// noted.
+    pub(super) fn policy(
+        &self,
+        declared: Option<&Spanned<String>>,
+        memory: Option<&Spanned<Memory>>,
+        kind: BackendKind,
+        args: &[String],
+    ) -> Option<(Policy, Option<Derived>)> {
+        if let Some(name) = declared {
+            let Some(policy) = self.node.policies.get(name.get_ref()) else {
+                self.no_policy(name);
+                return None;
+            };
             if !policy.uses_gpus()
                 && let Some(memory) = memory
             {
@@ -438,7 +453,7 @@ impl Derive<'_, '_> {
                 self.reader
                     .note(error.and(self.reader.place(&name.span(), "no GPU")).help("remove one of them"));
             }
-            return Some(policy.clone());
+            return Some((policy.clone(), None));
         }
         let (policy, from) = match (memory.map(Spanned::get_ref), kind, backend::parallel(args)) {
             (Some(Memory::PerDevice(each)), ..) if each.len() > 1 => {
@@ -449,9 +464,9 @@ impl Derive<'_, '_> {
             }
             _ => ("auto", "default: the fewest GPUs that hold it".to_owned()),
         };
-        self.record("policy", policy, from);
+        let derived = Derived { key: "policy".to_owned(), value: policy.to_owned(), from };
         // Those that ship are always there; one that replaces them and is wrong has been noted.
-        self.node.policies.get(policy).cloned()
+        Some((self.node.policies.get(policy)?.clone(), Some(derived)))
     }
 
     fn no_policy(&self, name: &Spanned<String>) {
@@ -462,6 +477,14 @@ impl Derive<'_, '_> {
         let message = format!("there is no policy `{}`", name.get_ref().escape_debug());
         let there = format!("there are {}", all.collect::<Vec<_>>().join(", "));
         self.reader.note(ConfigError::new(message, place).help(there));
+    }
+
+    pub(super) fn check_health(&self, health: &Spanned<String>) {
+        let text = health.get_ref();
+        if !text.starts_with('/') || !text.chars().all(|c| c.is_ascii_graphic() && c != '#') {
+            let message = "`ready.health` must be a path of a URL, for example \"/health\"";
+            self.reader.error(message, &health.span(), "");
+        }
     }
 
     fn ready(&mut self, declared: &Declared, kind: BackendKind, args: &[String]) -> Ready {
@@ -476,12 +499,8 @@ impl Derive<'_, '_> {
             );
         }
         let health = if let Some(health) = &declared.ready {
-            let text = health.get_ref();
-            if !text.starts_with('/') || !text.chars().all(|c| c.is_ascii_graphic() && c != '#') {
-                let message = "`ready.health` must be a path of a URL, for example \"/health\"";
-                self.reader.error(message, &health.span(), "");
-            }
-            text.clone()
+            self.check_health(health);
+            health.get_ref().clone()
         } else {
             let path = backend::of(kind).health(args);
             self.record("ready.health", &path, "default");
@@ -494,6 +513,27 @@ impl Derive<'_, '_> {
         });
         Ready { health, generate }
     }
+}
+
+/// The variables, with what is wrong with their names noted.
+pub(super) fn variables(
+    reader: &Reader<'_>,
+    declared: &[(Spanned<String>, Spanned<String>)],
+) -> BTreeMap<String, String> {
+    for (name, _) in declared {
+        let text = name.get_ref();
+        let label = if text.is_empty() {
+            "it is empty"
+        } else if text.contains('=') {
+            "it has a `=`"
+        } else if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
+            "it has a space or control character"
+        } else {
+            continue;
+        };
+        reader.error("this is no name for a variable", &name.span(), label);
+    }
+    declared.iter().map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())).collect()
 }
 
 /// Where in the file a setting of the command line stands.

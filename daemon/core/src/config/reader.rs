@@ -61,11 +61,20 @@ impl<'a> Reader<'a> {
 
     /// Notes what is allowed and known to hurt.
     pub(super) fn warn(&self, advice: ConfigError) {
-        self.found.borrow_mut().warnings.push(Warning(advice));
+        let warnings = &mut self.found.borrow_mut().warnings;
+        // What a file asks for again, in a variant, is said once.
+        if warnings.iter().all(|warning| warning.message() != advice.message) {
+            warnings.push(Warning(advice));
+        }
     }
 
     pub(super) fn error(&self, message: impl Into<String>, span: &Range<usize>, label: impl Into<String>) {
         self.note(ConfigError::new(message, self.place(span, label)));
+    }
+
+    /// The line of each key that was read so far.
+    pub(super) fn declared(&self) -> BTreeMap<String, usize> {
+        self.found.borrow().declared.clone()
     }
 
     pub(super) fn finish(self) -> Found {
@@ -383,6 +392,24 @@ impl<'r, 'a> Table<'r, 'a> {
             prefix: format!("{}{key}.", self.prefix),
             known: Vec::new(),
         })
+    }
+
+    /// The tables below `[KEY.…]`, each with its name. Finish them all.
+    pub(super) fn tables(&mut self, key: &'static str) -> Vec<(Spanned<String>, Table<'r, 'a>)> {
+        let Some(group) = self.table(key) else { return Vec::new() };
+        let mut tables = Vec::new();
+        for (name, value) in group.entries {
+            let text = name.get_ref().to_string();
+            match value.get_ref().as_table() {
+                Some(entries) => {
+                    let prefix = format!("{}{text}.", group.prefix);
+                    let table = Table { reader: self.reader, entries, prefix, known: Vec::new() };
+                    tables.push((Spanned::new(name.span(), text), table));
+                }
+                None => group.wrong_type(&text.escape_debug().to_string(), value, "a table"),
+            }
+        }
+        tables
     }
 
     /// Notes every key that nobody asked for.

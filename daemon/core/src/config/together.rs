@@ -97,8 +97,9 @@ pub(super) fn assign_ports(
         drafts.iter().filter_map(|draft| draft.port.as_ref()).map(|(port, _)| *port).collect();
     let mut free = (range.first..=range.last)
         .filter(|port| ![API_PORT, PROXY_PORT].contains(port) && !taken.contains(port));
+    let own = drafts.iter_mut().filter(|draft| draft.variant_of.is_none());
     let mut models: Vec<_> =
-        drafts.iter_mut().filter_map(|draft| draft.model.as_mut()).filter(|model| model.port == 0).collect();
+        own.filter_map(|draft| draft.model.as_mut()).filter(|model| model.port == 0).collect();
     models.sort_by(|a, b| a.name.cmp(&b.name));
     for model in models {
         let Some(port) = free.next() else {
@@ -114,5 +115,20 @@ pub(super) fn assign_ports(
         model.port = port;
         let from = format!("next free one in {}-{}", range.first, range.last);
         model.derived.push(Derived { key: "port".to_owned(), value: port.to_string(), from });
+    }
+    let given: BTreeMap<_, _> = drafts
+        .iter()
+        .filter_map(|draft| draft.model.as_ref())
+        .map(|model| (model.name.clone(), model.port))
+        .collect();
+    for draft in drafts {
+        let base = draft.variant_of.as_ref().and_then(|base| Some((base, given.get(base)?)));
+        if let (Some((base, port)), Some(model)) = (base, draft.model.as_mut()) {
+            model.port = *port;
+            if !model.derived.iter().any(|derived| derived.key == "port") {
+                let from = format!("that of {base}");
+                model.derived.push(Derived { key: "port".to_owned(), value: port.to_string(), from });
+            }
+        }
     }
 }

@@ -19,6 +19,7 @@ mod host;
 mod input;
 mod machine;
 mod memory;
+mod placement;
 mod release;
 mod restart;
 mod rights;

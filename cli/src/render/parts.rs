@@ -27,7 +27,8 @@ pub(crate) fn tried(attempts: &[Attempt], paint: Paint) -> String {
 }
 
 /// Columns of the table of parts: what is shown together under one heading.
-const COLUMNS: [(&str, &[What]); 6] = [
+const COLUMNS: [(&str, &[What]); 7] = [
+    ("in all", &[What::Whole]),
     ("weights", &[What::Weights]),
     ("KV", &[What::KvGlobal, What::KvSliding]),
     ("state", &[What::Recurrent]),
@@ -74,7 +75,14 @@ fn sources(devices: &[DeviceShare]) -> String {
         join(names, ", ")
     };
     let said = [("estimated", of(Source::Estimated)), ("measured when it ran here", of(Source::Learned))];
-    let said: Vec<String> =
-        said.iter().filter(|(_, names)| !names.is_empty()).map(|(how, names)| format!("{names} {how}")).collect();
-    if said.is_empty() { String::new() } else { paragraph(" ", &format!("{}; the rest from its file.", join(said.iter(), ", "))) }
+    let said: Vec<String> = said
+        .iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(how, names)| format!("{names} {how}"))
+        .collect();
+    if said.is_empty() {
+        String::new()
+    } else {
+        paragraph(" ", &format!("{}; the rest from its file.", join(said.iter(), ", ")))
+    }
 }

@@ -23,8 +23,8 @@ use compute::{Compute, Work};
 /// CUDA, by its version and the card (`docs/architecture.md`). Measured use takes its place.
 pub const DRIVER: Bytes = Bytes::mib(384);
 
-/// What the server takes of the host's memory besides its buffers: code, tokens' texts, threads (seen 2026 with a
-/// vocabulary of 262,144).
+/// What the server takes of the host's memory besides its buffers: code, tokens' texts, threads. 96 MiB were seen in
+/// August 2026 with a vocabulary of 262,144, on the CPU; the libraries of a GPU's driver come on top.
 pub const SERVER: Bytes = Bytes::mib(150);
 
 /// The files of one server.
@@ -76,6 +76,13 @@ pub struct Costs {
     draft: Option<Box<DraftCosts>>,
 }
 
+/// More bytes than any machine has. Sizes from files are held below it, so that no sum of them overflows.
+const MOST: u64 = 1 << 50;
+
+fn product(factors: &[u64]) -> u64 {
+    factors.iter().fold(1, |all: u64, factor| all.saturating_mul(*factor)).min(MOST)
+}
+
 /// Where the bytes of some tensors lie.
 #[derive(Debug, Clone, Copy, Default)]
 struct Placed {
@@ -90,12 +97,12 @@ struct Placed {
 
 impl Placed {
     fn add_here(&mut self, bytes: u64) {
-        self.here += bytes;
+        self.here = product(&[self.here + bytes]);
         self.largest_here = self.largest_here.max(bytes);
     }
 
     fn add_host(&mut self, bytes: u64) {
-        self.host += bytes;
+        self.host = product(&[self.host + bytes]);
         self.largest_host = self.largest_host.max(bytes);
     }
 }
@@ -169,13 +176,14 @@ impl Cells {
     fn of(shape: &Shape, run: &Run) -> Self {
         let slots = u64::from(run.slots.max(1));
         let wanted = if run.ctx == 0 { shape.trained_context } else { run.ctx };
-        let ctx = wanted.max(1).next_multiple_of(CELLS);
+        // llama.cpp counts tokens in 32 bits.
+        let ctx = wanted.clamp(1, 1 << 31).next_multiple_of(CELLS);
         let (global, streams) =
             if run.unified { (ctx, 1) } else { ((ctx / slots).max(1).next_multiple_of(CELLS), slots) };
         let ctx = global * streams;
         let batch = run.batch.min(ctx);
         let ubatch = if run.ubatch == 0 { batch } else { run.ubatch.min(batch) };
-        let seen = shape.window * if run.unified { slots } else { 1 } + ubatch;
+        let seen = product(&[shape.window, if run.unified { slots } else { 1 }]) + ubatch;
         let sliding = if run.swa_full { global } else { global.min(seen).next_multiple_of(CELLS) };
         Self { ctx, global, sliding, streams, slots, ubatch }
     }
@@ -183,7 +191,7 @@ impl Cells {
 
 /// Bytes of so many elements of a cache.
 fn kept(elements: u64, kind: KvType) -> u64 {
-    (elements * kind.bytes_of_32()).div_ceil(32)
+    product(&[elements, kind.bytes_of_32()]).div_ceil(32)
 }
 
 impl Costs {
@@ -207,7 +215,7 @@ impl Costs {
             main_gpu: run.main_gpu as usize,
             compute: Compute::new(shape, run, &cells),
             projector: files.projector.map(|shape| Projector {
-                weights: shape.weights().0,
+                weights: shape.weights().0.min(MOST),
                 compute: compute::projector(shape),
                 offload: run.projector_offload,
             }),
@@ -228,7 +236,7 @@ impl Costs {
             rules.iter().find(|(pattern, _)| pattern.is_match(&tensor.name)).map(|(_, target)| target)
         };
         for tensor in &shape.tensors {
-            let bytes = tensor.bytes.0;
+            let bytes = tensor.bytes.0.min(MOST);
             let layer = match tensor.place() {
                 Place::Layer(layer) => self.layers.get_mut(layer as usize),
                 _ => None,
@@ -240,18 +248,20 @@ impl Costs {
                     layer.weights.add_here(bytes);
                     layer.network |= tensor.name.contains(".ffn_") && !tensor.name.contains("norm");
                     if is_expert(&tensor.name) {
-                        layer.experts += bytes;
+                        layer.experts = product(&[layer.experts + bytes]);
                         layer.largest_expert = layer.largest_expert.max(bytes);
                     }
                 }
-                (Some(Target::Host), ..) | (_, _, Place::Input) => self.input += bytes,
-                (_, _, Place::EachDevice) => self.copied += bytes,
-                _ => self.output += bytes,
+                (Some(Target::Host), ..) | (_, _, Place::Input) => {
+                    self.input = product(&[self.input + bytes]);
+                }
+                (_, _, Place::EachDevice) => self.copied = product(&[self.copied + bytes]),
+                _ => self.output = product(&[self.output + bytes]),
             }
         }
         let embedding = shape.tensors.iter().find(|tensor| tensor.name == "token_embd.weight");
         if embedding.is_some_and(|tensor| target(tensor).is_none()) && generates(shape) {
-            self.tied = shape.tied_output().map_or(0, |bytes| bytes.0);
+            self.tied = shape.tied_output().map_or(0, |bytes| bytes.0.min(MOST));
         }
     }
 
@@ -562,13 +572,14 @@ fn layers(shape: &Shape, run: &Run, cells: &Cells) -> Vec<Layer> {
                 let value = if value == 0 { 0 } else { widest.unwrap_or(value) };
                 let cell = kept(key, run.kv_k) + kept(value, run.kv_v);
                 if sliding {
-                    costs.kv_sliding = cells.sliding * cells.streams * cell;
+                    costs.kv_sliding = product(&[cells.sliding, cells.streams, cell]);
                 } else {
-                    costs.kv_global = cells.global * cells.streams * cell;
+                    costs.kv_global = product(&[cells.global, cells.streams, cell]);
                 }
             }
             if let Some(state) = layer.recurrent {
-                costs.recurrent = states * cells.slots * 4 * (state.convolution + state.state);
+                let elements = product(&[state.convolution]) + product(&[state.state]);
+                costs.recurrent = product(&[states, cells.slots, 4, elements]);
             }
             costs
         })

@@ -4,7 +4,7 @@
 //! All of it grows with the tokens that are computed at once. A layer is at its widest either where it attends, or
 //! in its feed-forward network, or where the results of a token's experts are added up.
 
-use super::{Cells, Flash, Run};
+use super::{Cells, Flash, Run, product};
 use crate::shape::Shape;
 
 /// How many copies of a graph's inputs there are when several GPUs work as a pipeline.
@@ -59,35 +59,36 @@ impl Compute {
         let any = |sliding: bool| kept().any(|kept| kept.sliding == sliding);
         let global = if any(false) { cells.global } else { 0 };
         let sliding = if any(true) { cells.sliding } else { 0 };
-        let widest = kept().map(|kept| kept.key + kept.value).max().unwrap_or(0);
+        let widest = kept().map(|kept| product(&[kept.key]) + product(&[kept.value])).max().unwrap_or(0);
 
-        let (embedding, queries) = (shape.embedding, shape.heads * shape.head);
+        let (embedding, queries) = (product(&[shape.embedding]), product(&[shape.heads, shape.head]));
         let apart = if queries > embedding { queries } else { 0 };
         let network = |width: u64| 3 * width + 2 * embedding + apart;
-        let (used, width) = (shape.experts_used, shape.expert_feed_forward);
+        let hidden = product(&[shape.experts_used, shape.expert_feed_forward]);
+        let results = product(&[shape.experts_used, embedding]);
         let attention = 2 * (embedding + queries) + widest;
-        let experts = network(used * width).max(2 * used * embedding + 4 * embedding);
+        let experts = network(hidden).max(2 * results + 4 * embedding);
         let layer = if shape.experts > 0 { experts } else { 0 };
-        let layer = layer.max(network(shape.feed_forward)).max(attention);
-        let visited = if shape.experts > 0 { used * (width + embedding) + 2 * embedding } else { layer };
+        let layer = layer.max(network(product(&[shape.feed_forward]))).max(attention);
+        let visited = if shape.experts > 0 { hidden + results + 2 * embedding } else { layer };
 
-        let floats = |count: u64| 4 * cells.ubatch * count;
+        let floats = |count: u64| product(&[4, cells.ubatch, count]);
         // Without flash attention the whole matrix of queries and keys is there, and masks are twice as wide.
         let (matrix, mask) = match run.flash {
-            Flash::Off => (floats(shape.heads * global.max(sliding)), 4),
+            Flash::Off => (floats(product(&[shape.heads, global.max(sliding)])), 4),
             Flash::On | Flash::Auto => (0, 2),
         };
         let quantized = run.kv_k.is_quantized() || run.kv_v.is_quantized();
         let predicted = run.draft.as_ref().map_or(1, |draft| 1 + draft.tokens);
         Self {
-            logits: 4 * cells.ubatch.min(cells.slots * predicted) * shape.vocabulary,
-            mask_global: mask * cells.ubatch * global,
-            mask_sliding: mask * cells.ubatch * sliding,
+            logits: product(&[4, cells.ubatch.min(cells.slots * predicted), shape.vocabulary]),
+            mask_global: product(&[mask, cells.ubatch, global]),
+            mask_sliding: product(&[mask, cells.ubatch, sliding]),
             attention: floats(attention) + matrix,
             layer: floats(layer).max(floats(attention) + matrix),
             visited: floats(visited),
             tokens: floats(embedding),
-            widened: if quantized && matrix == 0 { 2 * cells.ctx * widest } else { 0 },
+            widened: if quantized && matrix == 0 { product(&[2, cells.ctx, widest]) } else { 0 },
             apart: !run.kv_offload,
             visits: run.op_offload,
         }

@@ -168,7 +168,10 @@ const PROJECTOR_OFFLOAD: Toggle =
     Toggle { yes: &["--mmproj-offload"], no: &["--no-mmproj-offload"], variable: "LLAMA_ARG_MMPROJ_OFFLOAD" };
 
 /// Which tensors are of experts, as the server's own options for them say it.
-pub(super) const EXPERTS: &str = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps";
+const EXPERTS: &str = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps";
+
+/// llama.cpp takes no model with more layers.
+const MOST_LAYERS: u32 = 512;
 
 /// A llama-server's command line and environment.
 struct Told<'a> {
@@ -194,7 +197,8 @@ impl Told<'_> {
     }
 
     fn number(&self, spelling: &Spelling) -> Result<Option<u64>, BadSetting> {
-        self.read(spelling, "a whole number", |text| text.parse().ok())
+        let read = |text: &str| text.parse::<i32>().ok().and_then(|number| u64::try_from(number).ok());
+        self.read(spelling, "a whole number", read)
     }
 
     fn kv_type(&self, spelling: &Spelling) -> Result<Option<KvType>, BadSetting> {
@@ -246,7 +250,11 @@ impl Told<'_> {
                 Kind::AllExperts => all.push(to_cpu(EXPERTS.to_owned())),
                 Kind::FirstExperts => {
                     let layers: u32 = text.trim().parse().map_err(|_| bad("a number of layers"))?;
-                    all.extend((0..layers).map(|layer| to_cpu(format!(r"blk\.{layer}{EXPERTS}"))));
+                    let layers: Vec<String> =
+                        (0..layers.min(MOST_LAYERS)).map(|layer| layer.to_string()).collect();
+                    if !layers.is_empty() {
+                        all.push(to_cpu(format!(r"blk\.({}){EXPERTS}", layers.join("|"))));
+                    }
                 }
             }
             Ok(())

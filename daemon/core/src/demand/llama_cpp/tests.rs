@@ -1,10 +1,10 @@
-//! Held against what was measured elsewhere, and the arithmetic against itself.
+//! Settings as they are read, and where each part lies. `tests/memory.rs` has what was measured.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::shape::{Layer as ShapeLayer, Recurrent, Tensor};
+use crate::shape::{Layer as ShapeLayer, Tensor};
 use crate::tuning::Tuning;
 
 fn run(line: &str) -> Run {
@@ -12,65 +12,13 @@ fn run(line: &str) -> Run {
     Run::read(&args, &BTreeMap::new(), &Tuning::default()).unwrap()
 }
 
-/// MiB as logs have them.
-fn mib(bytes: Bytes) -> String {
-    format!("{:.2}", bytes.0 as f64 / f64::from(1 << 20))
-}
-
-fn on_one_gpu(shape: &Shape, line: &str) -> Parts {
-    let whole = u32::try_from(shape.layers.len() + 1).unwrap();
-    demand(shape, &run(line), 1, &[whole], &[]).gpus.remove(0)
-}
-
 fn keeps(key: u64, value: u64, sliding: bool) -> ShapeLayer {
     ShapeLayer { attention: Some(Attention { key, value, sliding }), ..ShapeLayer::default() }
 }
 
-/// Gemma 4: every sixth layer sees all.
-fn gemma(layers: usize, global_heads: u64) -> Shape {
-    let layer = |i: usize| {
-        if i % 6 == 5 {
-            keeps(global_heads * 512, global_heads * 512, false)
-        } else {
-            keeps(8 * 256, 8 * 256, true)
-        }
-    };
-    Shape { layers: (0..layers).map(layer).collect(), window: 1024, ..Shape::default() }
-}
-
-/// Qwen 3.5: every fourth layer keeps keys and values, the others a state.
-fn hybrid(layers: usize, kept: u64, state: Recurrent) -> Shape {
-    let layer = |i: usize| match i % 4 {
-        3 => keeps(kept, kept, false),
-        _ => ShapeLayer { recurrent: Some(state), ..ShapeLayer::default() },
-    };
-    Shape { layers: (0..layers).map(layer).collect(), ..Shape::default() }
-}
-
-#[test]
-fn keys_and_values_are_what_was_measured_elsewhere() {
-    let kept = |shape: &Shape, line: &str| {
-        let parts = on_one_gpu(shape, line);
-        [What::KvGlobal, What::KvSliding, What::Recurrent].map(|what| mib(parts.of(what))).join(" ")
-    };
-    let small = gemma(30, 2);
-    assert_eq!(kept(&small, "-c 32768 -ctk q4_0 -ctv q4_0 -ub 1024"), "180.00 281.25 0.00");
-    assert_eq!(kept(&small, "-c 32768 -ctk q4_0 -ctv q4_0"), "180.00 253.12 0.00", "together 433.1");
-    assert_eq!(kept(&gemma(48, 1), "-c 8192 -ub 2048"), "128.00 1920.00 0.00");
-
-    let state = Recurrent { convolution: 3 * (6144 + 2 * 16 * 128), state: 128 * 6144 };
-    let twenty_seven = hybrid(64, 4 * 256, state);
-    assert_eq!(kept(&twenty_seven, "-c 200192 -ctk q8_0 -ctv q8_0 -np 1"), "6647.00 0.00 149.62");
-    let state = Recurrent { convolution: 3 * (4096 + 2 * 16 * 128), state: 128 * 4096 };
-    assert_eq!(kept(&hybrid(32, 4 * 256, state), "-c 135168"), "4224.00 0.00 201.00");
-
-    let experts = Shape { layers: vec![keeps(512, 512, false); 48], ..Shape::default() };
-    assert_eq!(kept(&experts, "-c 32768 -ctk q8_0 -ctv q8_0"), "1632.00 0.00 0.00");
-}
-
 #[test]
 fn slots_of_their_own_and_a_full_window_are_what_they_are_called() {
-    let shape = gemma(6, 1);
+    let shape = Shape { window: 1024, ..Shape::default() };
     let cells = |line: &str| {
         let cells = Cells::of(&shape, &run(line));
         (cells.global, cells.sliding, cells.streams)
@@ -184,5 +132,39 @@ fn a_division_by_shares_is_the_servers() {
     for split in [[7u32, 13, 5], [1, 0, 24], [0, 25, 0]] {
         let shares = split.map(|layers| layers as f32);
         assert_eq!(divided(25, &shares), split, "a split given as shares is itself");
+    }
+}
+
+#[test]
+fn sizes_that_no_machine_holds_are_no_overflow() {
+    let (most, state) = (u64::MAX, crate::shape::Recurrent { convolution: u64::MAX, state: u64::MAX });
+    let tensors =
+        ["blk.0.ffn_up_exps.weight", "blk.0.attn_q.weight", "token_embd.weight", "output_norm.weight"];
+    let tensor = |name: &str| Tensor {
+        name: name.to_owned(),
+        bytes: Bytes(most),
+        layer: name.starts_with("blk.").then_some(0),
+    };
+    let layers = vec![ShapeLayer { recurrent: Some(state), ..keeps(most, most, true) }; 512];
+    let shape = Shape {
+        layers,
+        tensors: tensors.iter().cycle().take(4000).map(|name| tensor(name)).collect(),
+        embedding: most,
+        vocabulary: most,
+        trained_context: most,
+        feed_forward: most,
+        expert_feed_forward: most,
+        heads: most,
+        head: most,
+        experts: most,
+        experts_used: most,
+        window: most,
+        ..Shape::default()
+    };
+    for line in
+        ["-np 4000000000 -b 2000000000 -ub 2000000000", "-fa off -ncmoe 4000000000", "-ctk q8_0 -sm tensor"]
+    {
+        let demand = demand(&shape, &run(line), 2, &[256, 100], &[0]);
+        assert!(demand.gpus[0].total() > Bytes(1 << 50) && demand.host.total() > Bytes(1 << 50), "{line}");
     }
 }

@@ -9,6 +9,9 @@ use berth_core::report::{Request, Verb};
 
 use crate::exit;
 
+/// Where an installation keeps its configuration.
+pub(crate) const CONFIG: &str = "/etc/berth";
+
 /// The verbs grouped as people look for them. A test holds it against the real list.
 const GROUPS: &str = "\
 {about}
@@ -31,6 +34,7 @@ Change:
   device clear N  use a GPU that is suspect again at once
 Before you do:
   plan VERB …     say what a change would do, touch nothing
+  fit WHAT        does a file, a folder's models or a declared model fit here?
   check           validate and explain the configuration; needs no berthd
   help VERB       more on each, with an example
 
@@ -46,7 +50,7 @@ Examples:
 
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
-  status, plan, check, repair, device clear
+  status, plan, fit, check, repair, device clear
                         one document
   events, logs          one document a line
   switch, start, stop, restart, back, retry
@@ -156,6 +160,24 @@ pub(crate) enum Command {
         #[command(subcommand)]
         verb: PlanVerb,
     },
+    /// Does it fit? A model's file, a folder of models or a declared model
+    ///
+    /// Read from headers, without berthd: weights and KV to the byte, buffers estimated. Models of Berth that run
+    /// count as absent, what others hold does not. A GGUF file is judged as llama-server would load it, a folder with
+    /// config.json and safetensors files as vLLM would, a declared model with its own flags and policy.
+    #[command(
+        after_help = "Examples:\n  berthctl fit ~/models/gemma-4-26b-a4b-q4_k_m.gguf --ctx 32768 --kv q8_0\n  \
+        berthctl fit ~/models --gpus 2x15.9GiB\n  berthctl fit genesis --json\n\n\
+        Exits 0 where it fits, of a folder where any does; 3 where it does not;\n\
+        2 where there is nothing to judge, or no GPU can be seen and none is given."
+    )]
+    Fit {
+        /// A path, else the name of a declared model
+        #[arg(value_name = "FILE|DIR|MODEL")]
+        what: PathBuf,
+        #[command(flatten)]
+        options: FitOptions,
+    },
     /// Take a GPU as it is
     #[command(after_help = "Example:\n  berthctl device clear 1")]
     Device {
@@ -188,7 +210,7 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  berthctl check --config ./etc\n\nExits 2 where it is not valid.")]
     Check {
         /// The folder with berth.toml, models.d and policies.d
-        #[arg(long, value_name = "DIR", default_value = "/etc/berth")]
+        #[arg(long, value_name = "DIR", default_value = CONFIG)]
         config: PathBuf,
     },
 }
@@ -219,6 +241,38 @@ pub(crate) struct Wait {
     /// Exit as soon as berthd has accepted it
     #[arg(long)]
     pub(crate) no_wait: bool,
+}
+
+/// Settings and devices other than what is declared and here.
+#[derive(Debug, Args)]
+pub(crate) struct FitOptions {
+    /// Tokens of context, of all slots together; the model's own length where it is not given
+    #[arg(long, value_name = "N")]
+    pub(crate) ctx: Option<String>,
+    /// How keys and values are kept: f16, q8_0, q4_0 …
+    #[arg(long, value_name = "TYPE", conflicts_with_all = ["kv_k", "kv_v"])]
+    pub(crate) kv: Option<String>,
+    /// How keys are kept
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) kv_k: Option<String>,
+    /// How values are kept
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) kv_v: Option<String>,
+    /// Requests that are answered at once
+    #[arg(long, value_name = "N")]
+    pub(crate) slots: Option<String>,
+    /// Tokens that are computed at once
+    #[arg(long, value_name = "N")]
+    pub(crate) ubatch: Option<String>,
+    /// Whether slots share one pool of context: true or false
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) unified: Option<String>,
+    /// Empty GPUs instead of those here: 2x15.9GiB, or 24GiB,16GiB; none for the CPU alone
+    #[arg(long, value_name = "GPUS")]
+    pub(crate) gpus: Option<String>,
+    /// The folder with berth.toml, models.d and policies.d
+    #[arg(long, value_name = "DIR", default_value = CONFIG)]
+    pub(crate) config: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

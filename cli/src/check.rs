@@ -27,10 +27,7 @@ struct Document<'a> {
 /// Checks the configuration in `folder`.
 pub(crate) fn check(folder: &Path, out: Out) -> Result<Exit, Complaint> {
     let sources = read(folder)?;
-    // Only a default for the node's name: where the host has none to give, any does for a check.
-    let host = nix::unistd::gethostname()
-        .map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned());
-    let checked = config::load(&sources, &host);
+    let checked = config::load(&sources, &host());
     let exit = if checked.is_ok() { Exit::Done } else { Exit::Usage };
     match checked {
         Ok(settings) => {
@@ -71,6 +68,11 @@ pub(crate) fn check(folder: &Path, out: Out) -> Result<Exit, Complaint> {
     Ok(exit)
 }
 
+/// The host's name: only a default for the node's, so where there is none to give any will do.
+pub(crate) fn host() -> String {
+    nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned())
+}
+
 fn document<'a>(
     exit: Exit,
     explanation: Option<&'a Explanation>,
@@ -81,7 +83,7 @@ fn document<'a>(
 }
 
 /// The files as berthd reads them: `berth.toml`, and each `*.toml` in `models.d` and `policies.d`; any may be missing.
-fn read(dir: &Path) -> Result<Sources, Complaint> {
+pub(crate) fn read(dir: &Path) -> Result<Sources, Complaint> {
     if !dir.is_dir() {
         let title = format!("{} is not a folder", dir.display());
         return Err(Complaint::new(

@@ -9,6 +9,7 @@ mod client;
 mod complaint;
 mod events;
 mod exit;
+mod fit;
 mod follow;
 mod out;
 mod progress;
@@ -52,6 +53,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
             until_interrupted(follow, berth.logs(&model.name, lines, follow)).await
         }
         Command::Events { follow, last } => until_interrupted(follow, berth.events(last, follow)).await,
+        Command::Fit { what, options } => fit::fit(&what, &options, out).await,
         Command::Check { config } => check::check(&config, out),
         Command::Switch { model, wait } => return berth.change(&request(Verb::Switch, model), &wait).await,
         Command::Start { model, wait } => return berth.change(&request(Verb::Start, model), &wait).await,

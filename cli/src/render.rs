@@ -4,6 +4,7 @@
 
 pub(crate) mod device;
 pub(crate) mod events;
+pub(crate) mod fit;
 pub(crate) mod parts;
 pub(crate) mod plan;
 pub(crate) mod repair;

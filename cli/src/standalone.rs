@@ -13,7 +13,7 @@ use berth_observe::proc::host_memory;
 use crate::complaint::Complaint;
 
 /// How long NVML may take: a GPU that fell off its bus can keep its calls for ever, one that slept some seconds.
-const NVML: Duration = Duration::from_secs(10);
+pub(crate) const NVML: Duration = Duration::from_secs(10);
 
 /// What can be seen from here, with the reason why berthd was not asked.
 pub(crate) async fn status(why: &Complaint) -> Status {

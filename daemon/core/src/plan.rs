@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::PlacedGpu;
+use crate::backend::{self, PlacedGpu};
 use crate::bytes::Bytes;
 use crate::config::{Model, Settings};
 use crate::facts::{DeviceId, Facts, Gpu, Known, Moment, Preflight, Suspicion};
@@ -24,7 +24,9 @@ use crate::layout::Layout;
 use crate::name::ModelName;
 use crate::report::{Attempt, AttemptOutcome, Refusal, Request, Verb};
 use crate::state::{Home, Phase, State};
+use crate::tuning::Tuning;
 
+pub use attempts::WouldFit;
 pub use missing::{Missing, missing};
 pub use report::{forecast, report};
 pub use restore::{HeldBack, Restoration, restore};
@@ -239,9 +241,18 @@ pub fn too_big(settings: &Settings, facts: &Facts, state: &State, model: &Model)
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fit {
     /// The ways that were tried, in order; the last one is taken, or none fits.
-    pub tried: Vec<Attempt>,
-    /// Settings that would fit where it does not, least loss first: the arguments of `--set` with what they leave free.
-    pub instead: Vec<(String, Bytes)>,
+    pub tried: Vec<Way>,
+    /// Settings that would fit where it does not, least loss first.
+    pub instead: Vec<WouldFit>,
+}
+
+/// A way that was tried, with the settings under which the server would run then, as far as they are known.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Way {
+    /// Where, with what given up, and whether there is room.
+    pub attempt: Attempt,
+    /// What the model's files, its command line and what is given up come to.
+    pub settings: Tuning,
 }
 
 /// Whether a model fits this machine with nothing else of Berth's on it, how, and what would; a refusal where that
@@ -251,9 +262,23 @@ pub fn fit(settings: &Settings, facts: &Facts, state: &State, model: &Model) -> 
     let context = Context::new(settings, facts, state, &preflight);
     let all: Vec<ModelName> = state.claims.keys().cloned().collect();
     let tried = context.tried(model, &all)?;
-    let fits = tried.last().is_some_and(|last| matches!(last.outcome, AttemptOutcome::Fits { .. }));
+    let Some((last, _)) = tried.last() else {
+        // No GPU of its policy's is here, which is said where a place is looked for.
+        return match context.place(model, &all) {
+            Err(unplaced) => Err(unplaced.refusal),
+            Ok(_) => Ok(Fit { tried: Vec::new(), instead: Vec::new() }),
+        };
+    };
+    let fits = matches!(last.outcome, AttemptOutcome::Fits { .. });
     let instead = if fits { Vec::new() } else { context.would_fit(model, &all) };
-    Ok(Fit { tried, instead: instead.iter().map(|fit| (fit.words(), fit.spare)).collect() })
+    let effective = |tuning| {
+        let laid = Model { tuning, ..model.clone() };
+        backend::of(model.backend).effective(&laid, &facts.files)
+    };
+    let tried = tried
+        .into_iter()
+        .map(|(attempt, layout)| Way { attempt, settings: effective(layout.tuning.or(model.tuning)) });
+    Ok(Fit { tried: tried.collect(), instead })
 }
 
 struct Context<'a> {

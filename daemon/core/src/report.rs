@@ -328,7 +328,7 @@ pub struct DeviceShare {
 pub enum AttemptOutcome {
     /// There is.
     Fits {
-        /// What is left on the GPU where least is.
+        /// What is left on the GPU where least is; on the host where it has none.
         spare: Bytes,
     },
     /// There is not.

@@ -108,6 +108,18 @@ pub fn model_of(pid: u32) -> Option<ModelName> {
     model_in(&control_group_of(pid)?, systemd_root())
 }
 
+/// The processes of models' units that run now, by model.
+pub fn of_models() -> BTreeMap<ModelName, BTreeMap<u32, Used>> {
+    let mut found: BTreeMap<ModelName, BTreeMap<u32, Used>> = BTreeMap::new();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        if let (Some(model), Some(used)) = (model_of(pid), used(pid)) {
+            found.entry(model).or_default().insert(pid, used);
+        }
+    }
+    found
+}
+
 /// The path of a process's cgroup in the unified hierarchy, as systemd's `ControlGroup` has it.
 pub fn control_group_of(pid: u32) -> Option<String> {
     control_group(&Process::new(i32::try_from(pid).ok()?).ok()?)

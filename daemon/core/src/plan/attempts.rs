@@ -1,10 +1,13 @@
 //! What was tried for a model and why it was not taken, rung by rung; and which settings would fit.
 
+use serde::Serialize;
+
 use super::Context;
 use super::place::Tried;
 use crate::backend;
 use crate::bytes::Bytes;
 use crate::config::Model;
+use crate::layout::Layout;
 use crate::name::ModelName;
 use crate::placement::{self, Conceded};
 use crate::report::{Attempt, AttemptOutcome, DeviceShare, Refusal};
@@ -13,17 +16,18 @@ use crate::tuning::{KvType, Tuning};
 /// No context is proposed below this: few models answer anything of use in less.
 const LEAST_CTX: u64 = 4096;
 
-/// A setting that would fit.
-pub(super) struct WouldFit {
+/// Settings that would fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WouldFit {
     /// As keys and values of `--set`.
-    pub(super) set: Vec<(&'static str, String)>,
+    pub set: Vec<(&'static str, String)>,
     /// What would be left on the device with least.
-    pub(super) spare: Bytes,
+    pub spare: Bytes,
 }
 
 impl WouldFit {
     /// "ctx 16384 with kv q8_0".
-    pub(super) fn words(&self) -> String {
+    pub fn words(&self) -> String {
         self.set.iter().map(|(key, value)| format!("{key} {value}")).collect::<Vec<_>>().join(" with ")
     }
 
@@ -37,16 +41,21 @@ impl Context<'_> {
     /// The ways that were tried with `victims` gone: for each rung and number of GPUs the one that comes nearest, up to
     /// the one that fits.
     pub(super) fn attempts(&self, model: &Model, victims: &[ModelName]) -> Vec<Attempt> {
-        self.tried(model, victims).unwrap_or_default()
+        self.tried(model, victims).unwrap_or_default().into_iter().map(|(attempt, _)| attempt).collect()
     }
 
-    pub(super) fn tried(&self, model: &Model, victims: &[ModelName]) -> Result<Vec<Attempt>, Refusal> {
+    /// The same with how each is laid out; a refusal where nothing can be tried.
+    pub(super) fn tried(
+        &self,
+        model: &Model,
+        victims: &[ModelName],
+    ) -> Result<Vec<(Attempt, Layout)>, Refusal> {
         let ladder = self.ladder(model)?;
-        let mut attempts: Vec<Attempt> = Vec::new();
-        let mut note = |attempt: Attempt| {
+        let mut attempts: Vec<(Attempt, Layout)> = Vec::new();
+        let mut note = |(attempt, layout): (Attempt, Layout)| {
             // A concession that changes nothing for this model is not worth a line.
-            if attempts.iter().all(|known| known.way != attempt.way) {
-                attempts.push(attempt);
+            if attempts.iter().all(|(known, _)| known.way != attempt.way) {
+                attempts.push((attempt, layout));
             }
         };
         for (rung, conceded) in placement::rungs(&model.policy).into_iter().enumerate() {
@@ -84,7 +93,7 @@ impl Context<'_> {
         taken: &Tried,
         conceded: Conceded,
         victims: &[ModelName],
-    ) -> Option<Attempt> {
+    ) -> Option<(Attempt, Layout)> {
         let fewer = u32::try_from(taken.laid.layout.cpu_experts.len()).ok()?.checked_sub(1)?;
         let conceded = Conceded { experts: false, layers: false, ..conceded };
         let instead = Tuning { cpu_experts: Some(fewer), ..Tuning::default() };
@@ -94,7 +103,7 @@ impl Context<'_> {
         Some(self.attempt(model, &tried)).filter(|_| !tried.fits())
     }
 
-    fn attempt(&self, model: &Model, tried: &Tried) -> Attempt {
+    fn attempt(&self, model: &Model, tried: &Tried) -> (Attempt, Layout) {
         let gpus = tried.gpus.iter().zip(&tried.laid.demand.gpus).zip(&tried.available);
         let mut devices: Vec<DeviceShare> = gpus
             .map(|((position, parts), available)| DeviceShare {
@@ -116,7 +125,7 @@ impl Context<'_> {
         } else {
             AttemptOutcome::Short { by: tried.missing, text: tried.short.join("; ") }
         };
-        Attempt { way: self.way(model, tried), devices, outcome }
+        (Attempt { way: self.way(model, tried), devices, outcome }, tried.laid.layout.clone())
     }
 
     /// Where and with what given up, in words.

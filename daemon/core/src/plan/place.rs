@@ -52,11 +52,13 @@ impl Tried {
         self.short.is_empty() && self.unseen.is_none()
     }
 
-    /// What is left on the GPU where least is, without one on the host; of what is known.
+    /// What is left where least is, of what is known: on its GPUs, or without any on the host.
     pub(super) fn spare(&self) -> Option<Bytes> {
+        if self.gpus.is_empty() {
+            return Some(self.host?.less(self.laid.demand.host.total()));
+        }
         let gpus = self.laid.demand.gpus.iter().zip(&self.available);
-        let least = gpus.filter_map(|(parts, available)| Some((*available)?.less(parts.total()))).min();
-        least.or_else(|| Some(self.host?.less(self.laid.demand.host.total())))
+        gpus.filter_map(|(parts, available)| Some((*available)?.less(parts.total()))).min()
     }
 }
 

@@ -151,9 +151,10 @@ fn a_header_cut_anywhere_is_refused() {
         let length = *length;
         assert_eq!(read(header, length), Ok(()));
         // Of the longer ones not every byte, so that it takes a few seconds.
-        for cut in (0..header.len() - 40).step_by(1 + header.len() / 1000) {
+        for cut in (0..header.len() - 40).step_by(1 + header.len() / 500) {
             let (result, ..) = measured(|| read(&header[..cut], length));
-            assert!(result.is_err(), "cut at {cut}, in a file that is said to be whole");
+            let error = result.expect_err("in a file that is said to be whole");
+            assert!(error.contains("the file ends too early"), "cut at {cut}: {error}");
             let (result, ..) = measured(|| read(&header[..cut], cut as u64));
             assert!(result.is_err(), "cut at {cut}");
         }
@@ -165,7 +166,7 @@ fn config() -> ProptestConfig {
         env!("CARGO_MANIFEST_DIR"),
         "/proptest-regressions/hostile.txt"
     ));
-    ProptestConfig { cases: 2000, failure_persistence: Some(Box::new(kept)), ..ProptestConfig::default() }
+    ProptestConfig { cases: 1000, failure_persistence: Some(Box::new(kept)), ..ProptestConfig::default() }
 }
 
 proptest! {

@@ -7,6 +7,7 @@ use super::{Context, Start, Unplaced, refusal};
 use crate::backend::{self, Ask, Laid, LayOut, PlacedGpu};
 use crate::bytes::Bytes;
 use crate::config::{Memory, Model};
+use crate::demand::Parts;
 use crate::facts::Known;
 use crate::name::ModelName;
 use crate::placement::{self, Conceded, Room};
@@ -186,25 +187,20 @@ impl<'a> Context<'a> {
         let ladder = self.ladder(model)?;
         let mut failed = Vec::new();
         for rung in 0..ladder.rungs.len() {
-            let mut least = None;
-            let mut fits = false;
-            for tried in self.on_rung(&ladder, rung, all, &[])? {
-                let bytes: Bytes = tried.laid.demand.gpus.iter().map(crate::demand::Parts::total).sum();
-                least = Some(least.map_or(bytes, |least: Bytes| least.min(bytes)));
-                fits |= tried.fits();
-                failed.push(tried);
-            }
-            if !fits {
+            let Some(roomiest) = self.first_fitting(&ladder, rung, all, Bytes::ZERO, &mut failed)? else {
                 continue;
-            }
-            // Where nothing can be moved to the host, no set with less room than that is worth a look.
+            };
+            // More GPUs take more in all, never less: where nothing can be moved to the host, GPUs with less room than
+            // that together are not worth a look. A hundredth is left for layers that divide otherwise.
             let conceded = ladder.rungs[rung].conceded;
-            let least = least.filter(|_| !conceded.experts && !conceded.layers).unwrap_or_default();
+            let bytes: Bytes = roomiest.laid.demand.gpus.iter().map(Parts::total).sum();
+            let least =
+                if conceded.experts || conceded.layers { Bytes::ZERO } else { Bytes(bytes.0 / 100 * 99) };
             for victims in sets {
-                if self.port_holder(model, victims, &[]).is_some() || self.room(&ladder, victims) < least {
+                if self.port_holder(model, victims, &[]).is_some() {
                     continue;
                 }
-                if let Some(tried) = self.on_rung(&ladder, rung, victims, &[])?.find(Tried::fits) {
+                if let Some(tried) = self.first_fitting(&ladder, rung, victims, least, &mut Vec::new())? {
                     return Ok((victims.clone(), self.start_of(&ladder, &tried)?));
                 }
             }
@@ -212,10 +208,25 @@ impl<'a> Context<'a> {
         Err(self.unplaced(&ladder, failed)?)
     }
 
-    /// All that the GPUs of a ladder have with these gone, as far as it is known.
-    fn room(&self, ladder: &Ladder<'_>, victims: &[ModelName]) -> Bytes {
-        let available = |position: &usize| self.rooms.available(*position, ladder.model, victims, &[]).ok();
-        ladder.gpus.iter().filter_map(available).sum()
+    /// The first way of a rung that fits, on GPUs that have at least so much together.
+    fn first_fitting<'c>(
+        &self,
+        ladder: &Ladder<'c>,
+        rung: usize,
+        victims: &[ModelName],
+        least: Bytes,
+        failed: &mut Vec<Tried>,
+    ) -> Result<Option<Tried>, Refusal>
+    where
+        'a: 'c,
+    {
+        for tried in self.on_rung_with(ladder, rung, victims, &[], least)? {
+            if tried.fits() {
+                return Ok(Some(tried));
+            }
+            failed.push(tried);
+        }
+        Ok(None)
     }
 
     /// The ways of one rung, in order.
@@ -225,6 +236,21 @@ impl<'a> Context<'a> {
         rung: usize,
         victims: &'r [ModelName],
         others: &'r [Start],
+    ) -> Result<impl Iterator<Item = Tried> + use<'r, 'a, 'c>, Refusal>
+    where
+        'a: 'c,
+    {
+        self.on_rung_with(ladder, rung, victims, others, Bytes::ZERO)
+    }
+
+    /// The same, on GPUs that have at least so much together.
+    fn on_rung_with<'r, 'c>(
+        &'r self,
+        ladder: &'r Ladder<'c>,
+        rung: usize,
+        victims: &'r [ModelName],
+        others: &'r [Start],
+        least: Bytes,
     ) -> Result<impl Iterator<Item = Tried> + use<'r, 'a, 'c>, Refusal>
     where
         'a: 'c,
@@ -242,6 +268,10 @@ impl<'a> Context<'a> {
         } else {
             placement::sets(&ladder.model.policy, &known, ladder.only)
         };
+        let enough = move |set: &Vec<usize>, known: &[Bytes]| {
+            least == Bytes::ZERO || set.iter().map(|at| known[*at]).sum::<Bytes>() >= least
+        };
+        let sets: Vec<Vec<usize>> = sets.into_iter().filter(|set| enough(set, &known)).collect();
         Ok(sets.into_iter().map(move |set| {
             let rooms: Vec<Room> = set
                 .iter()

@@ -145,7 +145,7 @@ fn divide(costs: &Costs, rooms: &[Room<'_>], layers: u32, on_cpu: &[u32], run: &
     while !taken(high).1 {
         (low, high) = (high, high * 2.0);
     }
-    for _ in 0..24 {
+    for _ in 0..16 {
         let middle = f64::midpoint(low, high);
         if taken(middle).1 { high = middle } else { low = middle }
     }

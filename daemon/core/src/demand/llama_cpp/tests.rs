@@ -1,4 +1,4 @@
-//! Settings as they are read, and where each part lies. `tests/memory.rs` has what was measured.
+//! Settings as they are read, and where each part lies. `tests/memory` has what was measured.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;

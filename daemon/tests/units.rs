@@ -153,6 +153,13 @@ impl Daemon {
         self.systemd.unit(model).await.unwrap().unwrap()
     }
 
+    /// The unit is as it was, but for what it has brought into memory: at first it still becomes the server.
+    async fn is_still(&self, model: &ModelName, before: &UnitReading) {
+        let mut now = self.unit(model).await;
+        now.unit.brought.clone_from(&before.unit.brought);
+        assert_eq!(now, *before);
+    }
+
     /// The next change that matters to the test.
     async fn next(&mut self, mut matters: impl FnMut(&Change) -> bool) -> Change {
         timeout(SOON, async {
@@ -439,10 +446,7 @@ impl Daemon {
         root("systemctl daemon-reload");
         self.next(|change| *change == Change::Reloading(true)).await;
         self.next(|change| *change == Change::Reloading(false)).await;
-        // What it has brought into memory changes meanwhile: at first it still becomes the server.
-        let mut after = self.unit(&model).await;
-        after.unit.brought.clone_from(&before.unit.brought);
-        assert_eq!(after, before);
+        self.is_still(&model, &before).await;
         self.stop(&model).await;
     }
 
@@ -463,7 +467,7 @@ impl Daemon {
         root("systemctl daemon-reexec");
         self.next(|change| *change == Change::Back).await;
         println!("units: reexec_ms={}", began.elapsed().as_millis());
-        assert_eq!(self.unit(&model).await, before);
+        self.is_still(&model, &before).await;
         assert_eq!(self.unit(&gone).await, gone_before, "what is referred to is still known");
         stopping.wait().await.unwrap();
         self.systemd.unreference(&gone).await.unwrap();
@@ -495,7 +499,7 @@ impl Daemon {
         // Who waits for a job learns its end by looking.
         stopping.wait().await.unwrap();
         assert_eq!(self.unit(&slow).await.unit.active, Active::Inactive);
-        assert_eq!(self.unit(&model).await, before);
+        self.is_still(&model, &before).await;
         self.forget();
         self.stop(&model).await;
         self.until(&model, Active::Inactive).await;

@@ -124,7 +124,7 @@ impl Tuning {
 
     /// This without what `other` says.
     pub fn without(self, other: &Self) -> Self {
-        fn unless<T>(other: Option<T>, own: Option<T>) -> Option<T> {
+        fn unless<T: Copy>(other: Option<T>, own: Option<T>) -> Option<T> {
             if other.is_some() { None } else { own }
         }
         Self {

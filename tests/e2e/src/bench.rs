@@ -17,6 +17,7 @@ pub(crate) mod client;
 mod edge;
 mod figures;
 mod plain;
+mod planner;
 mod recovery;
 mod switches;
 mod waiting;
@@ -51,6 +52,8 @@ pub struct Bench {
     pub boots: u32,
     /// Restarts of a model that takes nearly all of both cards.
     pub restarts: u32,
+    /// Whether the planner is timed.
+    pub plan: bool,
 }
 
 /// A part of a switch: its name and how it is taken from the stamps.
@@ -62,6 +65,9 @@ type Part = (&'static str, fn(&Stamps) -> u64);
 /// A switch failed, or an allocation did: the figures would mean nothing.
 pub fn run(bench: &Bench) -> Result<()> {
     println!("bench: setup {}", setup()?);
+    if bench.plan {
+        println!("bench: plan gpus8_models100_us={:.0}", planner::slowest()?.as_secs_f64() * 1e6);
+    }
     if bench.switches > 0 || !bench.wait.is_zero() {
         switches(bench)?;
     }

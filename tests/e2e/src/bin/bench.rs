@@ -13,7 +13,8 @@ const USAGE: &str = "usage: bench [PART[=NUMBER]]…, all of these without:
   wait=20      seconds for which memory lingers while berthd's CPU time is taken
   adopt=50     kills of berthd under a stream
   recovery=10  power cuts
-  edge=1000    restarts of a model that takes nearly all memory";
+  edge=1000    restarts of a model that takes nearly all memory
+  plan         how long a plan takes for 8 GPUs and 100 models";
 
 fn main() -> ExitCode {
     match run() {
@@ -27,8 +28,15 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let parts =
-        [("switch", 200), ("others", 50), ("wait", 20), ("adopt", 50), ("recovery", 10), ("edge", 1000)];
+    let parts = [
+        ("switch", 200),
+        ("others", 50),
+        ("wait", 20),
+        ("adopt", 50),
+        ("recovery", 10),
+        ("edge", 1000),
+        ("plan", 1),
+    ];
     let mut numbers = parts.map(|(part, usual)| (part, if words.is_empty() { usual } else { 0 }));
     for word in &words {
         let (part, number) = word.split_once('=').unwrap_or((word, ""));
@@ -39,7 +47,7 @@ fn run() -> Result<()> {
             number => number.parse().with_context(|| format!("{number} is no number\n{USAGE}"))?,
         };
     }
-    let [switches, others, wait, kills, boots, restarts] = numbers.map(|(_, number)| number);
+    let [switches, others, wait, kills, boots, restarts, plan] = numbers.map(|(_, number)| number);
     if others > switches {
         bail!("{others} switches each other way can't be spread over {switches} by Berth\n{USAGE}");
     }
@@ -51,5 +59,6 @@ fn run() -> Result<()> {
         kills,
         boots,
         restarts,
+        plan: plan > 0,
     })
 }

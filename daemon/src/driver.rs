@@ -286,6 +286,7 @@ impl Driver {
             }
             Message::Status(reply) => {
                 self.facts.host.memory = host_memory();
+                self.memory.weigh_alone(&self.settings, &self.facts, &self.state, monotonic_now());
                 // The asker may be gone.
                 _ = reply.send(self.with_view(status::status));
             }

@@ -378,6 +378,15 @@ pub fn is_unsound(facts: &Facts, start: &Start) -> bool {
     gpus.any(|gpu| gpu.is_none_or(|gpu| gpu.memory.value().is_none() || gpu.suspect.is_some()))
 }
 
+/// Whether the host has too little memory for this start just now: it may be on its way back.
+pub fn is_short_on_host(settings: &Settings, facts: &Facts, state: &State, start: &Start) -> bool {
+    let preflight = BTreeMap::new();
+    let context = Context::new(settings, facts, state, &preflight);
+    let Some(model) = settings.models.get(&start.model) else { return false };
+    let available = context.host_available(model, std::slice::from_ref(&start.model), &[]);
+    available.is_ok_and(|available| available < start.layout.host)
+}
+
 /// The devices that a start will use.
 pub fn devices(start: &Start) -> Vec<DeviceId> {
     start.gpus.iter().map(|part| part.id.clone()).collect()

@@ -31,6 +31,23 @@ pub struct Memory {
     pub ledger_error: Option<Refusal>,
     /// Services outside Berth that take GPU memory.
     pub rivals: Rivals,
+    /// The models that would not fit even alone, and by how much.
+    pub too_big: BTreeMap<ModelName, Bytes>,
+    /// When that was weighed last.
+    pub weighed_at: Option<Moment>,
+}
+
+impl Memory {
+    /// Weighs which models would not fit even alone. Each takes a search over layouts, so that not every reading does.
+    pub fn weigh_alone(&mut self, settings: &Settings, facts: &Facts, state: &State, now: Moment) {
+        let off = settings.models.values().filter(|model| !model.retired);
+        let off = off.filter(|model| !state.claims.contains_key(&model.name));
+        let short = off.filter_map(|model| {
+            Some((model.name.clone(), plan::too_big(settings, facts, state, model)?))
+        });
+        self.too_big = short.collect();
+        self.weighed_at = Some(now);
+    }
 }
 
 /// Everything a picture is made of.
@@ -96,7 +113,7 @@ pub fn model_state(view: &View, model: &Model) -> ModelState {
         None if model.retired => ModelState::Retired,
         None if view.state.quarantine(name).is_some() => ModelState::Quarantined,
         None if view.state.home.models.contains(name) => ModelState::Failed,
-        None if plan::too_big(view.settings, view.facts, view.state, model).is_some() => ModelState::TooBig,
+        None if view.memory.too_big.contains_key(name) => ModelState::TooBig,
         None => ModelState::Off,
     }
 }
@@ -131,11 +148,7 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
         aliases: model.aliases.clone(),
         pid: claim.and_then(|_| view.facts.units.get(name)).and_then(|unit| unit.main_pid),
         to_switch_ms,
-        short: if claim.is_none() && !model.retired {
-            plan::too_big(view.settings, view.facts, view.state, model)
-        } else {
-            None
-        },
+        short: view.memory.too_big.get(name).copied().filter(|_| claim.is_none()),
         last_error: unwell(view, name).or_else(|| last_error(view, name)),
         stands_in_for: claim.and_then(|_| view.state.stand_ins.get(name)).cloned(),
     }

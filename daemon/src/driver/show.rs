@@ -2,6 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use berth_core::name::ModelName;
 use berth_core::report::{ModelState, Problem, What};
@@ -11,11 +12,18 @@ use berth_core::status::{self, View};
 use super::{Driver, millis, now_ms};
 use crate::proc::monotonic_now;
 
+/// Between two looks at which models would not fit even alone: as often as GPUs are read when nothing goes on.
+const WEIGH: Duration = Duration::from_secs(1);
+
 impl Driver {
     /// Notices changes that people are told of: states of models, problems.
     pub(super) fn notice(&mut self) {
         let now_ms = now_ms();
         self.memory.rivals.note(self.facts.gpus());
+        let now = monotonic_now();
+        if self.swap.is_none() && self.memory.weighed_at.is_none_or(|at| now >= at + WEIGH) {
+            self.memory.weigh_alone(&self.settings, &self.facts, &self.state, now);
+        }
         let (states, problems) = self.with_view(|view| {
             let states: Vec<(ModelName, ModelState)> = view
                 .settings

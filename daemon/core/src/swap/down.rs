@@ -5,7 +5,7 @@ use super::{Action, Direction, KILL_DEADLINE, Stage, Swap, Watch, World, longest
 use crate::bytes::Bytes;
 use crate::facts::Active;
 use crate::name::ModelName;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Plan, Start};
 use crate::release::{self, Reading};
 use crate::report::{Step, StepState};
 use crate::state::{Claim, Phase, Times};
@@ -160,9 +160,13 @@ impl Swap {
         let left: Vec<&ModelName> =
             stops.iter().filter(|model| world.state.claims.contains_key(*model)).collect();
         if left.is_empty() {
-            // On a device that misbehaves just now nothing is started; it may be sound again in time.
-            let next = self.start_at(direction, 0);
-            if world.now < deadline && next.is_some_and(|start| plan::is_unsound(world.facts, start)) {
+            // On a device that misbehaves just now nothing is started, nor where the host's memory is not back; it may
+            // be sound, and there is no proof for the host's but to see it.
+            let waits = |start: &Start| {
+                plan::is_unsound(world.facts, start)
+                    || plan::is_short_on_host(world.settings, world.facts, world.state, start)
+            };
+            if world.now < deadline && self.start_at(direction, 0).is_some_and(waits) {
                 return;
             }
             let mut freed = freed;

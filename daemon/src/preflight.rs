@@ -42,7 +42,12 @@ pub fn hung(settings: &Settings, request: &Request, deadline: Duration) -> BTree
 }
 
 fn asked<'a>(settings: &'a Settings, request: &'a Request) -> impl Iterator<Item = &'a Model> {
-    settings.models.values().filter(|model| match request.model.as_deref() {
+    // What settings are tried with it makes no difference here.
+    let asked = request.model.as_deref();
+    let asked = asked.map(|name| {
+        name.rsplit_once(':').filter(|(_, set)| set.contains('=')).map_or(name, |(base, _)| base)
+    });
+    settings.models.values().filter(move |model| match asked {
         None | Some("default") => true,
         Some(name) => model.name.as_str() == name || model.aliases.iter().any(|alias| alias == name),
     })

@@ -1,13 +1,15 @@
 //! What a request would do: settings + facts + state → a plan or a typed refusal. Nothing is touched here.
 //!
 //! `decide` knows the verbs, `restore` what berthd brings back by itself, `victims` who may have to go, `place` where a
-//! model fits, `missing` why one of home does not, `report` how it is shown.
+//! model fits, `missing` why one of home does not, `unnamed` which model settings make, `report` how it is
+//! shown.
 
 mod decide;
 mod missing;
 mod place;
 mod report;
 mod restore;
+mod unnamed;
 mod victims;
 
 use std::collections::BTreeMap;
@@ -26,6 +28,7 @@ use crate::state::{Home, Phase, State};
 pub use missing::{Missing, missing};
 pub use report::{forecast, report};
 pub use restore::{HeldBack, Restoration, restore};
+pub use unnamed::named;
 
 /// A change that can be carried out: complete, the swap machine chooses nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -22,4 +22,5 @@ mod restart;
 mod rights;
 mod smoke;
 mod soak;
+mod variants;
 mod verbs;

@@ -1,5 +1,6 @@
 //! What can be typed: the verbs, their options and their help.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -96,11 +97,12 @@ pub(crate) enum Command {
         watch: bool,
     },
     /// Make a model `default`; stop only what is in the way
-    #[command(after_help = "Example:\n  berthctl switch genesis --timeout 5m\n\n\
+    #[command(after_help = "Examples:\n  berthctl switch genesis --timeout 5m\n  \
+        berthctl switch genesis --set ctx=16384 --set kv=q8_0\n\n\
         Ctrl-C stops watching, not the switch.")]
     Switch {
         #[command(flatten)]
-        model: ModelArg,
+        which: SetArg,
         #[command(flatten)]
         wait: Wait,
     },
@@ -108,7 +110,7 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  berthctl start embedder")]
     Start {
         #[command(flatten)]
-        model: ModelArg,
+        which: SetArg,
         #[command(flatten)]
         wait: Wait,
     },
@@ -223,6 +225,15 @@ pub(crate) struct ModelArg {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct SetArg {
+    #[command(flatten)]
+    model: ModelArg,
+    /// Try it with another ctx, kv, slots, policy …, without declaring it; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct StopArg {
     /// The model's name or one of its aliases
@@ -278,9 +289,9 @@ pub(crate) struct FitOptions {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PlanVerb {
     /// Making a model `default`
-    Switch(ModelArg),
+    Switch(SetArg),
     /// Adding a model beside the rest
-    Start(ModelArg),
+    Start(SetArg),
     /// Freeing a model's memory
     Stop(StopArg),
     /// Stopping a model and starting it again
@@ -316,11 +327,11 @@ impl PlanVerb {
     /// What to ask berthd.
     pub(crate) fn request(self) -> Request {
         match self {
-            Self::Switch(model) => request(Verb::Switch, model),
-            Self::Start(model) => request(Verb::Start, model),
+            Self::Switch(which) => which.request(Verb::Switch),
+            Self::Start(which) => which.request(Verb::Start),
             Self::Stop(which) => which.request(),
             Self::Restart(model) => request(Verb::Restart, model),
-            Self::Back => Request { verb: Verb::Back, model: None },
+            Self::Back => bare(Verb::Back),
             Self::Retry(model) => request(Verb::Retry, model),
         }
     }
@@ -330,13 +341,34 @@ impl StopArg {
     /// What to ask berthd.
     pub(crate) fn request(self) -> Request {
         let verb = if self.all { Verb::StopAll } else { Verb::Stop };
-        Request { verb, model: self.model }
+        Request { model: self.model, ..bare(verb) }
     }
+}
+
+impl SetArg {
+    /// What to ask berthd.
+    pub(crate) fn request(self, verb: Verb) -> Request {
+        Request { set: self.set.into_iter().collect(), ..request(verb, self.model) }
+    }
+}
+
+/// The request of a verb that takes no model.
+pub(crate) fn bare(verb: Verb) -> Request {
+    Request { verb, model: None, set: BTreeMap::new() }
 }
 
 /// The request of a verb that takes one model.
 pub(crate) fn request(verb: Verb, model: ModelArg) -> Request {
-    Request { verb, model: Some(model.name) }
+    Request { model: Some(model.name), ..bare(verb) }
+}
+
+/// Reads `ctx=16384`.
+fn setting(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').map(|(key, value)| (key.trim(), value.trim()));
+    match pair.filter(|(key, value)| !key.is_empty() && !value.is_empty()) {
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => Err("write KEY=VALUE, for example ctx=16384".to_owned()),
+    }
 }
 
 /// Reads `90s`, `2m`, `1m30s` or a bare number of seconds.
@@ -390,12 +422,38 @@ mod tests {
     }
 
     #[test]
+    fn settings_go_with_switch_and_start() {
+        let told = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb);
+        let Ok(Some(Command::Switch { which, .. })) =
+            told("berthctl switch genesis --set kv=q8_0 --set ctx=16384")
+        else {
+            panic!()
+        };
+        let request = which.request(Verb::Switch);
+        assert_eq!(request.model.as_deref(), Some("genesis"));
+        assert_eq!(
+            request.set.into_iter().collect::<Vec<_>>(),
+            [("ctx", "16384"), ("kv", "q8_0")].map(|(key, value)| (key.to_owned(), value.to_owned()))
+        );
+        assert!(told("berthctl plan start genesis --set ctx=1").is_ok());
+        for bad in [
+            "switch genesis --set ctx",
+            "switch genesis --set =1",
+            "start a --set ctx=",
+            "stop a --set ctx=1",
+            "restart a --set ctx=1",
+        ] {
+            assert!(told(&format!("berthctl {bad}")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn stop_takes_one_model_or_all() {
         for bad in [&["berthctl", "stop"][..], &["berthctl", "stop", "a", "--all"]] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }
         let cli = Cli::try_parse_from(["berthctl", "plan", "stop", "--all"]).unwrap();
         let Some(Command::Plan { verb }) = cli.verb else { panic!() };
-        assert_eq!(verb.request(), Request { verb: Verb::StopAll, model: None });
+        assert_eq!(verb.request(), bare(Verb::StopAll));
     }
 }

@@ -17,10 +17,10 @@ mod render;
 mod standalone;
 mod verbs;
 
-use berth_core::report::{Request, Verb};
+use berth_core::report::Verb;
 use clap::Parser as _;
 
-use crate::args::{Cli, Command, DeviceVerb, request};
+use crate::args::{Cli, Command, DeviceVerb, bare, request};
 use crate::client::Client;
 use crate::complaint::Complaint;
 use crate::exit::Exit;
@@ -55,13 +55,13 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Events { follow, last } => until_interrupted(follow, berth.events(last, follow)).await,
         Command::Fit { what, options } => fit::fit(&what, &options, out).await,
         Command::Check { config } => check::check(&config, out),
-        Command::Switch { model, wait } => return berth.change(&request(Verb::Switch, model), &wait).await,
-        Command::Start { model, wait } => return berth.change(&request(Verb::Start, model), &wait).await,
+        Command::Switch { which, wait } => return berth.change(&which.request(Verb::Switch), &wait).await,
+        Command::Start { which, wait } => return berth.change(&which.request(Verb::Start), &wait).await,
         Command::Stop { which, wait } => return berth.change(&which.request(), &wait).await,
         Command::Restart { model, wait } => return berth.change(&request(Verb::Restart, model), &wait).await,
         Command::Retry { model, wait } => return berth.change(&request(Verb::Retry, model), &wait).await,
         Command::Back { wait } => {
-            return berth.change(&Request { verb: Verb::Back, model: None }, &wait).await;
+            return berth.change(&bare(Verb::Back), &wait).await;
         }
     })
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::Child;
@@ -20,7 +21,7 @@ use nix::unistd::Pid;
 fn plan(verdict: Verdict) -> PlanReport {
     PlanReport {
         schema: 1,
-        request: Request { verb: Verb::Switch, model: Some("genesis".into()) },
+        request: Request { verb: Verb::Switch, model: Some("genesis".into()), set: BTreeMap::new() },
         verdict,
         stops: vec![name("aeon")],
         starts: vec![name("genesis")],

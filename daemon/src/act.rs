@@ -1,5 +1,6 @@
 //! Performs one action of the swap machine; decides nothing. What comes of it goes to the driver as an event.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -134,7 +135,7 @@ impl Hands {
 
     async fn granted(&self, start: &Start) -> Result<Job, String> {
         let model = self.model(&start.model)?;
-        let launch = backend::of(model.backend).launch(model, &start.gpus, &start.layout);
+        let launch = backend::of(model.backend).launch(&model, &start.gpus, &start.layout);
         let expires = std::time::Instant::now() + TICKET_LIFE;
         {
             let _effect = fault::effect("ticket");
@@ -196,7 +197,7 @@ impl Hands {
                     control_group = reading.control_group;
                 }
                 let healthy = AtomicBool::new(false);
-                let asked = hands.probed(model, &control_group, &healthy);
+                let asked = hands.probed(&model, &control_group, &healthy);
                 tokio::pin!(asked);
                 let (ready, text) = tokio::select! {
                     probe = &mut asked => (probe == Probe::Ready, probe.to_string()),
@@ -270,7 +271,7 @@ impl Hands {
             tracing::warn!(model = %name, %error, "its log can't be read");
             Tail::default()
         });
-        let kind = self.settings.models.get(name).map_or(BackendKind::Command, |model| model.backend);
+        let kind = self.settings.model(name).map_or(BackendKind::Command, |model| model.backend);
         (backend::of(kind).classify(&tail.lines, unit.and_then(|unit| unit.exit)), tail.told_to_stop)
     }
 
@@ -278,7 +279,7 @@ impl Hands {
     pub fn look(&self, name: &ModelName) {
         let (hands, name) = (self.clone(), name.clone());
         tokio::spawn(async move {
-            let missing = match hands.model(&name).cloned() {
+            let missing = match hands.model(&name).map(Cow::into_owned) {
                 Ok(model) => preflight::missing(model).await,
                 Err(why) => Some((PathBuf::from(name.as_str()), why)),
             };
@@ -287,8 +288,8 @@ impl Hands {
         });
     }
 
-    fn model(&self, name: &ModelName) -> Result<&Model, String> {
-        self.settings.models.get(name).ok_or_else(|| format!("{name} is not declared any more"))
+    fn model(&self, name: &ModelName) -> Result<Cow<'_, Model>, String> {
+        self.settings.model(name).ok_or_else(|| format!("{name} is not declared any more"))
     }
 
     async fn tell(&self, id: u64, event: Event) {

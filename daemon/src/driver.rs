@@ -8,6 +8,7 @@ mod device;
 mod health;
 mod repair;
 mod show;
+mod unnamed;
 mod upkeep;
 
 pub use decide::refusal;
@@ -167,7 +168,7 @@ impl Driver {
         facts: Facts,
         boot: &str,
     ) -> Self {
-        let settings = Arc::clone(&hands.settings);
+        let settings = Arc::new(unnamed::settings_for(&hands.settings, &state, &facts));
         let upkeep = Upkeep::adopt(&settings, &mut state, &facts, boot, monotonic_now(), now_ms());
         for (model, claim) in &state.claims {
             tracing::info!(%model, phase = ?claim.phase, "taken over from the ledger");
@@ -272,7 +273,10 @@ impl Driver {
                 self.restore();
             }
             Message::Health { model, run, verdict } => self.judged(model, &run, verdict),
-            Message::Decide(decide) => self.decide(*decide),
+            Message::Decide(decide) => {
+                self.decide(*decide);
+                self.keep_unnamed(None);
+            }
             Message::Repair(reply) => {
                 let done = self.repair();
                 // Whether the asker still listens changes nothing.
@@ -420,6 +424,7 @@ impl Driver {
         );
         let deeds = self.with_world(|upkeep, world| upkeep.ended(world, swap));
         self.fulfil(deeds);
+        self.keep_unnamed(None);
     }
 
     /// Lets core look at the present state of things, and change what is its to change.

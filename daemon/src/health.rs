@@ -100,10 +100,10 @@ async fn keep(hands: Hands, mut wanted: watch::Receiver<Checking>) {
 
 /// Checks one run of a model until it is ended.
 async fn check(hands: Hands, name: ModelName, checked: Checked, gpus: Arc<Mutex<Gpus>>) {
-    let Some(model) = hands.settings.models.get(&name) else { return };
+    let Some(model) = hands.settings.model(&name) else { return };
     let settings = model.health;
     let Some(every) = settings.every else { return };
-    let readiness = backend::of(model.backend).readiness(model);
+    let readiness = backend::of(model.backend).readiness(&model);
     let control_group = loop {
         match hands.systemd.unit(&name).await {
             Ok(Some(reading)) if reading.unit.invocation == checked.run => break reading.control_group,

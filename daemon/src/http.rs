@@ -4,6 +4,7 @@
 
 mod devices;
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
@@ -216,7 +217,11 @@ async fn repaired(api: Api, actor: Actor) -> Response {
 
 /// Has a change decided, and writes down who asked for it.
 async fn asked(api: Api, request: Request, actor: Actor) -> Response {
-    let audit = Audit::new(actor.clone(), request.verb.as_str(), request.model.clone().unwrap_or_default());
+    let mut model = request.model.clone().unwrap_or_default();
+    for (key, value) in &request.set {
+        model += &format!(" --set {key}={value}");
+    }
+    let audit = Audit::new(actor.clone(), request.verb.as_str(), model);
     let answer = api.decide(request, Some(actor)).await;
     let (outcome, response) = match answer {
         Some(Answer::Accepted(accepted)) => {
@@ -340,7 +345,9 @@ async fn logs(
         (_, Err(rejection)) => return malformed(rejection.status(), &rejection.body_text()),
     };
     let state = berth_core::state::State::default();
-    let model = match plan::resolve(&api.settings, &state, &name) {
+    let unnamed = name.parse().ok().and_then(|name| api.settings.model(&name));
+    let declared = unnamed.map_or_else(|| plan::resolve(&api.settings, &state, &name).map(Cow::Borrowed), Ok);
+    let model = match declared {
         Ok(model) => model.name.clone(),
         Err(refusal) => {
             return problem(StatusCode::NOT_FOUND, &refusal.code, &refusal.text, &refusal.hints);

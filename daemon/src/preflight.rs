@@ -43,7 +43,12 @@ pub fn hung(settings: &Settings, request: &Request, deadline: Duration) -> BTree
 
 /// The models that a request may start: the one it names, else all.
 pub fn asked<'a>(settings: &'a Settings, request: &'a Request) -> impl Iterator<Item = &'a Model> {
-    settings.models.values().filter(|model| match request.model.as_deref() {
+    // What settings are tried with it makes no difference here.
+    let asked = request.model.as_deref();
+    let asked = asked.map(|name| {
+        name.rsplit_once(':').filter(|(_, set)| set.contains('=')).map_or(name, |(base, _)| base)
+    });
+    settings.models.values().filter(move |model| match asked {
         None | Some("default") => true,
         Some(name) => model.name.as_str() == name || model.aliases.iter().any(|alias| alias == name),
     })

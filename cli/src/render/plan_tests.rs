@@ -1,4 +1,6 @@
 #![allow(clippy::unwrap_used)]
+use std::collections::BTreeMap;
+
 use berth_core::bytes::Bytes;
 use berth_core::name::ModelName;
 use berth_core::report::{Request, Step, Verb};
@@ -25,7 +27,7 @@ fn change(index: u32, needs: u64, after: &[(ModelName, Bytes)]) -> GpuChange {
 fn refused_plan() -> PlanReport {
     PlanReport {
         schema: 1,
-        request: Request { verb: Verb::Switch, model: Some("llama70b".into()) },
+        request: Request { verb: Verb::Switch, model: Some("llama70b".into()), set: BTreeMap::new() },
         verdict: Verdict::Refused(Refusal {
             code: "does_not_fit".into(),
             text: "0.8 GiB short on GPU 0, 1.2 GiB on GPU 1. genesis keeps serving.".into(),
@@ -46,7 +48,7 @@ fn going() -> PlanReport {
     let after = [(name("aeon"), Bytes::mib(14_500))];
     let step = |step, model: Option<&str>, ms| StepForecast { step, model: model.map(name), expected_ms: ms };
     PlanReport {
-        request: Request { verb: Verb::Switch, model: Some("aeon".into()) },
+        request: Request { verb: Verb::Switch, model: Some("aeon".into()), set: BTreeMap::new() },
         verdict: Verdict::Go,
         starts: vec![name("aeon")],
         gpus: vec![change(0, 14_500, &after), change(1, 14_500, &after)],

@@ -1,7 +1,8 @@
 //! What a request would do: settings + facts + state → a plan or a typed refusal. Nothing is touched here.
 //!
 //! `decide` knows the verbs, `restore` what berthd brings back by itself, `victims` who may have to go, `place` where a
-//! model fits, `missing` why one of home does not, `report` how it is shown.
+//! model fits (`room` what there is, `attempts` what was tried and would fit), `missing` why one of home does not,
+//! `unnamed` which model settings make, `report` how it is shown.
 
 mod attempts;
 mod decide;
@@ -10,6 +11,7 @@ mod place;
 mod report;
 mod restore;
 mod room;
+mod unnamed;
 mod victims;
 
 use std::collections::BTreeMap;
@@ -31,6 +33,7 @@ pub use missing::{Missing, missing};
 pub use report::{forecast, report};
 pub use restore::{HeldBack, Restoration, restore};
 use room::Rooms;
+pub use unnamed::named;
 
 /// A change that can be carried out: complete, the swap machine chooses nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

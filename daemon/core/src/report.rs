@@ -3,6 +3,8 @@
 //! Moments here are wall-clock milliseconds since 1970 (`*_ms` of events and `since_ms`), durations are
 //! milliseconds, memory is bytes. Fields may be added within a schema version; none changes its meaning.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Failure;
@@ -199,6 +201,9 @@ pub struct Request {
     /// The model's name or alias as typed; none for `stop_all` and `back`.
     #[serde(default)]
     pub model: Option<String>,
+    /// Settings to try with it, for `switch` and `start`: `ctx`, `kv`, `policy` …
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub set: BTreeMap<String, String>,
 }
 
 /// What can be asked.

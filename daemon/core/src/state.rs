@@ -210,6 +210,18 @@ impl State {
         self.home.models.contains(model) || self.stand_ins.contains_key(model)
     }
 
+    /// Every model that has a part in what serves, shall serve or served before.
+    pub fn models(&self) -> impl Iterator<Item = &ModelName> {
+        let homes = std::iter::once(&self.home).chain(&self.previous);
+        let homes = homes.flat_map(|home| home.models.iter().chain(&home.default));
+        let intent = self.intent.iter().flat_map(|plan| {
+            let started = plan.starts.iter().map(|start| &start.model);
+            started.chain(&plan.stops).chain(&plan.home.models)
+        });
+        let stand_ins = self.stand_ins.iter().flat_map(|(stand_in, of)| [stand_in, of]);
+        self.claims.keys().chain(homes).chain(intent).chain(stand_ins)
+    }
+
     /// Why this model is quarantined, if it is.
     pub fn quarantine(&self, model: &ModelName) -> Option<&Quarantine> {
         self.troubles.get(model)?.quarantined.as_ref()

@@ -42,9 +42,8 @@ impl Memory {
     pub fn weigh_alone(&mut self, settings: &Settings, facts: &Facts, state: &State, now: Moment) {
         let off = settings.models.values().filter(|model| !model.retired);
         let off = off.filter(|model| !state.claims.contains_key(&model.name));
-        let short = off.filter_map(|model| {
-            Some((model.name.clone(), plan::too_big(settings, facts, state, model)?))
-        });
+        let short =
+            off.filter_map(|model| Some((model.name.clone(), plan::too_big(settings, facts, state, model)?)));
         self.too_big = short.collect();
         self.weighed_at = Some(now);
     }

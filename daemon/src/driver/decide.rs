@@ -23,7 +23,8 @@ impl Driver {
             self.record();
         }
         let unrecorded = self.memory.ledger_error.clone();
-        let unrecorded = unrecorded.map(|refusal| Verdict::Refused { refusal, nearest: None });
+        let unnamed = self.name(&mut decide).err().map(|refusal| *refusal);
+        let unrecorded = unrecorded.or(unnamed).map(|refusal| Verdict::Refused { refusal, nearest: None });
         let Some(by) = decide.by.clone() else {
             let verdict = unrecorded.unwrap_or_else(|| self.plan(&decide, &self.state));
             let report = self.report(&decide, &verdict);

@@ -1,11 +1,14 @@
 //! A damaged ledger is mended, when an operator says so. Until then nothing is started or stopped.
 
+use std::sync::Arc;
+
 use berth_core::facts::{Active, Facts};
 use berth_core::release::Proofs;
 use berth_core::report::{Refusal, Repaired, SCHEMA};
 use berth_core::state::{Phase, State};
 use berth_core::upkeep::Upkeep;
 
+use super::unnamed::settings_for;
 use super::{Driver, now_ms};
 use crate::ledger::LedgerError;
 use crate::proc::monotonic_now;
@@ -47,6 +50,7 @@ impl Driver {
             None => (None, self.state.clone()),
         };
         let (now, boot) = (monotonic_now(), &self.state.boot);
+        self.settings = Arc::new(settings_for(&self.settings, &state, &self.facts));
         let upkeep = Upkeep::adopt(&self.settings, &mut state, &self.facts, boot, now, now_ms());
         keep_running(&mut state, &self.facts);
         let kept = self.ledger.replace(&state, now_ms() / 1000)?;

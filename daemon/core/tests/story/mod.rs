@@ -200,7 +200,7 @@ impl Machine {
     }
 
     pub(crate) fn request(verb: Verb, model: Option<&str>) -> Request {
-        Request { verb, model: model.map(str::to_owned) }
+        Request { verb, model: model.map(str::to_owned), set: BTreeMap::new() }
     }
 
     pub(crate) fn plan(&self, verb: Verb, model: Option<&str>) -> Verdict {

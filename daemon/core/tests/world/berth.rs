@@ -128,7 +128,7 @@ impl World {
 
     /// An operator asks: the refusal's code, or the verdict's plan was begun (None) or there was nothing to do.
     pub(crate) fn ask(&mut self, verb: Verb, model: Option<&str>) -> Option<String> {
-        let request = Request { verb, model: model.map(str::to_owned) };
+        let request = Request { verb, model: model.map(str::to_owned), set: BTreeMap::new() };
         self.facts = self.nature.facts();
         self.observed();
         self.decide(request)

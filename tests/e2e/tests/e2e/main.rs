@@ -25,4 +25,5 @@ mod restart;
 mod rights;
 mod smoke;
 mod soak;
+mod variants;
 mod verbs;

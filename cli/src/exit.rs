@@ -10,9 +10,9 @@ use berth_core::report::Outcome;
 pub(crate) enum Exit {
     /// As asked.
     Done = 0,
-    /// The command line or the configuration is wrong.
+    /// The command line, the configuration or a model's file is wrong.
     Usage = 2,
-    /// berthd refused; nothing was touched.
+    /// berthd refused and nothing was touched, or a model does not fit.
     Refused = 3,
     /// It failed, and what served before serves again.
     Restored = 4,
@@ -30,8 +30,8 @@ pub(crate) enum Exit {
 pub(crate) const EXPLAINED: &str = "\
 Exit codes:
     0  done
-    2  usage: the command line, or with `check` the configuration, is wrong
-    3  refused; nothing was touched
+    2  usage: the command line, or with `check` and `fit` what it reads, is wrong
+    3  refused, nothing was touched; with `fit`: it does not fit
     4  failed, and what served before serves again
     5  failed, and not all that should serve does; berthd goes on trying
     6  berthd can't be reached, or its answer can't be understood

@@ -6,14 +6,12 @@ mod given;
 mod judged;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use berth_core::backend;
-use berth_core::config::{self, BackendKind, ConfigError, Model, Settings, SourceFile, Sources};
+use berth_core::config::{self, ConfigError, Model, Settings, SourceFile, Sources};
 use berth_core::facts::{Active, Facts, Gpu, Host, Known, Unit};
 use berth_core::plan;
 use berth_core::policy::Concession;
@@ -76,63 +74,57 @@ pub(crate) struct NotJudged {
 struct Ground {
     facts: Facts,
     state: State,
-    /// No GPU is to be used.
-    host_only: bool,
 }
 
 /// How a model on disk is judged: not declared, but as if it were.
 struct Undeclared<'a> {
     sources: Sources,
     config: &'a Path,
-    set: &'a BTreeMap<&'static str, String>,
+    set: &'a BTreeMap<String, String>,
+    host_only: bool,
 }
 
 /// Judges what is asked for.
 pub(crate) async fn fit(what: &Path, options: &FitOptions, out: Out) -> Result<Exit, Complaint> {
     let set = given::settings(options)?;
     let given = options.gpus.as_deref().map(given::gpus).transpose()?;
+    let host_only = given.as_ref().is_some_and(Vec::is_empty);
     let config = &options.config;
-    let meta = match fs::metadata(what) {
-        Ok(meta) => meta,
+    let (settings, model, name) = match fs::metadata(what) {
+        Ok(meta) => {
+            let undeclared = Undeclared { sources: undeclared(config)?, config, set: &set, host_only };
+            if meta.is_dir() && !find::is_model(what) {
+                let found = find::find(what).map_err(|error| unreadable(what, &error.to_string()))?;
+                let folder = Ground::look(given).await.judge_all(what, found, &undeclared)?;
+                return folder_told(&folder, out);
+            }
+            let shape = files::shape(what).map_err(|why| unreadable(what, &why))?;
+            if let Some((_, text)) = not_a_model(shape.kind) {
+                let title = format!("{} is {text}", what.display());
+                let hints = ["berthctl fit MODEL.gguf".to_owned()];
+                return Err(Complaint::new(Exit::Usage, "not_a_model", title, &hints));
+            }
+            let (settings, model) = undeclared.model(what)?;
+            (settings, model, what.display().to_string())
+        }
         Err(error) if error.kind() == ErrorKind::NotFound && is_name(what) => {
             let (settings, model) = declared(what, config)?;
-            let model = changed(model, &settings, &set)?;
-            let mut ground = Ground::look(given).await;
-            ground.look_at(&model);
             let name = model.name.to_string();
-            let judged = ground.judge(&settings, model, name).map_err(|refusal| refused(*refusal, what))?;
-            return Ok(told(&judged, out));
+            let model = changed(model, &settings, &set, host_only)?;
+            (settings, model, name)
         }
-        Err(error) => {
-            return Err(unreadable(what, &error.to_string()));
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let title = format!("there is no file or folder {}", what.display());
+            return Err(Complaint::new(Exit::Usage, "missing", title, &[list(what)]));
         }
+        Err(error) => return Err(unreadable(what, &error.to_string())),
     };
-    let undeclared = Undeclared { sources: undeclared(config)?, config, set: &set };
-    if meta.is_dir() && !is_model(what) {
-        let (paths, unreadable_ones) =
-            find::find(what).map_err(|error| unreadable(what, &error.to_string()))?;
-        let mut ground = Ground::look(given).await;
-        let folder = ground.judge_all(what, paths, unreadable_ones, &undeclared)?;
-        return folder_told(&folder, out);
-    }
-    let (settings, model) = undeclared.model(what, given.as_ref().is_some_and(Vec::is_empty))?;
-    let kind = match files::shape(what) {
-        Ok(shape) => shape.kind,
-        Err(why) => return Err(unreadable(what, &why)),
-    };
-    if let Some((_, text)) = not_a_model(kind) {
-        let title = format!("{} is {text}", what.display());
-        return Err(Complaint::new(
-            Exit::Usage,
-            "not_a_model",
-            title,
-            &["berthctl fit MODEL.gguf".to_owned()],
-        ));
-    }
     let mut ground = Ground::look(given).await;
-    ground.look_at(&model);
-    let name = what.display().to_string();
-    let judged = ground.judge(&settings, model, name).map_err(|refusal| refused(*refusal, what))?;
+    for path in backend::of(model.backend).files(&model) {
+        let facts = files::look(&path, None);
+        ground.facts.files.insert(path, facts);
+    }
+    let judged = ground.judge(&settings, &model, name).map_err(|refusal| refused(*refusal, what))?;
     Ok(told(&judged, out))
 }
 
@@ -170,7 +162,6 @@ fn folder_told(folder: &Folder, out: Out) -> Result<Exit, Complaint> {
 impl Ground {
     /// The GPUs, or those that are given instead, and the host, with nothing of Berth's on them.
     async fn look(given: Option<Vec<Gpu>>) -> Self {
-        let host_only = given.as_ref().is_some_and(Vec::is_empty);
         let gpus = match given {
             Some(gpus) => Known::Value(gpus),
             None => Nvml::spawn().read_all(NVML).await,
@@ -182,54 +173,32 @@ impl Ground {
             ..Facts::none_yet()
         };
         for (model, used) in proc::of_models() {
-            let used = Known::Value(used);
-            let unit = Unit {
-                active: Active::Active,
-                sub: String::new(),
-                result: String::new(),
-                exit: None,
-                invocation: String::new(),
-                started_at: None,
-                main_pid: None,
-                brought: proc::brought_by(&used, ""),
-                processes: proc::started_of(&used),
-            };
-            facts.units.insert(model, unit);
+            facts.units.insert(model, running(used));
         }
-        let mut state = State::default();
-        for model in facts.units.keys() {
-            // One of which it can't be seen what it holds counts as foreign.
-            if let Some(claim) = State::found(model, &facts) {
-                state.claims.insert(model.clone(), claim);
+        let mut ground = Self { facts, state: State::default() };
+        ground.find_models();
+        ground
+    }
+
+    /// What models hold that run: such as these would be stopped for another. One of which that can't be seen counts as
+    /// foreign.
+    fn find_models(&mut self) {
+        for model in self.facts.units.keys() {
+            if let Some(claim) = State::found(model, &self.facts) {
+                self.state.claims.insert(model.clone(), claim);
             }
         }
-        Self { facts, state, host_only }
     }
 
-    /// Reads the headers of a model's files.
-    fn look_at(&mut self, model: &Model) {
-        for path in backend::of(model.backend).files(model) {
-            let facts = files::look(&path, None);
-            self.facts.files.insert(path, facts);
-        }
-    }
-
-    fn judge(&self, settings: &Settings, mut model: Model, name: String) -> Result<Judged, Box<Refusal>> {
-        if self.host_only
-            && model.policy.uses_gpus()
-            && let Some(policy) = settings.policies.get(HOST_POLICY)
-        {
-            model.policy = policy.clone();
-        }
-        judge(settings, &self.facts, &self.state, &model, name)
+    fn judge(&self, settings: &Settings, model: &Model, name: String) -> Result<Judged, Box<Refusal>> {
+        judge(settings, &self.facts, &self.state, model, name)
     }
 
     /// Judges all models in a folder. What concerns the devices alone is said once, as an error.
     fn judge_all(
         &mut self,
         folder: &Path,
-        paths: Vec<PathBuf>,
-        unreadable: Vec<(PathBuf, String)>,
+        (paths, unreadable): (Vec<PathBuf>, Vec<(PathBuf, String)>),
         undeclared: &Undeclared<'_>,
     ) -> Result<Folder, Complaint> {
         let short = |path: &Path| path.strip_prefix(folder).unwrap_or(path).to_string_lossy().into_owned();
@@ -254,7 +223,7 @@ impl Ground {
                 continue;
             }
             self.facts.files.insert(path.clone(), looked);
-            let (settings, model) = match undeclared.model(&path, self.host_only) {
+            let (settings, model) = match undeclared.model(&path) {
                 Ok(found) => found,
                 Err(complaint) if complaint.code == "invalid_configuration" => return Err(complaint),
                 Err(complaint) => {
@@ -262,13 +231,29 @@ impl Ground {
                     continue;
                 }
             };
-            match self.judge(&settings, model, short(&path)) {
+            match self.judge(&settings, &model, short(&path)) {
                 Ok(judged) => all.models.push(judged),
                 Err(refusal) if no_gpus(&refusal) => return Err(refused(*refusal, folder)),
                 Err(refusal) => pass("not_judged", refusal.text),
             }
         }
         Ok(all)
+    }
+}
+
+/// The unit of a model with these processes, as far as it can be told without systemd.
+fn running(used: BTreeMap<u32, proc::Used>) -> Unit {
+    let used = Known::Value(used);
+    Unit {
+        active: Active::Active,
+        sub: String::new(),
+        result: String::new(),
+        exit: None,
+        invocation: String::new(),
+        started_at: None,
+        main_pid: None,
+        brought: proc::brought_by(&used, ""),
+        processes: proc::started_of(&used),
     }
 }
 
@@ -283,61 +268,29 @@ const PATH: &str = "/model";
 
 impl Undeclared<'_> {
     /// The model at this path as if it were declared with what is given and nothing else.
-    fn model(&self, path: &Path, host_only: bool) -> Result<(Settings, Model), Complaint> {
+    fn model(&self, path: &Path) -> Result<(Settings, Model), Complaint> {
         let program = if path.is_dir() { "vllm" } else { "llama-server" };
-        if host_only && path.is_dir() {
-            let title = format!(
-                "{}: what vLLM takes without a GPU is not known; a GGUF file of the model can be judged",
-                path.display()
-            );
+        if self.host_only && path.is_dir() {
+            let title = format!("{}: what vLLM takes without a GPU is not known", path.display());
             let hints = ["berthctl fit MODEL.gguf --gpus none".to_owned()];
             return Err(Complaint::new(Exit::Usage, "not_judged", title, &hints));
         }
-        let mut text = format!("program = \"{program}\"\nmodel = \"{PATH}\"\n");
-        for (key, value) in self.set {
-            let quote = if key.starts_with("kv") { "\"" } else { "" };
-            // Writing to a String cannot fail.
-            _ = writeln!(text, "{key} = {quote}{value}{quote}");
-        }
-        let mut sources = self.sources.clone();
-        sources.models = vec![SourceFile { path: PathBuf::from(NOWHERE), text }];
-        let settings = match config::load(&sources, &check::host()) {
-            Ok(settings) => settings,
-            Err(errors) => return Err(self.wrong(&errors)),
-        };
+        let text = format!("program = \"{program}\"\nmodel = \"{PATH}\"\n");
+        let models = vec![SourceFile { path: PathBuf::from(NOWHERE), text }];
+        let settings = config::load(&Sources { models, ..self.sources.clone() }, &check::host())
+            .map_err(|errors| invalid(self.config, &errors))?;
         let Some(mut model) = settings.models.values().next().cloned() else {
-            return Err(invalid(self.config, "it declares nothing"));
+            return Err(invalid(self.config, &[]));
         };
         model.file = Some(path.to_owned());
-        keep(&mut model, self.set);
+        let model = changed(model, &settings, self.set, self.host_only)?;
         Ok((settings, model))
-    }
-
-    fn wrong(&self, errors: &[ConfigError]) -> Complaint {
-        let Some(error) = errors.first() else { return invalid(self.config, "it can't be read") };
-        match error.places.first() {
-            Some(place) if place.path == Path::new(NOWHERE) => {
-                let title = format!("{}: {}", error.message, place.label);
-                Complaint::new(Exit::Usage, "bad_setting", title, &["berthctl help fit".to_owned()])
-            }
-            _ => invalid(self.config, &error.message),
-        }
     }
 }
 
 /// Whether it can be a model's name: a path says by a `/` or its ending that it is one.
 fn is_name(what: &Path) -> bool {
     what.to_str().is_some_and(|text| !text.contains('/') && !text.to_ascii_lowercase().ends_with(".gguf"))
-}
-
-/// Whether a folder is a model by itself.
-fn is_model(folder: &Path) -> bool {
-    let has_config = folder.join("config.json").is_file();
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut weights = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|ending| ending == "safetensors" || ending == "gguf"));
-    has_config && weights.by_ref().all(|path| path.extension().is_some_and(|ending| ending == "safetensors"))
 }
 
 /// What is no model: for programs, and in words.
@@ -354,15 +307,6 @@ fn not_a_model(kind: Kind) -> Option<(&'static str, &'static str)> {
     }
 }
 
-/// A concession would take back what is given by hand: such ones are not made.
-fn keep(model: &mut Model, set: &BTreeMap<&'static str, String>) {
-    model.policy.ladder.retain(|concession| match concession {
-        Concession::Kv(_) => !set.keys().any(|key| key.starts_with("kv")),
-        Concession::Ctx(_) => !set.contains_key("ctx"),
-        Concession::Experts | Concession::Layers => true,
-    });
-}
-
 /// The declared model of this name, with all settings.
 fn declared(what: &Path, config: &Path) -> Result<(Settings, Model), Complaint> {
     let name = what.to_string_lossy();
@@ -375,9 +319,7 @@ fn declared(what: &Path, config: &Path) -> Result<(Settings, Model), Complaint> 
         return Err(unknown(&format!("no {CONFIG} that could declare a model of that name")));
     }
     let sources = check::read(config)?;
-    let settings = config::load(&sources, &check::host()).map_err(|errors| {
-        invalid(config, errors.first().map_or("it can't be read", |error| &error.message))
-    })?;
+    let settings = config::load(&sources, &check::host()).map_err(|errors| invalid(config, &errors))?;
     match plan::resolve(&settings, &State::default(), &name) {
         Ok(model) => {
             let model = model.clone();
@@ -387,18 +329,32 @@ fn declared(what: &Path, config: &Path) -> Result<(Settings, Model), Complaint> 
     }
 }
 
-/// A declared model with other settings.
+/// A model with other settings, and on the host alone where no GPU is to be used. A concession would take back what is
+/// given by hand: such ones are not made.
 fn changed(
     mut model: Model,
-    _settings: &Settings,
-    set: &BTreeMap<&'static str, String>,
+    settings: &Settings,
+    set: &BTreeMap<String, String>,
+    host_only: bool,
 ) -> Result<Model, Complaint> {
-    if let Some(key) = set.keys().next() {
-        let title = format!("`{}` is a declared model and has its own `{key}`", model.name);
-        let hints = ["berthctl fit FILE with these options".to_owned()];
-        return Err(Complaint::new(Exit::Usage, "bad_setting", title, &hints));
+    let mut all = set.clone();
+    if host_only && model.policy.uses_gpus() {
+        all.insert("policy".to_owned(), HOST_POLICY.to_owned());
     }
-    keep(&mut model, set);
+    // One by one: the name that all of them make would be too long for a unit, and none is started here.
+    let name = model.name.clone();
+    for (key, value) in all {
+        model = config::with_settings(settings, &model, &BTreeMap::from([(key, value)])).map_err(|bad| {
+            let hints = ["berthctl help fit".to_owned()];
+            Complaint::new(Exit::Usage, "bad_setting", bad.to_string(), &hints)
+        })?;
+        model.name = name.clone();
+    }
+    model.policy.ladder.retain(|concession| match concession {
+        Concession::Kv(_) => !set.keys().any(|key| key.starts_with("kv")),
+        Concession::Ctx(_) => !set.contains_key("ctx"),
+        Concession::Experts | Concession::Layers => true,
+    });
     Ok(model)
 }
 
@@ -411,7 +367,8 @@ fn undeclared(config: &Path) -> Result<Sources, Complaint> {
     Ok(Sources { models: Vec::new(), ..sources })
 }
 
-fn invalid(config: &Path, why: &str) -> Complaint {
+fn invalid(config: &Path, errors: &[ConfigError]) -> Complaint {
+    let why = errors.first().map_or("it declares nothing", |error| &error.message);
     let title = format!("the configuration in {} is not valid: {why}", config.display());
     let hint = format!("berthctl check --config {}", config.display());
     Complaint::new(Exit::Usage, "invalid_configuration", title, &[hint])
@@ -419,12 +376,20 @@ fn invalid(config: &Path, why: &str) -> Complaint {
 
 fn unreadable(path: &Path, why: &str) -> Complaint {
     let hint = match path.extension().and_then(|ending| ending.to_str()) {
-        Some("safetensors" | "json") => {
-            format!("berthctl fit {}", path.parent().unwrap_or(Path::new(".")).display())
-        }
-        _ => format!("ls -l {}", path.display()),
+        // A model of such files is judged as a whole.
+        Some("safetensors" | "json") => format!("berthctl fit {}", folder_of(path).display()),
+        Some(ending) if ending.eq_ignore_ascii_case("gguf") => format!("ls -l {}", path.display()),
+        _ => "berthctl fit MODEL.gguf, or a folder with config.json and safetensors files".to_owned(),
     };
     Complaint::new(Exit::Usage, "unreadable", format!("{}: {why}", path.display()), &[hint])
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn list(path: &Path) -> String {
+    format!("ls {}", folder_of(path).display())
 }
 
 /// Whether there is no GPU to judge against, whatever the model.

@@ -19,6 +19,11 @@ pub(super) fn find(folder: &Path) -> io::Result<(Vec<PathBuf>, Vec<(PathBuf, Str
     Ok((found.models, found.unreadable))
 }
 
+/// Whether a folder is one model by itself, and holds no others.
+pub(super) fn is_model(folder: &Path) -> bool {
+    find(folder).is_ok_and(|(models, _)| models == [folder])
+}
+
 #[derive(Default)]
 struct Found {
     models: Vec<PathBuf>,

@@ -17,7 +17,7 @@ const MOST_GPUS: usize = 64;
 const SMALLEST: Bytes = Bytes::mib(64);
 
 /// The settings that are given, by their keys. Each is valid for some server.
-pub(super) fn settings(options: &FitOptions) -> Result<BTreeMap<&'static str, String>, Complaint> {
+pub(super) fn settings(options: &FitOptions) -> Result<BTreeMap<String, String>, Complaint> {
     let given = [
         ("ctx", &options.ctx),
         ("kv", &options.kv),
@@ -27,8 +27,8 @@ pub(super) fn settings(options: &FitOptions) -> Result<BTreeMap<&'static str, St
         ("ubatch", &options.ubatch),
         ("unified", &options.unified),
     ];
-    let given = given.into_iter().filter_map(|(key, value)| Some((key, value.clone()?)));
-    let given: BTreeMap<&'static str, String> = given.collect();
+    let given = given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)));
+    let given: BTreeMap<String, String> = given.collect();
     for (key, value) in &given {
         if let Err(error) = Tuning::default().set(key, value) {
             let option = key.replace('_', "-");

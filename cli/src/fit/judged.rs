@@ -89,7 +89,8 @@ pub(crate) struct Instead {
 
 impl From<WouldFit> for Instead {
     fn from(would: WouldFit) -> Self {
-        Self { text: would.words(), set: would.set.into_iter().collect(), spare_bytes: would.spare }
+        let words: Vec<String> = would.set.iter().map(|(key, value)| format!("{key} {value}")).collect();
+        Self { text: words.join(", "), set: would.set.into_iter().collect(), spare_bytes: would.spare }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use berth_core::bytes::Bytes;
 use berth_core::demand::{Source, What};
-use berth_core::report::{Attempt, AttemptOutcome};
 
+use super::parts::tried;
 use super::text::{clean, gib, gpus, join, paragraph, wrap};
 use super::{Column, Paint, Table, Tone};
 use crate::fit::{Device, Folder, Judged};
@@ -22,10 +22,7 @@ pub(crate) fn one(judged: &Judged, paint: Paint) -> String {
     if let Some(unsure) = &judged.unsure {
         out.push_str(&paragraph("Note: ", &clean(unsure)));
     }
-    if judged.tried.len() > 1 {
-        out.push_str("Tried:\n");
-        out.push_str(&ways(&judged.tried, paint));
-    }
+    out.push_str(&tried(&judged.tried, paint));
     if judged.fits == Some(false) {
         out.push_str(&instead(judged, paint));
     }
@@ -37,8 +34,11 @@ pub(crate) fn folder(folder: &Folder, paint: Paint) -> String {
     let fit = folder.models.iter().filter(|judged| judged.fits == Some(true)).count();
     let all = folder.models.len();
     let models = if all == 1 { "model fits" } else { "models fit" };
-    let mut out =
-        paragraph("", &format!("{fit} of {all} {models} in {}", clean(&folder.folder.display().to_string())));
+    let path = clean(&folder.folder.display().to_string());
+    let mut out = match all {
+        0 => paragraph("", &format!("There is no model in {path} that can be judged")),
+        _ => paragraph("", &format!("{fit} of {all} {models} in {path}")),
+    };
     let mut table = Table::new(1, &[Column::Wrap, Column::Right, Column::Right, Column::Left, Column::Wrap]);
     table.plain(Tone::Dim, &["MODEL", "WEIGHTS", "NEEDS", "WHERE", "VERDICT"]);
     for judged in &folder.models {
@@ -70,7 +70,10 @@ pub(crate) fn folder(folder: &Folder, paint: Paint) -> String {
 fn fits_briefly(judged: &Judged) -> String {
     let spare = judged.spare_bytes.unwrap_or_default();
     match given_up(judged) {
-        Some(given) => format!("fits, {spare} to spare; {given}"),
+        // Where the rest is, another column says.
+        Some(given) => {
+            format!("fits, {spare} to spare; {}", given.split(", the rest on ").next().unwrap_or(given))
+        }
         None => format!("fits, {spare} to spare"),
     }
 }
@@ -106,7 +109,11 @@ fn shortage(judged: &Judged) -> String {
     let short: Vec<&Device> = judged.devices.iter().filter(|device| device.short() > Bytes::ZERO).collect();
     let each = short.iter().enumerate().map(|(i, device)| {
         let word = if i == 0 { " short" } else { "" };
-        format!("{}{word} on {}", device.short(), label(device))
+        format!(
+            "{}{word} {}",
+            device.short(),
+            device.gpu.map_or("in RAM".to_owned(), |gpu| format!("on GPU {gpu}"))
+        )
     });
     match short.as_slice() {
         [] => clean(judged.why.as_deref().unwrap_or_default()),
@@ -115,8 +122,11 @@ fn shortage(judged: &Judged) -> String {
 }
 
 /// What is given up for the place, if anything is.
-fn given_up(judged: &Judged) -> Option<String> {
-    judged.way.split_once("; rest on ").map(|(given, _)| given.to_owned())
+fn given_up(judged: &Judged) -> Option<&str> {
+    match judged.way.strip_prefix("whole on ") {
+        Some(whole) => whole.split_once(", with ").map(|(_, with)| with),
+        None => Some(&judged.way),
+    }
 }
 
 fn place(devices: &[Device]) -> String {
@@ -125,7 +135,7 @@ fn place(devices: &[Device]) -> String {
 }
 
 fn label(device: &Device) -> String {
-    device.gpu.map_or("the CPU".to_owned(), |index| format!("GPU {index}"))
+    device.gpu.map_or("RAM".to_owned(), |index| format!("GPU {index}"))
 }
 
 /// What the model is and under which settings it would run.
@@ -191,9 +201,7 @@ fn parts(devices: &[Device], paint: Paint) -> String {
         let plain = |cell: &dyn Fn(&Device) -> String| -> Vec<(Tone, String)> {
             devices.iter().map(|device| (Tone::Plain, cell(device))).collect()
         };
-        let heads = devices
-            .iter()
-            .map(|device| (Tone::Dim, device.gpu.map_or("RAM".to_owned(), |gpu| format!("GPU {gpu}"))));
+        let heads = devices.iter().map(|device| (Tone::Dim, label(device)));
         row(Tone::Dim, if small { "MIB" } else { "GIB" }, heads.collect(), "KNOWN".to_owned());
         for (what, name) in ROWS {
             let mut sources: Vec<&str> = Vec::new();
@@ -207,7 +215,11 @@ fn parts(devices: &[Device], paint: Paint) -> String {
             }
         }
         row(Tone::Bold, "needs", plain(&|device| shown(device.needs_bytes)), String::new());
-        row(Tone::Plain, "available", plain(&|device| known(device.available_bytes)), held(devices));
+        let held = |bytes: Option<Bytes>| bytes.map_or("unknown".to_owned(), some);
+        row(Tone::Dim, "total", plain(&|device| known(device.total_bytes)), String::new());
+        row(Tone::Dim, "kept back", plain(&|device| some(device.kept_back_bytes)), String::new());
+        row(Tone::Dim, "held by others", plain(&|device| held(device.others_bytes)), holders(devices));
+        row(Tone::Plain, "available", plain(&|device| known(device.available_bytes)), String::new());
         let rests = devices.iter().map(|device| match (device.available_bytes, device.short()) {
             (None, _) => (Tone::Warn, "unknown".to_owned()),
             (Some(available), Bytes::ZERO) => (Tone::Good, shown(available.less(device.needs_bytes))),
@@ -219,29 +231,13 @@ fn parts(devices: &[Device], paint: Paint) -> String {
     out
 }
 
-/// What is not available, and who holds it.
-fn held(devices: &[Device]) -> String {
-    let each = devices.iter().filter_map(|device| {
-        let total = device.total_bytes?;
-        let others = device.others_bytes.filter(|others| *others > Bytes::ZERO).map(|others| {
-            let by = match device.others.as_slice() {
-                [] => "others".to_owned(),
-                by => clean(&by.join(", ")),
-            };
-            format!(", {} held by {by}", gib(others))
-        });
-        let name = device.gpu.map_or("RAM".to_owned(), |gpu| format!("GPU {gpu}"));
-        let kept = gib(device.kept_back_bytes);
-        Some(format!("{name}: of {}, {kept} kept free{}", gib(total), others.unwrap_or_default()))
+/// Who else holds memory there.
+fn holders(devices: &[Device]) -> String {
+    let each = devices.iter().filter(|device| !device.others.is_empty()).map(|device| {
+        let by = clean(&device.others.join(", "));
+        if devices.len() == 1 { by } else { format!("{}: {by}", label(device)) }
     });
-    let each: Vec<String> = each.collect();
-    let alike = each.windows(2).all(|pair| {
-        pair[0].split_once(':').map(|(_, rest)| rest) == pair[1].split_once(':').map(|(_, rest)| rest)
-    });
-    if alike && each.len() == devices.len() && each.len() > 1 {
-        return each[0].split_once(": ").map_or(String::new(), |(_, rest)| format!("each {rest}"));
-    }
-    each.join("; ")
+    join(each, "; ")
 }
 
 fn source(source: Source) -> &'static str {
@@ -251,20 +247,6 @@ fn source(source: Source) -> &'static str {
         Source::Declared => "declared",
         Source::Learned => "learned",
     }
-}
-
-fn ways(tried: &[Attempt], paint: Paint) -> String {
-    let mut table = Table::new(1, &[Column::Wrap, Column::Wrap]);
-    for attempt in tried {
-        let (tone, text) = match &attempt.outcome {
-            AttemptOutcome::Fits { spare } => (Tone::Good, format!("fits, {spare} to spare")),
-            AttemptOutcome::Short { by, .. } if *by > Bytes::ZERO => (Tone::Bad, format!("{by} short")),
-            AttemptOutcome::Short { text, .. } => (Tone::Bad, clean(text)),
-            AttemptOutcome::Unknown { text } => (Tone::Warn, clean(text)),
-        };
-        table.row(vec![(Tone::Plain, clean(&attempt.way)), (tone, text)]);
-    }
-    table.render(paint)
 }
 
 fn instead(judged: &Judged, paint: Paint) -> String {
@@ -280,7 +262,3 @@ fn instead(judged: &Judged, paint: Paint) -> String {
     }
     format!("Would fit:\n{}", table.render(paint))
 }
-
-#[cfg(test)]
-#[path = "fit_tests.rs"]
-mod tests;

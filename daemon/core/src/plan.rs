@@ -273,7 +273,10 @@ pub fn fit(settings: &Settings, facts: &Facts, state: &State, model: &Model) -> 
         };
     };
     let fits = matches!(last.outcome, AttemptOutcome::Fits { .. });
-    let instead = if fits { Vec::new() } else { context.would_fit(model, &all) };
+    let mut instead = if fits { Vec::new() } else { context.would_fit(model, &all) };
+    if instead.is_empty() && !fits {
+        instead.extend(context.would_fit_in_part(model, &all));
+    }
     let effective = |tuning| {
         let laid = Model { tuning, ..model.clone() };
         backend::of(model.backend).effective(&laid, &facts.files)

@@ -27,7 +27,7 @@ pub struct WouldFit {
 
 impl WouldFit {
     /// "ctx 16384 with kv q8_0".
-    pub fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         self.set.iter().map(|(key, value)| format!("{key} {value}")).collect::<Vec<_>>().join(" with ")
     }
 
@@ -179,27 +179,39 @@ impl Context<'_> {
             }
             let all = placement::rungs(&model.policy).pop().unwrap_or_default();
             if let Some(tried) = self.first_that_fits(model, all, instead, victims) {
-                let mut set = Vec::new();
-                set.extend(ctx.map(|ctx| ("ctx", ctx.to_string())));
-                set.extend(kv.map(|kv| ("kv", kv.to_string())));
-                found.push(WouldFit { set, spare: tried.spare().unwrap_or_default() });
+                found.push(WouldFit { set: settings(ctx, kv), spare: tried.spare().unwrap_or_default() });
             }
         }
         found.truncate(2);
-        found.extend(self.fewer_layers(model, &now, victims));
+        found.extend(self.fewer_layers(model, &now, (None, None), victims));
         found
     }
 
-    /// The same settings with as few layers on the CPU as make it fit.
-    fn fewer_layers(&self, model: &Model, now: &Tuning, victims: &[ModelName]) -> Option<WouldFit> {
+    /// Where nothing of this kind is enough by itself: the least loss of context and KV with which a part of the layers
+    /// has room.
+    pub(super) fn would_fit_in_part(&self, model: &Model, victims: &[ModelName]) -> Option<WouldFit> {
+        let now = backend::of(model.backend).effective(model, &self.facts.files);
+        smaller(&now).into_iter().find_map(|less| self.fewer_layers(model, &now, less, victims))
+    }
+
+    /// These settings with as few layers on the CPU as make it fit.
+    fn fewer_layers(
+        &self,
+        model: &Model,
+        now: &Tuning,
+        (ctx, kv): (Option<u64>, Option<KvType>),
+        victims: &[ModelName],
+    ) -> Option<WouldFit> {
         if now.gpu_layers.is_some() || placement::host_only(&model.policy) {
             return None;
         }
         let all = placement::rungs(&model.policy).pop().unwrap_or_default();
         let conceded = Conceded { layers: true, ..all };
-        let tried = self.first_that_fits(model, conceded, Tuning::default(), victims)?;
+        let instead = Tuning { ctx, kv_k: kv, kv_v: kv, ..Tuning::default() };
+        let tried = self.first_that_fits(model, conceded, instead, victims)?;
         let layers: u32 = tried.laid.layout.split.iter().sum();
-        let set = vec![("gpu_layers", layers.to_string())];
+        let mut set = settings(ctx, kv);
+        set.push(("gpu_layers", layers.to_string()));
         (layers > 0).then(|| WouldFit { set, spare: tried.spare().unwrap_or_default() })
     }
 
@@ -224,6 +236,11 @@ impl Context<'_> {
         let name = model.name.as_str();
         refusal.hints.extend(fitting.iter().map(|fit| format!("berthctl {verb} {name} {}", fit.flags())));
     }
+}
+
+fn settings(ctx: Option<u64>, kv: Option<KvType>) -> Vec<(&'static str, String)> {
+    let ctx = ctx.map(|ctx| ("ctx", ctx.to_string()));
+    ctx.into_iter().chain(kv.map(|kv| ("kv", kv.to_string()))).collect()
 }
 
 /// Smaller settings than these, least loss first: half the context counts as two steps, q8_0 as one, q4_0 as three.

@@ -3,6 +3,7 @@
 use berth_core::demand::Source;
 use berth_core::report::{AttemptOutcome, PlanReport};
 use berth_tests::Berth;
+use serde_json::Value;
 use shapes::gguf::{Gguf, Type};
 use shapes::models::{self, Gemma4, Sizes};
 
@@ -59,6 +60,14 @@ fn a_model_that_gives_something_up_runs_as_planned_and_is_remembered() {
         gpus.value().unwrap()[0].memory.value().unwrap().kept
     };
     assert_eq!(kept(&berth), taken.devices[0].needs);
+
+    // Without berthd the same is said: what serves counts as absent.
+    let fit: Value =
+        serde_json::from_str(&berth.ctl_as("mallory", &["fit", "moe", "--json"]).with_code(0).stdout)
+            .unwrap();
+    assert_eq!(fit["way"], taken.way);
+    assert_eq!(fit["devices"][0]["needs_bytes"], taken.devices[0].needs.0);
+    assert_eq!(fit["devices"][0]["available_bytes"], taken.devices[0].available.unwrap().0);
 
     // Over a restart and a boot's worth of it: what was measured is in the ledger.
     _ = berth.change(&["stop", "moe"]).with_code(0);

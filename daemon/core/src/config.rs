@@ -208,6 +208,8 @@ pub struct Model {
     pub policy: Policy,
     /// GPU memory it needs.
     pub memory: Memory,
+    /// The host's memory that it needs, where that is declared.
+    pub host_memory: Option<Bytes>,
     /// Settings that are declared by keys of their own instead of the server's flags.
     pub tuning: Tuning,
     /// Other names by which clients may ask for it.

@@ -28,7 +28,7 @@ pub(super) struct Declared {
     pub(super) retired: bool,
     pub(super) fallback: Option<Spanned<String>>,
     pub(super) priority: Option<Spanned<i32>>,
-    pub(super) memory: Option<Spanned<Memory>>,
+    pub(super) memory: DeclaredMemory,
     pub(super) ready: Option<Spanned<String>>,
     pub(super) generate: Option<bool>,
     pub(super) deadlines: Deadlines,
@@ -68,7 +68,7 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
         retired: root.boolean("retired").unwrap_or(false),
         fallback: root.string("fallback", "the name of another model"),
         priority: root.whole("priority", -1000..=1000, "a whole number from -1000 to 1000"),
-        memory: root.table("memory").and_then(|table| memory(table, reader)),
+        memory: root.table("memory").map(|table| memory(table, reader)).unwrap_or_default(),
         ready: None,
         generate: None,
         deadlines: main_file::deadlines(root, node.deadlines),
@@ -172,11 +172,22 @@ fn within(
     }
 }
 
-pub(super) fn memory(mut table: Table<'_, '_>, reader: &Reader<'_>) -> Option<Spanned<Memory>> {
+/// `[memory]`.
+#[derive(Default)]
+pub(super) struct DeclaredMemory {
+    pub(super) gpu: Option<Spanned<Memory>>,
+    pub(super) host: Option<Bytes>,
+}
+
+pub(super) fn memory(mut table: Table<'_, '_>, reader: &Reader<'_>) -> DeclaredMemory {
     let gpu = table
         .one_or_each::<Bytes>("gpu", "a size, for example \"14.3 GiB\", or an array with one for each GPU");
+    let host = table.parsed::<Bytes>("host", "a size, for example \"6 GiB\"");
     table.finish();
-    let gpu = gpu?;
+    DeclaredMemory { gpu: gpu.and_then(|gpu| on_gpus(gpu, reader)), host: host.map(Spanned::into_inner) }
+}
+
+fn on_gpus(gpu: Spanned<OneOrEach<Bytes>>, reader: &Reader<'_>) -> Option<Spanned<Memory>> {
     let span = gpu.span();
     let demand = match gpu.into_inner() {
         OneOrEach::One(total) => Memory::Total(total),

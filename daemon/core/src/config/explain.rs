@@ -195,6 +195,9 @@ fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
     }
     let (memory, from) = memory(model);
     values.add("memory.gpu", memory, &from);
+    if let Some(host) = model.host_memory {
+        values.add("memory.host", host.to_string(), "");
+    }
     if !model.aliases.is_empty() {
         values.add("aliases", model.aliases.join(", "), "");
     }
@@ -270,6 +273,9 @@ fn memory(model: &Model) -> (String, String) {
             let declared = model.tuning.utilization.map(|_| "utilization".to_owned());
             let by = from.1.or(declared).map_or("default of vLLM".to_owned(), |by| format!("`{by}`"));
             (format!("{} of each GPU it gets", from.0), by)
+        }
+        (Memory::Undeclared, BackendKind::LlamaCpp) if model.file.is_some() => {
+            ("from its file's header".to_owned(), "`berthctl fit` shows it".to_owned())
         }
         (Memory::Undeclared, ..) => (
             "not declared".to_owned(),

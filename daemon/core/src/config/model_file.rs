@@ -139,7 +139,7 @@ impl Derive<'_, '_> {
         );
         draft.port = port.as_ref().and_then(|port| self.usable_port(port));
         let (file, hub) = self.model_file(&declared, kind, &args, &env);
-        let policy = self.policy(declared.policy.as_ref(), declared.memory.as_ref(), kind, &args);
+        let policy = self.policy(declared.policy.as_ref(), declared.memory.gpu.as_ref(), kind, &args);
         let policy = policy.map(|(policy, derived)| {
             self.derived.extend(derived);
             policy
@@ -166,7 +166,8 @@ impl Derive<'_, '_> {
             priority: declared.priority.map_or(policy.priority, Spanned::into_inner),
             policy,
             tuning: declared.tuned.tuning,
-            memory: declared.memory.map_or(Memory::Undeclared, Spanned::into_inner),
+            memory: declared.memory.gpu.map_or(Memory::Undeclared, Spanned::into_inner),
+            host_memory: declared.memory.host,
             aliases: declared.aliases.into_iter().map(Spanned::into_inner).collect(),
             retired: declared.retired,
             fallback: declared.fallback.and_then(|name| name.get_ref().parse().ok()),

@@ -12,6 +12,7 @@ use super::reader::{Reader, Table};
 use super::tuned::{self, Tuned};
 use super::{Deadlines, Memory, Model, Settings, main_file};
 use crate::backend;
+use crate::bytes::Bytes;
 use crate::name::{BadName, ModelName};
 use crate::tuning::{BadSetting, Tuning};
 
@@ -26,6 +27,7 @@ pub(super) struct Written {
     fallback: Option<Spanned<String>>,
     priority: Option<Spanned<i32>>,
     memory: Option<Spanned<Memory>>,
+    host_memory: Option<Bytes>,
     health: Option<Spanned<String>>,
     generate: Option<bool>,
     deadlines: Deadlines,
@@ -35,6 +37,7 @@ pub(super) struct Written {
 pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, otherwise: Deadlines) -> Vec<Written> {
     let mut variants = Vec::new();
     for (name, mut table) in root.tables("variants") {
+        let memory = table.table("memory").map(|table| declared::memory(table, reader)).unwrap_or_default();
         let mut written = Written {
             name,
             tuned: tuned::read(&mut table, reader),
@@ -47,7 +50,8 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, otherwise: Dea
                 .unwrap_or_default(),
             fallback: table.string("fallback", "the name of another model"),
             priority: table.whole("priority", -1000..=1000, "a whole number from -1000 to 1000"),
-            memory: table.table("memory").and_then(|table| declared::memory(table, reader)),
+            memory: memory.gpu,
+            host_memory: memory.host,
             health: None,
             generate: None,
             deadlines: main_file::deadlines(&mut table, otherwise),
@@ -141,6 +145,7 @@ impl Derive<'_, '_> {
         model.env.extend(env);
         model.derived.extend(given);
         self.check_paths(&command);
+        model.host_memory = written.host_memory.or(model.host_memory);
         if let Some(memory) = &written.memory {
             model.memory = memory.get_ref().clone();
         }

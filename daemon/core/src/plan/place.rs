@@ -7,7 +7,7 @@ use super::{Context, Start, Unplaced, refusal};
 use crate::backend::{self, Ask, Laid, LayOut, PlacedGpu};
 use crate::bytes::Bytes;
 use crate::config::{Memory, Model};
-use crate::demand::Parts;
+use crate::demand::{Parts, Source, What};
 use crate::facts::Known;
 use crate::name::ModelName;
 use crate::placement::{self, Conceded, Room};
@@ -281,7 +281,11 @@ impl<'a> Context<'a> {
                     available: known[*at],
                 })
                 .collect();
-            let laid = lay_out(&rooms);
+            let mut laid = lay_out(&rooms);
+            if let Some(host) = ladder.model.host_memory {
+                laid.demand.host = Parts::default();
+                laid.demand.host.add(What::Whole, host, Source::Declared);
+            }
             let unseen = set.iter().find_map(|at| available[*at].as_ref().err().cloned());
             let mut tried = Tried {
                 gpus: set.iter().map(|at| ladder.gpus[*at]).collect(),

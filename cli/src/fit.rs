@@ -30,6 +30,8 @@ use crate::out::Out;
 use crate::render;
 use crate::standalone::NVML;
 
+use find::Found;
+
 pub(crate) use judged::{Device, Judged, judge};
 
 /// What `--json` prints of one model.
@@ -93,10 +95,16 @@ pub(crate) async fn fit(what: &Path, options: &FitOptions, out: Out) -> Result<E
     let (settings, model, name) = match fs::metadata(what) {
         Ok(meta) => {
             let undeclared = Undeclared { sources: undeclared(config)?, config, set: &set, host_only };
-            if meta.is_dir() && !find::is_model(what) {
+            if meta.is_dir() {
                 let found = find::find(what).map_err(|error| unreadable(what, &error.to_string()))?;
-                let folder = Ground::look(given).await.judge_all(what, found, &undeclared)?;
-                return folder_told(&folder, out);
+                // A folder that is one model by itself is judged like a file.
+                if found.models != [what] {
+                    let folder = Ground::look(given).await.judge_all(what, found, &undeclared)?;
+                    return folder_told(&folder, out);
+                }
+            } else if !meta.is_file() {
+                // To open a pipe would wait for whoever writes into it.
+                return Err(unreadable(what, "it is neither a file nor a folder"));
             }
             let shape = files::shape(what).map_err(|why| unreadable(what, &why))?;
             if let Some((_, text)) = not_a_model(shape.kind) {
@@ -198,17 +206,17 @@ impl Ground {
     fn judge_all(
         &mut self,
         folder: &Path,
-        (paths, unreadable): (Vec<PathBuf>, Vec<(PathBuf, String)>),
+        found: Found,
         undeclared: &Undeclared<'_>,
     ) -> Result<Folder, Complaint> {
         let short = |path: &Path| path.strip_prefix(folder).unwrap_or(path).to_string_lossy().into_owned();
-        let unreadable = unreadable.into_iter().map(|(path, why)| NotJudged {
+        let unreadable = found.unreadable.into_iter().map(|(path, why)| NotJudged {
             name: short(&path),
             kind: "unreadable",
             text: why,
         });
         let mut all = Folder { folder: folder.to_owned(), models: Vec::new(), others: unreadable.collect() };
-        for path in paths {
+        for path in found.models {
             let mut pass = |kind, text| all.others.push(NotJudged { name: short(&path), kind, text });
             let looked = files::look(&path, None);
             let kind = match &looked.shape {
@@ -283,6 +291,9 @@ impl Undeclared<'_> {
             return Err(invalid(self.config, &[]));
         };
         model.file = Some(path.to_owned());
+        if let Some(name) = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok()) {
+            model.name = name;
+        }
         let model = changed(model, &settings, self.set, self.host_only)?;
         Ok((settings, model))
     }
@@ -399,7 +410,9 @@ fn no_gpus(refusal: &Refusal) -> bool {
 
 /// A refusal as `fit` tells it: it stops nothing and starts nothing.
 fn refused(refusal: Refusal, what: &Path) -> Complaint {
-    let Refusal { code, text, hints } = refusal;
+    let Refusal { code, text, mut hints } = refusal;
+    // What is not declared can't be corrected there.
+    hints.retain(|hint| !hint.contains(NOWHERE));
     let at = what.display();
     match code.as_str() {
         "gpu_unknown" | "no_gpu" => {

@@ -186,6 +186,7 @@ fn bad_input_is_told_with_what_to_do_and_exits_2() {
         std::fs::write(folder.path().join(name), text).unwrap();
     }
     std::fs::create_dir(folder.path().join("empty")).unwrap();
+    nix::unistd::mkfifo(&folder.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     std::fs::create_dir(folder.path().join("hf")).unwrap();
     for (name, text) in [("config.json", "{}"), ("model.safetensors", "")] {
         std::fs::write(folder.path().join("hf").join(name), text).unwrap();
@@ -196,6 +197,7 @@ fn bad_input_is_told_with_what_to_do_and_exits_2() {
         (&["empty"], "no_model", "empty holds no model: neither a GGUF file nor a config.json"),
         (&["text.txt"], "unreadable", "text.txt: this is no GGUF file: it begins with `hell`"),
         (&["cut.gguf"], "unreadable", "cut.gguf: "),
+        (&["pipe"], "unreadable", "pipe: it is neither a file nor a folder"),
         (&["hf/model.safetensors"], "unreadable", "Try: berthctl fit hf"),
         (&["hf"], "unreadable", "hf: "),
         (&["mmproj.gguf"], "not_a_model", "mmproj.gguf is the projector of a model"),

@@ -10,31 +10,35 @@ use berth_core::gguf;
 /// Hubs nest them: `hub/models--ORG--NAME/snapshots/HASH`.
 const DEEPEST: u32 = 5;
 
-/// The models' files and folders below this one, in order; and what could not be looked into, with the reason. Only
-/// this folder itself must be readable.
-pub(super) fn find(folder: &Path) -> io::Result<(Vec<PathBuf>, Vec<(PathBuf, String)>)> {
-    let mut found = Found::default();
-    found.look(folder, 0)?;
-    found.models.sort();
-    Ok((found.models, found.unreadable))
-}
+/// More folders than anyone keeps models in: it is the root of a system or the like.
+const MOST_FOLDERS: usize = 10_000;
 
-/// Whether a folder is one model by itself, and holds no others.
-pub(super) fn is_model(folder: &Path) -> bool {
-    find(folder).is_ok_and(|(models, _)| models == [folder])
-}
-
+/// What there is in a folder.
 #[derive(Default)]
-struct Found {
-    models: Vec<PathBuf>,
-    unreadable: Vec<(PathBuf, String)>,
+pub(super) struct Found {
+    /// The models' files and folders, in order.
+    pub(super) models: Vec<PathBuf>,
+    /// What could not be looked into, with the reason.
+    pub(super) unreadable: Vec<(PathBuf, String)>,
     /// Folders that were looked into: links may lead to one twice, or back.
     seen: BTreeSet<PathBuf>,
 }
 
+/// Looks for models below a folder. Only this folder itself must be readable.
+pub(super) fn find(folder: &Path) -> io::Result<Found> {
+    let mut found = Found::default();
+    found.look(folder, 0)?;
+    if found.seen.len() >= MOST_FOLDERS {
+        let why = format!("there are more than {MOST_FOLDERS} folders in it; name one nearer to the models");
+        return Err(io::Error::other(why));
+    }
+    found.models.sort();
+    Ok(found)
+}
+
 impl Found {
     fn look(&mut self, folder: &Path, depth: u32) -> io::Result<()> {
-        if !self.seen.insert(fs::canonicalize(folder)?) {
+        if self.seen.len() >= MOST_FOLDERS || !self.seen.insert(fs::canonicalize(folder)?) {
             return Ok(());
         }
         let mut names: BTreeSet<String> = BTreeSet::new();
@@ -111,7 +115,7 @@ mod tests {
         files.iter().for_each(|file| fs::write(at(file), "").unwrap());
         std::os::unix::fs::symlink(folder.path(), at("org/b/up")).unwrap();
         std::os::unix::fs::symlink(at("gone"), at("link.gguf")).unwrap();
-        let (models, unreadable) = find(folder.path()).unwrap();
+        let Found { models, unreadable, .. } = find(folder.path()).unwrap();
         let expected =
             ["b.GGUF", "hub/a", "m-00001-of-00002.gguf", "n-00002-of-00003.gguf", "org/b/inner.gguf"].map(at);
         assert_eq!(models, expected);

@@ -46,7 +46,10 @@ pub(crate) struct Judged {
     pub(crate) kv_global_bytes: Option<Bytes>,
     pub(crate) kv_sliding_bytes: Option<Bytes>,
     pub(crate) recurrent_bytes: Option<Bytes>,
+    /// On its GPUs; on the host where it has none.
     pub(crate) compute_bytes: Option<Bytes>,
+    /// On the host beside them.
+    pub(crate) host_compute_bytes: Option<Bytes>,
     pub(crate) overhead_bytes: Option<Bytes>,
     pub(crate) projector_bytes: Option<Bytes>,
     pub(crate) draft_bytes: Option<Bytes>,
@@ -129,6 +132,11 @@ pub(crate) fn judge(
     let parts = || attempt.devices.iter().flat_map(|device| &device.parts.0);
     let known = parts().any(|part| part.what != What::Whole);
     let of = |what| known.then(|| attempt.devices.iter().map(|device| device.parts.of(what)).sum::<Bytes>());
+    let has_gpu = attempt.devices.iter().any(|device| device.gpu.is_some());
+    let compute = |host: bool| {
+        let devices = attempt.devices.iter().filter(|device| device.gpu.is_none() == host);
+        known.then(|| devices.map(|device| device.parts.of(What::Compute)).sum::<Bytes>())
+    };
     let layers = shape.map(|shape| shape.layers.iter().filter(|layer| !layer.next_token));
     let kv_global_bytes = of(What::KvGlobal);
     let kv_sliding_bytes = of(What::KvSliding);
@@ -151,7 +159,8 @@ pub(crate) fn judge(
         kv_global_bytes,
         kv_sliding_bytes,
         recurrent_bytes: of(What::Recurrent),
-        compute_bytes: of(What::Compute),
+        compute_bytes: compute(!has_gpu),
+        host_compute_bytes: has_gpu.then(|| compute(true)).flatten(),
         overhead_bytes: of(What::Overhead),
         projector_bytes: of(What::Projector),
         draft_bytes: of(What::Draft),

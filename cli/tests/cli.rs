@@ -577,6 +577,26 @@ fn check_explains_a_configuration_or_says_what_is_wrong_and_where() {
         (&true.into(), &"aeon".into())
     );
 
+    // What is allowed and hurts is said, and is no error.
+    let policies = folder.path().join("policies.d");
+    std::fs::create_dir(&policies).unwrap();
+    std::fs::write(policies.join("fast.toml"), "[host]\nnice = -5\n").unwrap();
+    let ran = run(&none, &["check", "--config", config]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{}", ran.stdout);
+    for said in [
+        "warning: a `nice` below 0 can starve",
+        "fast.toml:2:8",
+        "valid: 1 model, 1 warning in",
+        "policy fast",
+    ] {
+        assert!(ran.stdout.contains(said), "{said}: {}", ran.stdout);
+    }
+    let document = run(&none, &["check", "--json", "--config", config]).documents().remove(0);
+    assert_eq!(
+        (&document["valid"], &document["warnings"][0]["places"][0]["line"]),
+        (&true.into(), &2.into())
+    );
+
     std::fs::write(models.join("genesis.toml"), "cmd = \"/bin/sh -c true\"\nprot = 8023\n").unwrap();
     let ran = run(&none, &["check", "--config", config]);
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""));

@@ -217,10 +217,8 @@ async fn repaired(api: Api, actor: Actor) -> Response {
 
 /// Has a change decided, and writes down who asked for it.
 async fn asked(api: Api, request: Request, actor: Actor) -> Response {
-    let mut model = request.model.clone().unwrap_or_default();
-    for (key, value) in &request.set {
-        model += &format!(" --set {key}={value}");
-    }
+    let set: Vec<String> = request.set.iter().map(|(key, value)| format!(" --set {key}={value}")).collect();
+    let model = request.model.clone().unwrap_or_default() + &set.concat();
     let audit = Audit::new(actor.clone(), request.verb.as_str(), model);
     let answer = api.decide(request, Some(actor)).await;
     let (outcome, response) = match answer {

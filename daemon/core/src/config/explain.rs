@@ -11,6 +11,7 @@ use super::{BackendKind, Health, Memory, Model, Settings};
 use crate::backend;
 use crate::layout::Layout;
 use crate::name::ModelName;
+use crate::policy::{Cores, Policy, Spread};
 use crate::tuning::Tuning;
 
 /// All settings with their origins.
@@ -104,12 +105,47 @@ pub fn explain(settings: &Settings) -> Explanation {
         values.add(key, value, "default");
     }
     values.add("ports.range", format!("{}-{}", settings.ports.first, settings.ports.last), "default");
+    for policy in settings.policies.values() {
+        if let Some(source) = &policy.source {
+            let from = Origin::Derived { from: source.display().to_string() };
+            values.push(&format!("policy {policy}"), summary(policy), from);
+        }
+    }
     Explanation {
         node: settings.node.clone(),
         source: settings.source.clone(),
         values: values.list,
         models: settings.models.values().map(|model| explain_model(model, settings)).collect(),
     }
+}
+
+/// What a policy comes to, in a few words.
+fn summary(policy: &Policy) -> String {
+    let mut words = vec![joined(&policy.devices)];
+    if policy.uses_gpus() {
+        words.push(match policy.spread {
+            Spread::Fewest => "the fewest GPUs".to_owned(),
+            Spread::All => "all GPUs".to_owned(),
+            Spread::Exactly(1) => "one GPU".to_owned(),
+            Spread::Exactly(n) => format!("{n} GPUs"),
+        });
+    }
+    if !policy.shares {
+        words.push("alone".to_owned());
+    }
+    if policy.host.cores != Cores::All {
+        words.push(format!("cores {}", policy.host.cores));
+    }
+    if policy.host.lock {
+        words.push("locked".to_owned());
+    }
+    let given_up = if policy.ladder.is_empty() { "nothing".to_owned() } else { joined(&policy.ladder) };
+    words.push(format!("gives up {given_up}"));
+    words.join("; ")
+}
+
+fn joined<T: fmt::Display>(all: &[T]) -> String {
+    all.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn deadlines(deadlines: &super::Deadlines) -> [(&'static str, Duration); 3] {

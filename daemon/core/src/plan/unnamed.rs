@@ -62,3 +62,56 @@ fn takes_none(verb: Verb) -> Refusal {
     let hints = vec!["berthctl switch MODEL --set KEY=VALUE".to_owned()];
     refusal("bad_request", text, hints)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::{SourceFile, Sources, load};
+    use crate::state::Home;
+
+    #[test]
+    fn what_is_set_becomes_a_part_of_the_name() {
+        let text = "cmd = \"llama-server -c 4096\"\naliases = [\"gem\"]\n[variants.long]\nctx = 8192\n";
+        let file = SourceFile { path: "models.d/gemma.toml".into(), text: text.to_owned() };
+        let settings = load(&Sources { models: vec![file], ..Sources::default() }, "tower").unwrap();
+        let tried: ModelName = "gemma:ctx=1024".parse().unwrap();
+        let settings = settings.with_unnamed([&tried]);
+        let home = Home { models: vec![tried.clone()], default: Some(tried) };
+        let state = State { home, ..State::default() };
+        let asked = |verb, model: &str, set: &[(&str, &str)]| {
+            let set = set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let request = Request { verb, model: (!model.is_empty()).then(|| model.to_owned()), set };
+            match named(&settings, &state, &request) {
+                Ok(request) => {
+                    assert!(request.set.is_empty());
+                    request.model.unwrap_or_default()
+                }
+                Err(refusal) => format!("{}: {}", refusal.code, refusal.text),
+            }
+        };
+        let switch = |model, set| asked(Verb::Switch, model, set);
+        assert_eq!(switch("gem", &[("slots", "2"), ("ctx", "1024")]), "gemma:ctx=1024,slots=2");
+        assert_eq!(switch("gemma:long", &[("slots", "2")]), "gemma:long:slots=2");
+        assert_eq!(switch("gemma", &[("ctx", "4096")]), "gemma");
+        // As typed, in any order and by an alias.
+        assert_eq!(switch("gem:slots=2,ctx=1024", &[]), "gemma:ctx=1024,slots=2");
+        // What is set already stays, unless it is set anew.
+        assert_eq!(switch("default", &[("slots", "2")]), "gemma:ctx=1024,slots=2");
+        assert_eq!(switch("gemma:ctx=1024", &[("ctx", "2048")]), "gemma:ctx=2048");
+        assert_eq!(switch("gemma:ctx=1024", &[]), "gemma:ctx=1024");
+        // Nothing is set, so nothing is looked at.
+        assert_eq!((switch("gone", &[]), asked(Verb::Back, "", &[])), ("gone".into(), String::new()));
+        for refused in
+            [switch("gone", &[("ctx", "1")]), switch("gone:ctx=1", &[]), switch("gemma:ctx", &[("ctx", "1")])]
+        {
+            assert!(refused.starts_with("unknown_model: "), "{refused}");
+        }
+        assert!(switch("gemma:ctx=", &[]).starts_with("bad_setting: `ctx` must be"));
+        assert!(switch("gemma", &[("port", "1")]).starts_with("bad_setting: there is no setting `port`"));
+        for verb in [Verb::Stop, Verb::Restart, Verb::Retry, Verb::Back] {
+            let model = if verb == Verb::Back { "" } else { "gemma" };
+            assert!(asked(verb, model, &[("ctx", "1")]).ends_with("takes no settings"));
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use berth_core::backend;
 use berth_core::bytes::Bytes;
-use berth_core::facts::{FileFacts, HostMemory, Known, Stamp};
+use berth_core::facts::{Brought, FileFacts, HostMemory, Known, Stamp};
 use berth_core::plan::{self, Verdict};
 use berth_core::report::{AttemptOutcome, Verb};
 use berth_core::shape::Shape;
@@ -230,5 +230,33 @@ proptest! {
             let after = after.unwrap();
             prop_assert!(after.0 >= before.0 && (after.1 == before.1 || after.1.is_none()), "{before:?} {after:?}");
         }
+    }
+}
+
+#[test]
+fn two_models_of_18_gib_are_never_both_on_a_host_of_32_gb() {
+    let file = |port: u16| {
+        format!("cmd = \"serve\"\npolicy = \"cpu\"\nport = {port}\n[memory]\nhost = \"18 GiB\"\n")
+    };
+    let mut beelink = Machine::bare(0);
+    beelink.settings = settings(&[("a", &file(9001)), ("b", &file(9002))]);
+    let Verdict::Go(first) = beelink.plan(Verb::Switch, Some("a")) else { panic!("it fits") };
+    beelink = beelink.serves("a", &[]);
+    beelink.state.claims.get_mut(&name("a")).unwrap().layout = first.starts[0].layout.clone();
+    // Mapped weights leave what the kernel calls available as it is; locked ones don't.
+    for locked in [0, 18 * 1024] {
+        if let Known::Value(memory) = &mut beelink.facts.host.memory {
+            memory.available = memory.available.less(Bytes::mib(locked));
+        }
+        let unit = beelink.facts.units.get_mut(&name("a")).unwrap();
+        unit.brought = Known::Value(Brought { pinned: Bytes::mib(locked), ..Brought::default() });
+        let Verdict::Refused { refusal, .. } = beelink.plan(Verb::Start, Some("b")) else {
+            panic!("both at once, {locked} MiB locked")
+        };
+        assert!(refusal.text.contains("short in the host's memory: it needs 18.0 GiB"), "{}", refusal.text);
+        let Verdict::Go(switch) = beelink.plan(Verb::Switch, Some("b")) else {
+            panic!("one after the other")
+        };
+        assert_eq!(switch.stops, [name("a")]);
     }
 }

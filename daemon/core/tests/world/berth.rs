@@ -27,7 +27,7 @@ const MODELS: &[(&str, &str)] = &[
     ("glm", "cmd = \"serve\"\n[memory]\ngpu = \"9 GiB\"\n"),
     ("small", "cmd = \"serve\"\n[memory]\ngpu = \"5 GiB\"\n"),
     ("tiny", "cmd = \"serve\"\n[memory]\ngpu = \"4 GiB\"\n"),
-    ("host", "cmd = \"serve\"\npolicy = \"cpu\"\n"),
+    ("host", "cmd = \"serve\"\npolicy = \"cpu\"\n[memory]\nhost = \"6 GiB\"\n"),
 ];
 const DEADLINES: &str = "[deadlines]\nstop = \"5s\"\nrelease = \"10s\"\nstart = \"20s\"\n";
 

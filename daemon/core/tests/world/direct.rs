@@ -372,3 +372,23 @@ fn facts_from_before_a_start_say_nothing_of_it() {
     assert!(machine.state.note_units(&machine.facts), "it may have ended again already");
     assert_eq!(machine.state.claims[&name("small")].invocation, "this");
 }
+
+#[test]
+fn the_hosts_memory_is_waited_for_like_a_cards() {
+    let mut world = World::with(1, &["host"]);
+    let restart = |world: &mut World, taken: u64| {
+        let before = world.ended.len();
+        assert_eq!(world.ask(Verb::Restart, Some("host")), None);
+        // What it had is not given back at once.
+        world.nature.host_taken = (world.nature.now + taken, 28_000);
+        assert!(world.wait_until(PATIENCE, |world| world.ended.len() > before), "stuck");
+        world.ended[before].clone()
+    };
+    let swap = restart(&mut world, 3000);
+    assert_eq!(swap.outcome, Some(Outcome::Done), "{swap:?}");
+    assert!(swap.elapsed_ms >= 2900, "{swap:?}");
+    let swap = restart(&mut world, 100_000);
+    assert_ne!(swap.outcome, Some(Outcome::Done));
+    assert!(reason(&swap).contains("short in the host's memory"), "{swap:?}");
+    assert!(world.wait_until(PATIENCE, |world| world.state.is_serving(&name("host"))), "it comes back");
+}

@@ -105,6 +105,8 @@ pub(crate) struct Nature {
     pub(crate) blind_until: BTreeMap<usize, u64>,
     /// Until when a card is suspect.
     pub(crate) suspect_until: BTreeMap<usize, u64>,
+    /// Until when so much of the host's memory, in MiB, is somebody else's.
+    pub(crate) host_taken: (u64, u64),
     /// Allocations that failed.
     pub(crate) failed_allocations: u32,
     /// Until when the files of a model are on a disk that is not mounted.
@@ -352,14 +354,15 @@ impl Nature {
                 utilization_percent: None,
             }
         });
-        let units = self.runs.keys().filter_map(|model| Some((model.clone(), self.unit(model)?)));
-        Facts {
-            at,
-            gpus: Known::Value(gpus.collect()),
-            units: units.collect(),
-            host: host(),
-            files: BTreeMap::new(),
+        let mut host = host();
+        let (until, taken) = self.host_taken;
+        if let Known::Value(memory) = &mut host.memory
+            && self.now < until
+        {
+            memory.available = memory.available.less(Bytes::mib(taken));
         }
+        let units = self.runs.keys().filter_map(|model| Some((model.clone(), self.unit(model)?)));
+        Facts { at, gpus: Known::Value(gpus.collect()), units: units.collect(), host, files: BTreeMap::new() }
     }
 }
 

@@ -98,18 +98,18 @@ impl FromStr for ModelName {
     }
 }
 
+const ALLOWED: &str = "use letters, digits, `.`, `_` and `-`";
+
 /// Whether this can be a name by itself; if not, why.
 fn plain(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err("it is empty".to_owned());
     }
     if name.starts_with(['.', '-']) {
-        return Err("it starts with `.` or `-`".to_owned());
+        return Err(format!("it starts with `.` or `-`; {ALLOWED}"));
     }
     match name.chars().find(|c| !in_names(*c)) {
-        Some(c) => {
-            Err(format!("`{}` is not allowed in it; use letters, digits, `.`, `_` and `-`", c.escape_debug()))
-        }
+        Some(c) => Err(format!("`{}` is not allowed in it; {ALLOWED}", c.escape_debug())),
         None => Ok(()),
     }
 }

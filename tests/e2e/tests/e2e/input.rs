@@ -66,7 +66,7 @@ const BAD: &[Bad] = &[
     Bad {
         path: "models.d/new.toml",
         text: "cmd = \"/usr/bin/fakellm\"\nname = \"qwen3:32b\"\n",
-        said: &["models.d/new.toml:2:8", "`:` is not allowed", "letters, digits"],
+        said: &["models.d/new.toml:2:8", "can't be a model's own name", "[variants."],
     },
     Bad {
         path: "models.d/new one.toml",

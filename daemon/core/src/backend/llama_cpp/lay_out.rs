@@ -7,7 +7,7 @@ use crate::backend::Backend as _;
 use crate::backend::lay_out::{Ask, Laid, LayOut, fits};
 use crate::config::Model;
 use crate::demand::Demand;
-use crate::demand::llama_cpp::{Costs, Files, Run, divided};
+use crate::demand::llama_cpp::{Costs, Files, Flash, Run, divided};
 use crate::facts::FileFacts;
 use crate::layout::Layout;
 use crate::placement::Room;
@@ -23,8 +23,14 @@ pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
     let model = ask.model;
     // The user's own flags win; what they say is not said again.
     let given = super::LlamaCpp.given_tuning(&model.args, &model.env);
-    let tuning = ask.conceded.tuning.or(model.tuning).without(&given);
-    let mut run = Run::read(&model.args, &model.env, &tuning).map_err(|bad| bad.to_string())?;
+    let read = |tuning| Run::read(&model.args, &model.env, tuning).map_err(|bad| bad.to_string());
+    let mut conceded = ask.conceded.tuning;
+    // Without flash attention a server with quantized values does not start.
+    if read(&model.tuning)?.flash == Flash::Off {
+        conceded.kv_v = None;
+    }
+    let tuning = conceded.or(model.tuning).without(&given);
+    let mut run = read(&tuning)?;
     instead(&mut run, &ask.instead);
     let file = model.file.as_deref().ok_or("its model is not a file that can be read")?;
     let named = |path: Option<&std::path::Path>| path.map(|path| ask.shape(path)).transpose();

@@ -55,7 +55,8 @@ struct All<'a> {
 /// The models of a folder.
 #[derive(Debug, Serialize)]
 pub(crate) struct Folder {
-    pub(crate) folder: PathBuf,
+    #[serde(rename = "folder")]
+    pub(crate) path: PathBuf,
     pub(crate) models: Vec<Judged>,
     /// What is there and was not judged.
     pub(crate) others: Vec<NotJudged>,
@@ -148,7 +149,7 @@ fn told(judged: &Judged, out: Out) -> Exit {
 
 fn folder_told(folder: &Folder, out: Out) -> Result<Exit, Complaint> {
     if folder.models.is_empty() && folder.others.is_empty() {
-        let path = folder.folder.display();
+        let path = folder.path.display();
         let title =
             format!("{path} holds no model: neither a GGUF file nor a config.json with safetensors files");
         return Err(Complaint::new(Exit::Usage, "no_model", title, &[format!("ls {path}")]));
@@ -215,7 +216,7 @@ impl Ground {
             kind: "unreadable",
             text: why,
         });
-        let mut all = Folder { folder: folder.to_owned(), models: Vec::new(), others: unreadable.collect() };
+        let mut all = Folder { path: folder.to_owned(), models: Vec::new(), others: unreadable.collect() };
         for path in found.models {
             let mut pass = |kind, text| all.others.push(NotJudged { name: short(&path), kind, text });
             let looked = files::look(&path, None);

@@ -38,7 +38,9 @@ fn published(name: &str) -> Gguf {
 
 fn folder(files: &[(&str, &Gguf)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    files.iter().for_each(|(name, file)| file.write_hollow(&folder.path().join(name)).unwrap());
+    for (name, file) in files {
+        file.write_hollow(&folder.path().join(name)).unwrap();
+    }
     folder
 }
 

@@ -52,10 +52,9 @@ impl Found {
                 Ok(_) if name.starts_with('.') => {}
                 Ok(meta) if meta.is_dir() => folders.push(path),
                 Ok(meta) if meta.is_file() => _ = names.insert(name),
-                Ok(_) => {}
                 // A link to what is gone.
                 Err(error) if is_gguf(&name) => self.unreadable.push((path, error.to_string())),
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
         let is_weights = |name: &String| has_ending(name, "safetensors");
@@ -112,7 +111,9 @@ mod tests {
             "hub/a/model.safetensors",
             "org/b/inner.gguf",
         ];
-        files.iter().for_each(|file| fs::write(at(file), "").unwrap());
+        for file in files {
+            fs::write(at(file), "").unwrap();
+        }
         std::os::unix::fs::symlink(folder.path(), at("org/b/up")).unwrap();
         std::os::unix::fs::symlink(at("gone"), at("link.gguf")).unwrap();
         let Found { models, unreadable, .. } = find(folder.path()).unwrap();

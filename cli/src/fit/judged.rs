@@ -165,7 +165,7 @@ pub(crate) fn judge(
         projector_bytes: of(What::Projector),
         draft_bytes: of(What::Draft),
         expert_bytes_per_layer: layers.map(|layers| layers.map(|layer| layer.experts).collect()),
-        devices: devices(settings, facts, model, attempt),
+        devices: devices(settings, facts, state, model, attempt),
         tried: fit.tried.into_iter().map(|way| way.attempt).collect(),
         instead: fit.instead.into_iter().map(Instead::from).collect(),
         unsure: shape.and_then(|shape| shape.unsure.clone()),
@@ -192,7 +192,13 @@ pub(crate) fn shape<'a>(facts: &'a Facts, file: &Path) -> Option<&'a Shape> {
     facts.files.get(file)?.shape.value().map(AsRef::as_ref)
 }
 
-fn devices(settings: &Settings, facts: &Facts, model: &Model, attempt: &Attempt) -> Vec<Device> {
+fn devices(
+    settings: &Settings,
+    facts: &Facts,
+    state: &State,
+    model: &Model,
+    attempt: &Attempt,
+) -> Vec<Device> {
     let shares = attempt.devices.iter().map(|share| {
         let gpu = share.gpu.and_then(|index| facts.gpus().iter().find(|gpu| gpu.index == index));
         let (total_bytes, kept_back_bytes) = match (share.gpu, gpu.map(|gpu| &gpu.memory)) {
@@ -210,7 +216,10 @@ fn devices(settings: &Settings, facts: &Facts, model: &Model, attempt: &Attempt)
             total_bytes,
             kept_back_bytes,
             others_bytes: total_bytes.zip(share.available).map(rest),
-            others: processes.filter(|process| process.model.is_none()).map(GpuProcess::named).collect(),
+            others: processes
+                .filter(|process| state.owner(process).is_none())
+                .map(GpuProcess::named)
+                .collect(),
             available_bytes: share.available,
             needs_bytes: share.needs,
             parts: share.parts.clone(),

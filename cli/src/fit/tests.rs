@@ -108,6 +108,7 @@ fn experts_stay_on_the_cpu_where_one_card_is_too_small_and_what_serves_counts_as
     ground.state.claims.clear();
     let foreign = judged(&mut ground, &path, &pairs, false);
     assert_eq!(foreign.devices[0].others_bytes, Some(Bytes::mib(14_412)), "{foreign:?}");
+    assert_eq!(foreign.devices[0].others, ["pid 800 (Xorg)", "pid 801 (llama-server)"]);
 }
 
 /// S7: the same on two cards.
@@ -170,7 +171,7 @@ fn a_folder_has_a_line_for_each_model() {
         Undeclared { sources: Sources::default(), config: Path::new("/none"), set: &set, host_only: false };
     let found = find::find(folder.path()).unwrap();
     let all = ground.judge_all(folder.path(), found, &undeclared).unwrap();
-    let all = Folder { folder: "models".into(), ..all };
+    let all = Folder { path: "models".into(), ..all };
     insta::assert_snapshot!(shown(render::fit::folder(&all, PLAIN)));
 }
 

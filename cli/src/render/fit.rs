@@ -34,7 +34,7 @@ pub(crate) fn folder(folder: &Folder, paint: Paint) -> String {
     let fit = folder.models.iter().filter(|judged| judged.fits == Some(true)).count();
     let all = folder.models.len();
     let models = if all == 1 { "model fits" } else { "models fit" };
-    let path = clean(&folder.folder.display().to_string());
+    let path = clean(&folder.path.display().to_string());
     let mut out = match all {
         0 => paragraph("", &format!("There is no model in {path} that can be judged")),
         _ => paragraph("", &format!("{fit} of {all} {models} in {path}")),
@@ -79,11 +79,8 @@ fn fits_briefly(judged: &Judged) -> String {
 }
 
 fn short_briefly(judged: &Judged) -> String {
-    let mut text = shortage(judged);
-    if let Some(first) = judged.instead.first() {
-        text.push_str(&format!("; {} would fit", first.text));
-    }
-    text
+    let would = judged.instead.first().map(|first| format!("; {} would fit", first.text));
+    shortage(judged) + &would.unwrap_or_default()
 }
 
 fn verdict(judged: &Judged) -> String {

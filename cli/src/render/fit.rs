@@ -1,9 +1,9 @@
 //! Whether models fit: the verdict, then by device and part, then what would.
 
 use berth_core::bytes::Bytes;
-use berth_core::demand::{Source, What};
+use berth_core::report::DeviceShare;
 
-use super::parts::tried;
+use super::parts::{self, Balance, tried};
 use super::text::{clean, gib, gpus, join, paragraph, wrap};
 use super::{Column, Paint, Table, Tone};
 use crate::fit::{Device, Folder, Judged};
@@ -132,7 +132,7 @@ fn place(devices: &[Device]) -> String {
 }
 
 fn label(device: &Device) -> String {
-    device.gpu.map_or("RAM".to_owned(), |index| format!("GPU {index}"))
+    parts::label(device.gpu)
 }
 
 /// What the model is and under which settings it would run.
@@ -161,71 +161,28 @@ fn about(judged: &Judged) -> String {
     join(words.into_iter(), ", ")
 }
 
-const ROWS: [(What, &str); 9] = [
-    (What::Weights, "weights"),
-    (What::KvGlobal, "KV, whole context"),
-    (What::KvSliding, "KV, sliding window"),
-    (What::Recurrent, "recurrent state"),
-    (What::Compute, "compute"),
-    (What::Overhead, "overhead"),
-    (What::Projector, "projector"),
-    (What::Draft, "draft"),
-    (What::Whole, "all of it"),
-];
-
-/// As many devices stand beside each other.
-const ABREAST: usize = 4;
-
-/// By part and device, and how each is known.
+/// By part and device, and how each is known; what is there, and who holds the rest.
 fn parts(devices: &[Device], paint: Paint) -> String {
-    let most = devices.iter().map(|device| device.needs_bytes).max().unwrap_or_default();
-    // Where gibibytes would show nothing but noughts.
-    let small = most < Bytes::mib(2048);
-    let shown = |bytes: Bytes| {
-        if small { format!("{:.1}", bytes.0 as f64 / (1u64 << 20) as f64) } else { gib(bytes) }
+    let shares: Vec<DeviceShare> = devices
+        .iter()
+        .map(|device| DeviceShare {
+            gpu: device.gpu,
+            needs: device.needs_bytes,
+            available: device.available_bytes,
+            parts: device.parts.clone(),
+        })
+        .collect();
+    let row = |name, cell: &dyn Fn(&Device) -> Option<Bytes>, note| Balance {
+        name,
+        cells: devices.iter().map(cell).collect(),
+        note,
     };
-    let some = |bytes: Bytes| if bytes == Bytes::ZERO { "-".to_owned() } else { shown(bytes) };
-    let known = |bytes: Option<Bytes>| bytes.map_or("unknown".to_owned(), shown);
-    let mut out = String::new();
-    for devices in devices.chunks(ABREAST) {
-        let columns = std::iter::repeat_n(Column::Right, devices.len());
-        let columns: Vec<Column> = [Column::Left].into_iter().chain(columns).chain([Column::Wrap]).collect();
-        let mut table = Table::new(1, &columns);
-        let mut row = |tone, name: &str, cells: Vec<(Tone, String)>, note: String| {
-            table
-                .row([(tone, name.to_owned())].into_iter().chain(cells).chain([(Tone::Dim, note)]).collect());
-        };
-        let plain = |cell: &dyn Fn(&Device) -> String| -> Vec<(Tone, String)> {
-            devices.iter().map(|device| (Tone::Plain, cell(device))).collect()
-        };
-        let heads = devices.iter().map(|device| (Tone::Dim, label(device)));
-        row(Tone::Dim, if small { "MIB" } else { "GIB" }, heads.collect(), "KNOWN".to_owned());
-        for (what, name) in ROWS {
-            let mut sources: Vec<&str> = Vec::new();
-            for part in devices.iter().flat_map(|device| &device.parts.0).filter(|part| part.what == what) {
-                if !sources.contains(&source(part.source)) {
-                    sources.push(source(part.source));
-                }
-            }
-            if !sources.is_empty() {
-                row(Tone::Plain, name, plain(&|device| some(device.parts.of(what))), sources.join(", "));
-            }
-        }
-        row(Tone::Bold, "needs", plain(&|device| shown(device.needs_bytes)), String::new());
-        let held = |bytes: Option<Bytes>| bytes.map_or("unknown".to_owned(), some);
-        row(Tone::Dim, "total", plain(&|device| known(device.total_bytes)), String::new());
-        row(Tone::Dim, "kept back", plain(&|device| some(device.kept_back_bytes)), String::new());
-        row(Tone::Dim, "held by others", plain(&|device| held(device.others_bytes)), holders(devices));
-        row(Tone::Plain, "available", plain(&|device| known(device.available_bytes)), String::new());
-        let rests = devices.iter().map(|device| match (device.available_bytes, device.short()) {
-            (None, _) => (Tone::Warn, "unknown".to_owned()),
-            (Some(available), Bytes::ZERO) => (Tone::Good, shown(available.less(device.needs_bytes))),
-            (_, short) => (Tone::Bad, format!("-{}", shown(short))),
-        });
-        row(Tone::Plain, "to spare", rests.collect(), String::new());
-        out.push_str(&table.render(paint));
-    }
-    out
+    let balance = [
+        row("total", &|device| device.total_bytes, String::new()),
+        row("kept back", &|device| Some(device.kept_back_bytes), String::new()),
+        row("held by others", &|device| device.others_bytes, holders(devices)),
+    ];
+    parts::parts(&shares, &balance, paint)
 }
 
 /// Who else holds memory there.
@@ -235,15 +192,6 @@ fn holders(devices: &[Device]) -> String {
         if devices.len() == 1 { by } else { format!("{}: {by}", label(device)) }
     });
     join(each, "; ")
-}
-
-fn source(source: Source) -> &'static str {
-    match source {
-        Source::Exact => "exact",
-        Source::Estimated => "estimated",
-        Source::Declared => "declared",
-        Source::Learned => "learned",
-    }
 }
 
 fn instead(judged: &Judged, paint: Paint) -> String {

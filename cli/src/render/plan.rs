@@ -51,7 +51,7 @@ fn refused(refusal: &Refusal, plan: Option<&PlanReport>, paint: Paint) -> String
 
 /// What was tried, and by part what the last way needs.
 fn ways(plan: &PlanReport, paint: Paint) -> String {
-    let last = plan.tried.last().map(|last| parts::parts(&last.devices, paint));
+    let last = plan.tried.last().map(|last| parts::parts(&last.devices, &[], paint));
     parts::tried(&plan.tried, paint) + &last.unwrap_or_default()
 }
 

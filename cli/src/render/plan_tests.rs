@@ -2,8 +2,9 @@
 use std::collections::BTreeMap;
 
 use berth_core::bytes::Bytes;
+use berth_core::demand::{Parts, Source, What};
 use berth_core::name::ModelName;
-use berth_core::report::{Request, Step, Verb};
+use berth_core::report::{Attempt, AttemptOutcome, DeviceShare, Request, Step, Verb};
 
 use super::super::PLAIN;
 use super::super::examples::name;
@@ -111,4 +112,31 @@ fn a_refusal_without_a_shortage_has_no_table() {
     fits.gpus.iter_mut().for_each(|gpu| gpu.needs = Bytes::mib(100));
     busy.plan = Some(fits);
     assert!(!problem(&busy, PLAIN).contains("short by"));
+}
+
+#[test]
+fn a_plan_shows_what_was_tried_and_what_each_device_needs_by_part() {
+    let share = |gpu, needs, available| {
+        let mut parts = Parts::default();
+        parts.add(What::Weights, Bytes::mib(needs - 1700), Source::Exact);
+        parts.add(What::KvGlobal, Bytes::mib(900), Source::Exact);
+        parts.add(What::Compute, Bytes::mib(800), Source::Learned);
+        DeviceShare { gpu, needs: Bytes::mib(needs), available: Some(Bytes::mib(available)), parts }
+    };
+    let attempt = |way: &str, needs, outcome| Attempt {
+        way: way.to_owned(),
+        devices: vec![share(Some(0), needs, 14_967), share(None, 3412, 27_752)],
+        outcome,
+    };
+    let short = |mib| AttemptOutcome::Short { by: Bytes::mib(mib), text: "short".into() };
+    let tried = vec![
+        attempt("whole on GPU 0", 17_403, short(2436)),
+        attempt("the experts of 5 layers (25-29) on the CPU, the rest on GPU 0", 15_198, short(231)),
+        attempt(
+            "the experts of 6 layers (24-29) on the CPU, the rest on GPU 0",
+            14_744,
+            AttemptOutcome::Fits { spare: Bytes::mib(222) },
+        ),
+    ];
+    insta::assert_snapshot!(shown(plan(&PlanReport { tried, ..going() }, PLAIN)));
 }

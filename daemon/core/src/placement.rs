@@ -90,15 +90,22 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// The sets of GPUs to try, as positions among those that are allowed: fewest first, each GPU and each run of
-/// neighbours in order, then those with most room. `available` is what each has, `only` the one number that the server
-/// can be laid on, where it has one.
-pub fn sets(policy: &Policy, available: &[Bytes], only: Option<usize>) -> Vec<Vec<usize>> {
+/// neighbours in order, then those with most room. Where a part of the model may stay on the CPU, most first: no GPU is
+/// left empty beside that. `available` is what each has, `only` the one number that the server can be laid on, where it
+/// has one.
+pub fn sets(
+    policy: &Policy,
+    conceded: &Conceded,
+    available: &[Bytes],
+    only: Option<usize>,
+) -> Vec<Vec<usize>> {
     let n = available.len();
     let sizes: Vec<usize> = match (policy.spread, only) {
         (Spread::Exactly(wanted), Some(only)) if wanted as usize != only => Vec::new(),
         (_, Some(only)) => vec![only],
         (Spread::Exactly(wanted), None) => vec![wanted as usize],
         (Spread::All, None) => vec![n],
+        (Spread::Fewest, None) if conceded.experts || conceded.layers => (1..=n).rev().collect(),
         (Spread::Fewest, None) => (1..=n).collect(),
     };
     let mut roomiest: Vec<usize> = (0..n).collect();

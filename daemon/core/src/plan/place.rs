@@ -266,7 +266,7 @@ impl<'a> Context<'a> {
         let sets = if placement::host_only(&ladder.model.policy) {
             vec![Vec::new()]
         } else {
-            placement::sets(&ladder.model.policy, &known, ladder.only)
+            placement::sets(&ladder.model.policy, &ladder.rungs[rung].conceded, &known, ladder.only)
         };
         let enough = move |set: &Vec<usize>, known: &[Bytes]| {
             least == Bytes::ZERO || set.iter().map(|at| known[*at]).sum::<Bytes>() >= least

@@ -1,7 +1,7 @@
 //! What models took when they ran: measured use takes the place of estimates as long as nothing changed that it
 //! depends on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Bytes;
 use crate::config::{Model, Settings};
 use crate::demand::{Demand, Parts, Source, What};
-use crate::facts::{Facts, FileFacts, Gpu, Stamp};
+use crate::facts::{DeviceId, Facts, FileFacts, Gpu, Stamp};
 use crate::layout::Layout;
 use crate::name::ModelName;
 use crate::placement::Room;
-use crate::state::{Phase, State};
+use crate::state::{Claim, Phase, State, Times};
 
 /// What a model took when it ran in one way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,12 @@ pub struct Learned {
     pub resting: Vec<Bytes>,
     /// The most that it pinned of the host's memory.
     pub host: Bytes,
+    /// How long it took to load, as [`Times`] has it.
+    #[serde(default)]
+    pub load: VecDeque<u64>,
+    /// How long its memory took to come back.
+    #[serde(default)]
+    pub release: VecDeque<u64>,
 }
 
 /// All that its use of memory depends on.
@@ -102,7 +108,7 @@ impl Learned {
     pub const KEPT: usize = 8;
 
     /// Takes over what is held now; true when the peak grew by more than what is worth a write to the disk.
-    pub fn note(&mut self, held: &[Bytes], host: Bytes) -> bool {
+    fn note(&mut self, held: &[Bytes], host: Bytes) -> bool {
         /// A write for less would wear out disks while a server grows page by page.
         const GROWTH: Bytes = Bytes::mib(16);
         let mut grew = host > self.host.plus(GROWTH);
@@ -122,7 +128,6 @@ pub fn note(settings: &Settings, facts: &Facts, state: &mut State) -> bool {
     let running = state.claims.iter().filter(|(_, claim)| claim.phase != Phase::Ending);
     let held: Vec<(ModelName, Run, Vec<Bytes>, Bytes)> = running
         .filter_map(|(name, claim)| {
-            let model = settings.models.get(name)?;
             let unit = facts.units.get(name).filter(|unit| unit.invocation == claim.invocation)?;
             let host = unit.brought.value()?.pinned;
             let gpus: Option<Vec<&Gpu>> = claim.gpus.iter().map(|part| facts.gpu(&part.placed.id)).collect();
@@ -131,23 +136,72 @@ pub fn note(settings: &Settings, facts: &Facts, state: &mut State) -> bool {
             let held: Option<Vec<Bytes>> = gpus.iter().map(|gpu| held_by(gpu, name)).collect();
             let held =
                 held.filter(|held| host > Bytes::ZERO || held.iter().any(|held| *held > Bytes::ZERO))?;
-            let names = gpus.iter().map(|gpu| gpu.name.clone()).collect();
-            Some((name.clone(), Run::of(model, &facts.files, &claim.layout, names), held, host))
+            Some((name.clone(), run_of(settings, facts, name, claim)?, held, host))
         })
         .collect();
     for (name, run, held, host) in held {
-        let ways = state.learned.entry(name).or_default();
-        let at = ways.iter().position(|way| way.run == run).unwrap_or_else(|| {
-            if ways.len() >= Learned::KEPT {
-                ways.remove(0);
-            }
-            let nothing = vec![Bytes::ZERO; held.len()];
-            ways.push(Learned { run, peak: nothing.clone(), resting: nothing, host: Bytes::ZERO });
-            ways.len() - 1
-        });
-        news |= ways[at].note(&held, host);
+        news |= way(state, &name, run).note(&held, host);
     }
     news
+}
+
+/// How a model with this claim runs; None where a GPU of it can't be seen, or it is declared no more.
+fn run_of(settings: &Settings, facts: &Facts, name: &ModelName, claim: &Claim) -> Option<Run> {
+    let model = settings.models.get(name)?;
+    let gpus: Option<Vec<String>> =
+        claim.gpus.iter().map(|part| Some(facts.gpu(&part.placed.id)?.name.clone())).collect();
+    Some(Run::of(model, &facts.files, &claim.layout, gpus?))
+}
+
+/// What is remembered of a model that runs like this; made where there is nothing yet.
+fn way<'s>(state: &'s mut State, name: &ModelName, run: Run) -> &'s mut Learned {
+    let ways = state.learned.entry(name.clone()).or_default();
+    let at = ways.iter().position(|way| way.run == run).unwrap_or_else(|| {
+        if ways.len() >= Learned::KEPT {
+            ways.remove(0);
+        }
+        let nothing = vec![Bytes::ZERO; run.gpus.len()];
+        let (load, release) = (VecDeque::new(), VecDeque::new());
+        ways.push(Learned { run, peak: nothing.clone(), resting: nothing, host: Bytes::ZERO, load, release });
+        ways.len() - 1
+    });
+    &mut ways[at]
+}
+
+/// Notes how long a model with this claim took to load, in milliseconds.
+pub fn note_load(settings: &Settings, facts: &Facts, state: &mut State, name: &ModelName, ms: u64) {
+    let run = state.claims.get(name).and_then(|claim| run_of(settings, facts, name, claim));
+    if let Some(run) = run {
+        Times::note(&mut way(state, name, run).load, ms);
+    }
+}
+
+/// Notes how long the memory of a model that had this claim took to come back, in milliseconds.
+pub fn note_release(
+    settings: &Settings,
+    facts: &Facts,
+    state: &mut State,
+    (name, claim): (&ModelName, &Claim),
+    ms: u64,
+) {
+    if let Some(run) = run_of(settings, facts, name, claim) {
+        Times::note(&mut way(state, name, run).release, ms);
+    }
+}
+
+/// What a model took when it ran laid out like this on these GPUs.
+pub fn remembered<'s>(
+    settings: &Settings,
+    facts: &Facts,
+    state: &'s State,
+    name: &ModelName,
+    layout: &Layout,
+    gpus: &[&DeviceId],
+) -> Option<&'s Learned> {
+    let model = settings.models.get(name)?;
+    let names: Option<Vec<String>> = gpus.iter().map(|id| Some(facts.gpu(id)?.name.clone())).collect();
+    let run = Run::of(model, &facts.files, layout, names?);
+    state.learned.get(name)?.iter().find(|way| way.run == run)
 }
 
 /// What a model's processes hold on a GPU; None where that is not known of each.
@@ -165,10 +219,9 @@ pub fn apply(
     rooms: &[Room<'_>],
     demand: &mut Demand,
 ) {
-    let Some(learned) = learned.iter().rev().find(|learned| learned.run.is(model, files, layout, rooms))
-    else {
-        return;
-    };
+    // One that was never ready may have died long before it had all that it needs.
+    let mut ready = learned.iter().rev().filter(|learned| !learned.load.is_empty());
+    let Some(learned) = ready.find(|learned| learned.run.is(model, files, layout, rooms)) else { return };
     for (parts, peak) in demand.gpus.iter_mut().zip(&learned.peak) {
         if *peak > Bytes::ZERO {
             *parts = measured(parts, *peak);

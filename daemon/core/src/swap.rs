@@ -206,7 +206,7 @@ impl Swap {
                 Some(Start { model: model.clone(), gpus, layout: claim.layout.clone() })
             })
             .collect();
-        let forecast = plan::forecast(world.state, &plan);
+        let forecast = plan::forecast(world.settings, world.facts, world.state, &plan);
         let expected_ms = forecast.iter().map(|step| step.expected_ms).sum::<Option<u64>>();
         let placed = placed_for_display(&plan, world.state);
         let step = |step, state, elapsed_ms| StepReport {

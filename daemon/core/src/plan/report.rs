@@ -1,11 +1,12 @@
 //! What a plan looks like to people: each GPU before and after, and how long each step should take.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{Context, Plan, Verdict};
 use crate::bytes::Bytes;
 use crate::config::Settings;
-use crate::facts::{Facts, Gpu};
+use crate::facts::{DeviceId, Facts, Gpu};
+use crate::learned;
 use crate::name::ModelName;
 use crate::report::{
     Attempt, GpuChange, PlanReport, Request, SCHEMA, Step, StepForecast, Verdict as ReportVerdict,
@@ -35,29 +36,41 @@ pub fn report(
         starts: plan.map(|plan| plan.starts.iter().map(|s| s.model.clone()).collect()).unwrap_or_default(),
         gpus: plan.map(|plan| context.changes(plan)).unwrap_or_default(),
         tried: plan.map(|plan| context.tried_for(plan)).unwrap_or_default(),
-        steps: plan.map(|plan| forecast(state, plan)).unwrap_or_default(),
+        steps: plan.map(|plan| forecast(settings, facts, state, plan)).unwrap_or_default(),
     }
 }
 
-/// How long each step of a plan is expected to take, from measured times.
-pub fn forecast(state: &State, plan: &Plan) -> Vec<StepForecast> {
-    let slowest = |pick: &dyn Fn(&Times) -> Option<u64>| {
-        plan.stops
-            .iter()
-            .map(|m| state.times.get(m).and_then(pick))
-            .collect::<Option<Vec<u64>>>()
-            .and_then(|all| all.into_iter().max())
+/// How long each step of a plan is expected to take, from measured times: of a model laid out like this where there are
+/// some, else of the model.
+pub fn forecast(settings: &Settings, facts: &Facts, state: &State, plan: &Plan) -> Vec<StepForecast> {
+    let slowest = |pick: &dyn Fn(&ModelName) -> Option<u64>| {
+        plan.stops.iter().map(pick).collect::<Option<Vec<u64>>>().and_then(|all| all.into_iter().max())
+    };
+    let times = |name: &ModelName, pick: fn(&Times) -> &VecDeque<u64>| {
+        state.times.get(name).and_then(|times| Times::expected(pick(times)))
     };
     let one = if let [one] = plan.stops.as_slice() { Some(one.clone()) } else { None };
     let mut steps = Vec::new();
     if !plan.stops.is_empty() {
-        let stop = slowest(&|times| Times::expected(&times.stop));
-        let release = slowest(&|times| Times::expected(&times.release));
+        let stop = slowest(&|name| times(name, |times| &times.stop));
+        let release = slowest(&|name| {
+            let claim = state.claims.get(name);
+            let known = claim.and_then(|claim| {
+                let gpus: Vec<&DeviceId> = claim.gpus.iter().map(|part| &part.placed.id).collect();
+                learned::remembered(settings, facts, state, name, &claim.layout, &gpus)
+            });
+            known
+                .and_then(|way| Times::expected(&way.release))
+                .or_else(|| times(name, |times| &times.release))
+        });
         steps.push(StepForecast { step: Step::Stopped, model: one.clone(), expected_ms: stop });
         steps.push(StepForecast { step: Step::Released, model: one, expected_ms: release });
     }
     for start in &plan.starts {
-        let load = state.times.get(&start.model).and_then(|times| Times::expected(&times.load));
+        let gpus: Vec<&DeviceId> = start.gpus.iter().map(|part| &part.id).collect();
+        let known = learned::remembered(settings, facts, state, &start.model, &start.layout, &gpus);
+        let load = known.and_then(|way| Times::expected(&way.load));
+        let load = load.or_else(|| times(&start.model, |times| &times.load));
         steps.push(StepForecast { step: Step::Ready, model: Some(start.model.clone()), expected_ms: load });
     }
     steps

@@ -4,6 +4,7 @@ use super::words::{millis, names, one, seconds, survivors};
 use super::{Action, Direction, KILL_DEADLINE, Stage, Swap, Watch, World, longest};
 use crate::bytes::Bytes;
 use crate::facts::Active;
+use crate::learned;
 use crate::name::ModelName;
 use crate::plan::{self, Plan, Start};
 use crate::release::{self, Reading};
@@ -152,6 +153,9 @@ impl Swap {
         for model in proved.iter().filter(|model| stops.contains(model)) {
             let took = freed.iter().map(|(_, ms)| *ms).max().unwrap_or(0);
             Times::note(&mut world.state.times.entry(model.clone()).or_default().release, took);
+            if let Some((name, claim)) = before.iter().find(|(name, _)| name == model) {
+                learned::note_release(world.settings, world.facts, world.state, (name, claim), took);
+            }
         }
     }
 

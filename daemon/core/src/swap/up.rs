@@ -9,6 +9,7 @@ use super::{Action, Direction, Event, LAUNCH_DEADLINE, Stage, Swap, Watch, World
 use crate::backend::Failure;
 use crate::bytes::Bytes;
 use crate::facts::{Brought, Gpu, Moment};
+use crate::learned;
 use crate::name::ModelName;
 use crate::plan::{self, Start};
 use crate::report::{Step, StepState};
@@ -162,6 +163,7 @@ impl Swap {
             let took = millis(world.now.saturating_sub(self.step_began));
             if !self.resumed {
                 Times::note(&mut world.state.times.entry(model.clone()).or_default().load, took);
+                learned::note_load(world.settings, world.facts, world.state, &model, took);
             }
             self.ended_step(world, StepState::Done, String::new(), actions);
             // Those that come after it run already.

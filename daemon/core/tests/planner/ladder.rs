@@ -166,13 +166,25 @@ fn what_was_learned_takes_the_place_of_estimates() {
     let gpus = vec![tower.facts.gpus()[0].name.clone()];
     let run = berth_core::learned::Run::of(model, &tower.facts.files, &start.layout, gpus);
     let peak = vec![estimated.less(Bytes::mib(111))];
-    let learned = berth_core::learned::Learned { run, resting: peak.clone(), peak, host: Bytes::ZERO };
+    let learned = berth_core::learned::Learned {
+        run,
+        resting: peak.clone(),
+        peak,
+        host: Bytes::ZERO,
+        load: [4000].into(),
+        release: [].into(),
+    };
     tower.state.learned.insert(name("supergemma"), vec![learned]);
     let again = |tower: &Machine| {
         let Verdict::Go(plan) = tower.plan(Verb::Switch, Some("supergemma")) else { panic!("it fits") };
         (plan.starts[0].gpus[0].bytes, plan.starts[0].layout.clone())
     };
     assert_eq!(again(&tower), (estimated.less(Bytes::mib(111)), start.layout.clone()));
+    // What died while it loaded tells nothing of what it needs.
+    let way = tower.state.learned.get_mut(&name("supergemma")).unwrap();
+    way[0].load.clear();
+    assert_eq!(again(&tower), (estimated, start.layout.clone()));
+    tower.state.learned.get_mut(&name("supergemma")).unwrap()[0].load.push_back(4000);
     // Another version of the file is another model.
     let file = tower.facts.files.get_mut(&PathBuf::from("/models/s.gguf")).unwrap();
     file.stamp = Known::Value(Stamp { size: 1, modified: 2 });

@@ -272,3 +272,39 @@ fn two_models_of_18_gib_are_never_both_on_a_host_of_32_gb() {
         assert_eq!(switch.stops, [name("a")]);
     }
 }
+
+#[test]
+fn no_gpu_is_left_empty_beside_experts_on_the_cpu() {
+    let mut tower = supergemma(2);
+    for gpu in 0..2 {
+        tower.gpu(gpu).memory = Known::Value(memory(8_192, 388, 3));
+    }
+    let Verdict::Go(plan) = tower.plan(Verb::Switch, Some("supergemma")) else { panic!("it fits") };
+    let start = &plan.starts[0];
+    assert_eq!(start.gpus.len(), 2, "{start:?}");
+    assert!(!start.layout.cpu_experts.is_empty(), "{start:?}");
+}
+
+#[test]
+fn an_exclusive_model_shares_its_gpu_with_nobody() {
+    let file = |policy: &str, port: u16| {
+        format!("cmd = \"serve\"\npolicy = \"{policy}\"\nport = {port}\n[memory]\ngpu = \"4 GiB\"\n")
+    };
+    let declared = [("alone", file("exclusive", 9001)), ("small", file("auto", 9002))];
+    let declared: Vec<(&str, &str)> = declared.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    for (there, asked) in [("small", "alone"), ("alone", "small")] {
+        let mut one = Machine::bare(1);
+        one.settings = settings(&declared);
+        let one = one.serves(there, &[(0, 4096)]);
+        let Verdict::Refused { refusal, .. } = one.plan(Verb::Start, Some(asked)) else {
+            panic!("beside it")
+        };
+        assert!(
+            refusal.text.contains(&format!("{there} is on GPU 0, and they don't share")),
+            "{}",
+            refusal.text
+        );
+        let Verdict::Go(plan) = one.plan(Verb::Switch, Some(asked)) else { panic!("in its place") };
+        assert_eq!(plan.stops, [name(there)]);
+    }
+}

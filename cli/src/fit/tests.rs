@@ -7,7 +7,7 @@ use std::time::Duration;
 use berth_core::bytes::Bytes;
 use berth_core::facts::{DeviceId, Gpu, GpuMemory, GpuProcess, HostMemory};
 use shapes::gguf::{Gguf, Type};
-use shapes::models::{self, Gemma4, Sizes};
+use shapes::models;
 use tempfile::TempDir;
 
 use super::*;
@@ -48,22 +48,6 @@ fn card(index: u32, held: &[(&str, Option<&str>, u64)]) -> Gpu {
     }
 }
 
-/// Gemma-4 26B-A4B at about the size that the story's log has of it.
-fn gemma4(weights: Type) -> Gguf {
-    let sizes = Sizes {
-        layers: 30,
-        embedding: 2816,
-        heads: 16,
-        key_heads: 2,
-        head: 512,
-        feed_forward: 2112,
-        experts: Some((128, 8, 704)),
-        vocabulary: 262_144,
-        weights,
-    };
-    models::gemma4(sizes, Gemma4 { every: 6, window: 1024, sliding_heads: 8, sliding_head: 256, shared: 0 })
-}
-
 fn written(folder: &TempDir, name: &str, file: &Gguf) -> PathBuf {
     let path = folder.path().join(name);
     file.write_hollow(&path).unwrap();
@@ -95,7 +79,7 @@ fn shown(text: String) -> String {
 #[test]
 fn experts_stay_on_the_cpu_where_one_card_is_too_small_and_what_serves_counts_as_absent() {
     let folder = tempfile::tempdir().unwrap();
-    let path = written(&folder, "supergemma.gguf", &gemma4(Type::Other(3, 32, 20)));
+    let path = written(&folder, "supergemma.gguf", &models::gemma4_26b(Type::Other(3, 32, 20)));
     let held = [("Xorg", None, 412), ("llama-server", Some("aeon"), 14_000)];
     let mut ground = machine(vec![card(0, &held)], 28_000);
     let unit = running(BTreeMap::new());
@@ -115,7 +99,7 @@ fn experts_stay_on_the_cpu_where_one_card_is_too_small_and_what_serves_counts_as
 #[test]
 fn two_cards_hold_it_whole() {
     let folder = tempfile::tempdir().unwrap();
-    let path = written(&folder, "supergemma.gguf", &gemma4(Type::Other(3, 32, 20)));
+    let path = written(&folder, "supergemma.gguf", &models::gemma4_26b(Type::Other(3, 32, 20)));
     let mut ground = machine(vec![card(0, &[]), card(1, &[])], 28_000);
     let one = judged(&mut ground, &path, &[("ctx", "32768")], false);
     insta::assert_snapshot!(shown(render::fit::one(&one, PLAIN)));
@@ -125,7 +109,7 @@ fn two_cards_hold_it_whole() {
 #[test]
 fn on_the_cpu_a_long_context_needs_quantized_kv() {
     let folder = tempfile::tempdir().unwrap();
-    let path = written(&folder, "supergemma.gguf", &gemma4(Type::Other(7, 32, 24)));
+    let path = written(&folder, "supergemma.gguf", &models::gemma4_26b(Type::Other(7, 32, 24)));
     let mut ground = machine(Vec::new(), 21_500);
     let f16 = judged(&mut ground, &path, &[("ctx", "32768"), ("kv", "f16")], true);
     let left = judged(&mut ground, &path, &[("ctx", "32768")], true);
@@ -157,9 +141,9 @@ fn a_gpu_of_which_nothing_is_known_is_never_said_to_fit() {
 #[test]
 fn a_folder_has_a_line_for_each_model() {
     let folder = tempfile::tempdir().unwrap();
-    written(&folder, "supergemma-Q4_K_M.gguf", &gemma4(Type::Other(3, 32, 20)));
+    written(&folder, "supergemma-Q4_K_M.gguf", &models::gemma4_26b(Type::Other(3, 32, 20)));
     written(&folder, "llama-3.3-70b.gguf", &models::published().pop().unwrap().1);
-    gemma4(Type::Q8_0).write_parts(folder.path(), "split", 3).unwrap();
+    models::gemma4_26b(Type::Q8_0).write_parts(folder.path(), "split", 3).unwrap();
     let mut projector = Gguf::new("clip");
     projector.key("general.type", "mmproj").tensor("v.patch_embd.weight", &[64, 64], Type::F32);
     written(&folder, "mmproj-F16.gguf", &projector);

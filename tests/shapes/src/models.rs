@@ -396,20 +396,29 @@ pub fn small() -> Vec<(&'static str, Gguf)> {
     .collect()
 }
 
+/// The sizes of Gemma-4 26B-A4B: 30 layers, of which every sixth sees all of the context.
+const GEMMA4_26B: Sizes = Sizes {
+    layers: 30,
+    embedding: 2816,
+    heads: 16,
+    key_heads: 2,
+    head: 512,
+    feed_forward: 2112,
+    experts: Some((128, 8, 704)),
+    vocabulary: 262_144,
+    weights: Type::Q8_0,
+};
+const GEMMA4_SLIDES: Gemma4 =
+    Gemma4 { every: 6, window: 1024, sliding_heads: 8, sliding_head: 256, shared: 0 };
+
+/// Gemma-4 26B-A4B with weights of this type.
+pub fn gemma4_26b(weights: Type) -> Gguf {
+    gemma4(Sizes { weights, ..GEMMA4_26B }, GEMMA4_SLIDES)
+}
+
 /// Shapes of models of which measurements were published, as headers alone.
 pub fn published() -> Vec<(&'static str, Gguf)> {
-    let gemma = Sizes {
-        layers: 30,
-        embedding: 2816,
-        heads: 16,
-        key_heads: 2,
-        head: 512,
-        feed_forward: 2112,
-        experts: Some((128, 8, 704)),
-        vocabulary: 262_144,
-        weights: Type::Q8_0,
-    };
-    let slides = Gemma4 { every: 6, window: 1024, sliding_heads: 8, sliding_head: 256, shared: 0 };
+    let (gemma, slides) = (GEMMA4_26B, GEMMA4_SLIDES);
     let qwen = Sizes {
         layers: 64,
         embedding: 5120,

@@ -15,25 +15,9 @@ use berth_core::{gguf, safetensors};
 use insta::assert_snapshot;
 use proptest::prelude::*;
 use shapes::gguf::{Gguf, Type};
-use shapes::models::{self, Gemma4, Sizes};
+use shapes::models;
 
 use crate::story::{Machine, memory, name, settings, settings_with};
-
-/// Gemma-4 26B-A4B at about the size that the story's log has of its Q4_K_M.
-fn gemma4(weights: Type) -> Gguf {
-    let sizes = Sizes {
-        layers: 30,
-        embedding: 2816,
-        heads: 16,
-        key_heads: 2,
-        head: 512,
-        feed_forward: 2112,
-        experts: Some((128, 8, 704)),
-        vocabulary: 262_144,
-        weights,
-    };
-    models::gemma4(sizes, Gemma4 { every: 6, window: 1024, sliding_heads: 8, sliding_head: 256, shared: 0 })
-}
 
 fn shape(file: &Gguf) -> Shape {
     let header = file.header();
@@ -97,7 +81,7 @@ fn supergemma(gpus: usize) -> Machine {
     for gpu in 0..gpus {
         tower.gpu(gpu).memory = Known::Value(memory(16_311, 388, 700));
     }
-    with(tower, SUPERGEMMA, "/models/s.gguf", shape(&gemma4(Type::Other(3, 32, 20))))
+    with(tower, SUPERGEMMA, "/models/s.gguf", shape(&models::gemma4_26b(Type::Other(3, 32, 20))))
 }
 
 #[test]
@@ -143,7 +127,7 @@ fn beelink(declaration: &str) -> Machine {
         available: Bytes::mib(21_500),
     });
     let declared = [("supergemma", declaration)];
-    with(beelink, &declared, "/models/s.gguf", shape(&gemma4(Type::Other(7, 32, 24))))
+    with(beelink, &declared, "/models/s.gguf", shape(&models::gemma4_26b(Type::Other(7, 32, 24))))
 }
 
 #[test]

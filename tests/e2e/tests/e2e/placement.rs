@@ -5,7 +5,7 @@ use berth_core::report::{AttemptOutcome, PlanReport};
 use berth_tests::Berth;
 use serde_json::Value;
 use shapes::gguf::{Gguf, Type};
-use shapes::models::{self, Gemma4, Sizes};
+use shapes::models;
 
 /// A server that holds less than is estimated, of whatever model.
 const MODEL: &str = "cmd = \"/usr/bin/fakellm -m /models/moe.gguf --vram-each 13000MiB -ub 1024\"\n\
@@ -13,18 +13,7 @@ const MODEL: &str = "cmd = \"/usr/bin/fakellm -m /models/moe.gguf --vram-each 13
 
 /// 15 GiB of weights in 30 layers with experts: more than fits one card of 16 GiB.
 fn moe() -> Gguf {
-    let sizes = Sizes {
-        layers: 30,
-        embedding: 2816,
-        heads: 16,
-        key_heads: 2,
-        head: 512,
-        feed_forward: 2112,
-        experts: Some((128, 8, 704)),
-        vocabulary: 1000,
-        weights: Type::Other(3, 32, 20),
-    };
-    models::gemma4(sizes, Gemma4 { every: 6, window: 1024, sliding_heads: 8, sliding_head: 256, shared: 0 })
+    models::gemma4_26b(Type::Other(3, 32, 20))
 }
 
 fn plan(berth: &Berth) -> PlanReport {

@@ -202,6 +202,9 @@ impl State {
     /// How many processes of a model are remembered before those that are gone are forgotten.
     const KEPT_PIDS: usize = 512;
 
+    /// Of how many models that are named by their settings something is remembered.
+    const KEPT_UNNAMED: usize = 20;
+
     /// How many ended swaps are kept.
     pub const KEPT_SWAPS: usize = 20;
 
@@ -220,6 +223,28 @@ impl State {
         });
         let stand_ins = self.stand_ins.iter().flat_map(|(stand_in, of)| [stand_in, of]);
         self.claims.keys().chain(homes).chain(intent).chain(stand_ins)
+    }
+
+    /// Forgets what is known of models that are named by their settings and have no part in anything, but for those
+    /// that served last: whoever tries many settings would fill the ledger.
+    pub fn forget_unnamed(&mut self) {
+        let parts: BTreeSet<&ModelName> = self.models().collect();
+        let known = self.learned.keys().chain(self.times.keys()).chain(self.served.keys());
+        let known = known.chain(self.troubles.keys()).chain(self.stopped.keys());
+        let unnamed: BTreeSet<&ModelName> =
+            known.filter(|name| name.settings().is_some() && !parts.contains(name)).collect();
+        let mut unnamed: Vec<(u64, ModelName)> = unnamed
+            .into_iter()
+            .map(|name| (self.served.get(name).map_or(0, |served| served.at_ms), name.clone()))
+            .collect();
+        unnamed.sort_by(|a, b| b.cmp(a));
+        for (_, name) in unnamed.into_iter().skip(Self::KEPT_UNNAMED) {
+            self.learned.remove(&name);
+            self.times.remove(&name);
+            self.served.remove(&name);
+            self.troubles.remove(&name);
+            self.stopped.remove(&name);
+        }
     }
 
     /// Why this model is quarantined, if it is.
@@ -410,5 +435,30 @@ impl State {
                     .is_some_and(|started| process.started.is_none_or(|now| now == *started))
             })
             .map(|(model, _)| model)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn of_models_named_by_settings_only_the_last_are_remembered() {
+        let name = |text: &str| text.parse::<ModelName>().unwrap();
+        let mut state = State::default();
+        for number in 0..30 {
+            let model = name(&format!("m:ctx={}", 1000 + number));
+            state.served.insert(model.clone(), Served { at_ms: number, boot: String::new() });
+            state.times.insert(model, Times::default());
+        }
+        state.times.insert(name("m"), Times::default());
+        state.home.models = vec![name("m:ctx=1000")];
+        state.forget_unnamed();
+        assert_eq!(state.served.len(), 21);
+        // Home's, and a declared one's, whenever they served.
+        assert!(state.times.contains_key(&name("m:ctx=1000")) && state.times.contains_key(&name("m")));
+        assert!(!state.times.contains_key(&name("m:ctx=1009")));
+        assert!(state.times.contains_key(&name("m:ctx=1010")));
     }
 }

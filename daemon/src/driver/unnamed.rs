@@ -58,6 +58,7 @@ impl Driver {
         wanted.dedup();
         if wanted != there {
             self.settings = Arc::new(self.settings.with_unnamed(wanted));
+            self.state.forget_unnamed();
         }
     }
 }

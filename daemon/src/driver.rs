@@ -51,8 +51,9 @@ const TICK: Duration = Duration::from_millis(100);
 const IDLE_TICK: Duration = Duration::from_secs(1);
 /// Between two signs of life to systemd, unless its watchdog is set so short that it needs more.
 const WATCHDOG: Duration = Duration::from_secs(5);
-/// A job that stops a unit may take this much longer than the machine waits for it.
-const BEYOND: Duration = Duration::from_secs(20);
+/// A unit is told to stop, again where the bus was away, and its job waited for, this much longer than it has to end by
+/// itself: for as long as the machine waits for systemd, and then for SIGKILL.
+const BEYOND: Duration = Duration::from_secs(40);
 /// Between two attempts to write to a ledger that could not be written to.
 const RECORD_AGAIN: Duration = Duration::from_secs(5);
 

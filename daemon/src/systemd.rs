@@ -28,8 +28,9 @@ use crate::fault;
 use self::job::Wanted;
 pub use self::job::{Job, JobResult};
 
-/// How long systemd may take to answer one call. It is slow only while it loads all units anew.
-const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long systemd may take to answer one call. It is slow while it loads all units anew, and it asks polkit first, which
+/// gives its rules up to 15 s (`RUNAWAY_KILLER_TIMEOUT` of polkit 122).
+const CALL_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Changes that a slow reader may leave unread before it loses the oldest.
 const CHANGES: usize = 1024;

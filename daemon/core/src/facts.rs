@@ -276,6 +276,11 @@ pub enum Active {
 }
 
 impl Active {
+    /// Whether the unit runs or is about to.
+    pub fn is_up(self) -> bool {
+        matches!(self, Self::Active | Self::Reloading | Self::Activating)
+    }
+
     /// Whether the unit has come to rest without a process.
     pub fn is_down(self) -> bool {
         matches!(self, Self::Inactive | Self::Failed)

@@ -33,6 +33,8 @@ use words::{millis, placed_for_display, spare_sentence};
 
 /// How long systemd may take from StartUnit to the launcher's READY=1.
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(30);
+/// How long systemd may take from StopUnit until it begins to stop the unit.
+const HEED_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a process may survive SIGKILL before it counts as stuck.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 

@@ -1,7 +1,7 @@
 //! The way down: units are stopped, and the memory of each is proved free.
 
 use super::words::{millis, names, one, seconds, survivors};
-use super::{Action, Direction, KILL_DEADLINE, Stage, Swap, Watch, World, longest};
+use super::{Action, Direction, HEED_DEADLINE, KILL_DEADLINE, Stage, Swap, Watch, World, longest};
 use crate::bytes::Bytes;
 use crate::facts::Active;
 use crate::learned;
@@ -59,6 +59,13 @@ impl Swap {
             self.stage = Stage::Releasing { direction, stops, deadline, measured: false, freed: Vec::new() };
             self.weigh(world);
             return self.releasing(world, actions);
+        }
+        // What systemd has not begun to stop, because polkit or itself is slow, has had no time yet to end by itself.
+        let heeded = |model| world.facts.units.get(model).is_none_or(|unit| !unit.active.is_up());
+        if !killed && world.now < self.step_began + HEED_DEADLINE && !left.iter().all(heeded) {
+            let deadline = world.now + longest(world, &stops, |deadlines| deadlines.stop);
+            self.stage = Stage::Stopping { direction, stops, asked, deadline, killed };
+            return;
         }
         if world.now < deadline {
             return;

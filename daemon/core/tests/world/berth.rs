@@ -38,6 +38,7 @@ enum Due {
     Tick,
     Unit(ModelName),
     StartEnded(u64, ModelName, Result<(), String>),
+    Stop(u64, ModelName),
     StopAsked(u64, ModelName, u64),
     StopEnded(u64, ModelName, Result<(), String>),
     Probe(u64, ModelName, u32),
@@ -213,7 +214,10 @@ impl World {
                         return Some(Event::RecordFailed("no space left on device".to_owned()));
                     }
                 }
-                Action::Stop(model) => self.stop(id, &model),
+                Action::Stop(model) => match self.nature.manner(model.as_str()).heeds {
+                    0 => self.stop(id, &model),
+                    heeds => self.due(heeds, Due::Stop(id, model)),
+                },
                 Action::Kill(model) => {
                     self.nature.kill(&model);
                     self.unit_changes(&model);
@@ -478,6 +482,7 @@ impl World {
                 self.observed();
             }
             Due::StartEnded(id, model, result) => self.tell(id, Event::StartEnded(model, result)),
+            Due::Stop(id, model) => self.stop(id, &model),
             Due::StopEnded(id, model, result) => self.tell(id, Event::StopEnded(model, result)),
             Due::StopAsked(id, model, deadline) => {
                 if self.nature.is_down(&model) {

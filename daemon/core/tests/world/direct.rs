@@ -6,7 +6,7 @@ use berth_core::report::{Outcome, Step, StepState, SwapSummary, Verb};
 use berth_core::state::Phase;
 
 use super::World;
-use super::nature::NEVER;
+use super::nature::{Manner, NEVER};
 use crate::story::{Machine, name, unit};
 
 const PATIENCE: u64 = 300_000;
@@ -141,6 +141,17 @@ fn a_victim_that_ignores_sigterm_is_killed() {
     assert_eq!(swap.outcome, Some(Outcome::Done), "{swap:?}");
     let stopped = swap.steps.iter().find(|step| step.step == Step::Stopped).unwrap();
     assert!((5000..6000).contains(&stopped.elapsed_ms), "{stopped:?}");
+}
+
+/// The time that a server has to end by itself begins when it is told to.
+#[test]
+fn a_slow_polkit_does_not_get_a_victim_killed() {
+    let mut world = World::with(2, &["aeon"]);
+    *world.nature.manner("aeon") = Manner { heeds: 15_000, term: 3000, kill: NEVER, ..Manner::default() };
+    let swap = world.carries_out(Verb::Switch, Some("genesis"));
+    assert_eq!(swap.outcome, Some(Outcome::Done), "{swap:?}");
+    let stopped = swap.steps.iter().find(|step| step.step == Step::Stopped).unwrap();
+    assert!((18_000..19_000).contains(&stopped.elapsed_ms), "{stopped:?}");
 }
 
 #[test]

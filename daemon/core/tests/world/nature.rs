@@ -26,6 +26,8 @@ pub(crate) struct Manner {
     pub(crate) unstartable: bool,
     /// systemd won't stop it.
     pub(crate) unstoppable: bool,
+    /// From StopUnit until systemd begins with it: polkit may be slow.
+    pub(crate) heeds: u64,
     /// From SIGTERM until its end; [`NEVER`] for one that ignores it.
     pub(crate) term: u64,
     /// From SIGKILL until its end: a process in D state takes long.
@@ -47,6 +49,7 @@ impl Default for Manner {
             dies: NEVER,
             unstartable: false,
             unstoppable: false,
+            heeds: 0,
             term: 150,
             kill: 5,
             linger: 0,

@@ -46,6 +46,7 @@ fn manner() -> impl Strategy<Value = Manner> {
     );
     let stop = (
         prop::bool::weighted(0.1),
+        prop_oneof![8 => Just(0u64), 1 => 1u64..25_000],
         prop_oneof![4 => 1u64..3000, 1 => Just(NEVER)],
         prop_oneof![4 => 1u64..100, 1 => 1000u64..60_000],
     );
@@ -55,17 +56,8 @@ fn manner() -> impl Strategy<Value = Manner> {
         prop_oneof![6 => Just(0u64), 1 => 1u64..30_000],
     );
     (start, stop, release).prop_map(
-        |((load, dies, unstartable, reads), (unstoppable, term, kill), (linger, ramp, escapee))| Manner {
-            load,
-            dies,
-            unstartable,
-            unstoppable,
-            term,
-            kill,
-            linger,
-            ramp,
-            reads,
-            escapee,
+        |((load, dies, unstartable, reads), (unstoppable, heeds, term, kill), (linger, ramp, escapee))| {
+            Manner { load, dies, unstartable, unstoppable, heeds, term, kill, linger, ramp, reads, escapee }
         },
     )
 }

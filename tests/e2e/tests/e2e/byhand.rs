@@ -1,5 +1,5 @@
 //! What an administrator does to systemd and the bus below a running switch: it is loaded anew, it executes itself
-//! anew, dbus is restarted.
+//! anew, dbus is restarted, polkit stands still.
 
 use std::thread;
 use std::time::Duration;
@@ -110,6 +110,39 @@ fn the_bus_is_away() {
         let asked = step == Step::Ready;
         assert_eq!(berth.run_of(model).main_pid != 0, asked, "{model} is started by word of berthd's alone");
         bus("start");
+        ends_as_asked(&berth, id);
+        berth.assert_home(model);
+    }
+    berth.assert_no_failed_allocation();
+}
+
+/// polkit, which systemd asks first, stands still for longer than a victim may take to end by itself: that time begins
+/// when systemd tells it to, and neither it nor the start is taken for one that failed.
+#[test]
+fn polkit_stands_still_below_a_switch() {
+    let berth = Berth::builder().fake("aeon", EACH, &SERVER).fake("genesis", EACH, &SERVER).boot();
+    berth.switch("aeon");
+    let polkit = |signal: &str| {
+        let signal = format!("--signal={signal}");
+        _ = berth.systemctl(&["kill", &signal, "polkit.service"]).with_code(0);
+    };
+    berth.gpu(&["linger", LINGER]);
+    for (model, other, step) in [("genesis", "aeon", Step::Stopped), ("aeon", "genesis", Step::Ready)] {
+        if step == Step::Stopped {
+            polkit("STOP");
+        }
+        _ = berth.change(&["switch", model, "--no-wait"]).with_code(0);
+        if step == Step::Ready {
+            berth.wait_for("memory is waited for", SOON, |berth| under_way(berth, Step::Released));
+            polkit("STOP");
+        }
+        let id = berth.wait_for(&format!("{step:?} is under way"), SOON, |berth| under_way(berth, step));
+        // Berth's own deadline for a stop is 3 s here, and 10 s more for SIGKILL.
+        thread::sleep(Duration::from_secs(14));
+        assert_eq!(under_way(&berth, step), Some(id), "it went on without polkit's word");
+        let runs = if step == Step::Stopped { other } else { model };
+        assert_eq!(berth.run_of(runs).main_pid != 0, step == Step::Stopped, "{runs}");
+        polkit("CONT");
         ends_as_asked(&berth, id);
         berth.assert_home(model);
     }

@@ -226,18 +226,15 @@ impl fmt::Display for Numbers<'_> {
     }
 }
 
-/// Processors as llama.cpp's `--cpu-mask` takes them: hexadecimal, the lowest number in the last digit.
+/// Processors as llama.cpp's `--cpu-mask` takes them: hexadecimal digits, the lowest number in the last one, without the
+/// `0x` that it may do without.
 pub fn mask(cpus: &[u32]) -> String {
     let digits = cpus.iter().max().map_or(1, |highest| highest / 4 + 1);
     let digit = |place: u32| {
         let of_it = cpus.iter().filter(|cpu| *cpu / 4 == place);
-        let value = of_it.fold(0, |value, cpu| value | 1 << (cpu % 4));
-        char::from_digit(value, 16).unwrap_or('0').to_ascii_uppercase()
+        char::from_digit(of_it.fold(0, |value, cpu| value | 1 << (cpu % 4)), 16)
     };
-    (0..digits).rev().map(digit).fold("0x".to_owned(), |mut text, digit| {
-        text.push(digit);
-        text
-    })
+    (0..digits).rev().filter_map(digit).collect()
 }
 
 #[cfg(test)]

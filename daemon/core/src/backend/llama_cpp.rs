@@ -15,6 +15,7 @@ use super::{
     Setting, Spelling, Spellings, Text, add_address, by_uuid, declared_launch, flag,
 };
 use crate::config::Model;
+use crate::cpus;
 use crate::demand::llama_cpp::Run;
 use crate::facts::FileFacts;
 use crate::layout::Layout;
@@ -92,14 +93,6 @@ fn experts_on_cpu(layers: &[u32]) -> String {
     format!(r"blk\.({})\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU", layers.join("|"))
 }
 
-/// A mask in hexadecimal digits. Without `0x`: the server then drops the last two digits.
-fn mask(cores: &[u32]) -> String {
-    let digit =
-        |at: u32| (0..4).filter(|bit| cores.contains(&(at * 4 + bit))).map(|bit| 1 << bit).sum::<u32>();
-    let digits = cores.iter().max().map_or(0, |last| last / 4 + 1);
-    (0..digits).rev().filter_map(|at| char::from_digit(digit(at), 16)).collect()
-}
-
 /// Flags that name a model elsewhere than in a file.
 const HUB: &[&str] = &["-hf", "-hfr", "--hf-repo"];
 
@@ -153,7 +146,7 @@ impl Backend for LlamaCpp {
             add(&["-ot", &experts_on_cpu(&layout.cpu_experts)]);
         }
         if !layout.cores.is_empty() && CPU_SET.given(args, env).is_none() {
-            add(&["--cpu-mask", &mask(&layout.cores)]);
+            add(&["--cpu-mask", &cpus::mask(&layout.cores)]);
         }
         if layout.lock && switch(args, &["--mlock"], &[]).or(MLOCK.given(args, env)).is_none() {
             add(&["--mlock"]);

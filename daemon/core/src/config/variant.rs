@@ -287,7 +287,12 @@ impl Settings {
             return Some(Cow::Borrowed(model));
         }
         let (base, set) = name.settings()?;
-        let model = with_settings(self, self.models.get(&base)?, &set).ok()?;
+        let base = self.models.get(&base)?;
+        let model = with_settings(self, base, &set).ok()?;
+        if model == *base {
+            // What was tried is what is declared by now, and may still serve or be home under this name.
+            return Some(Cow::Owned(Model { name: name.clone(), aliases: Vec::new(), ..model }));
+        }
         (model.name == *name).then_some(Cow::Owned(model))
     }
 

@@ -39,7 +39,9 @@ pub fn named(settings: &Settings, state: &State, request: &Request) -> Result<Re
         && let Some(declared) = settings.models.get(&of)
     {
         base = declared;
-        set.extend(earlier);
+        for (key, value) in earlier {
+            set.entry(key).or_insert(value);
+        }
     }
     set.extend(request.set.clone());
     let model = config::with_settings(settings, base, &set).map_err(|error| {
@@ -100,6 +102,7 @@ mod tests {
         assert_eq!(switch("default", &[("slots", "2")]), "gemma:ctx=1024,slots=2");
         assert_eq!(switch("gemma:ctx=1024", &[("ctx", "2048")]), "gemma:ctx=2048");
         assert_eq!(switch("gemma:ctx=1024", &[]), "gemma:ctx=1024");
+        assert_eq!(switch("default:ctx=2048", &[]), "gemma:ctx=2048");
         // Nothing is set, so nothing is looked at.
         assert_eq!((switch("gone", &[]), asked(Verb::Back, "", &[])), ("gone".into(), String::new()));
         for refused in

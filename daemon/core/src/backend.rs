@@ -17,7 +17,7 @@ use crate::bytes::Bytes;
 use crate::config::{BackendKind, Model};
 use crate::facts::{DeviceId, Exit, FileFacts};
 use crate::layout::Layout;
-use crate::tuning::Tuning;
+use crate::tuning::{KvType, Tuning};
 
 pub use lay_out::{Ask, Laid, LayOut};
 
@@ -48,9 +48,16 @@ pub trait Backend: Sync {
         model.file.iter().cloned().collect()
     }
 
-    /// The one number of GPUs that a model can be laid on, of `most`; None where any number will do.
-    fn gpus(&self, _model: &Model, _files: &BTreeMap<PathBuf, FileFacts>, _most: usize) -> Option<usize> {
-        None
+    /// Over how many GPUs a model can be laid, of at most `most`, ascending.
+    fn numbers(&self, _model: &Model, _files: &BTreeMap<PathBuf, FileFacts>, most: usize) -> Vec<usize> {
+        (1..=most).collect()
+    }
+
+    /// Whether this server can keep keys and values like this.
+    fn keeps(&self, kind: KvType) -> bool {
+        let text = kind.to_string();
+        let known = |setting: &&Setting| (setting.read)(&(setting.write)(&text)).as_ref() == Some(&text);
+        self.settings().iter().filter(|setting| setting.key.starts_with("kv")).any(|setting| known(&setting))
     }
 
     /// The settings under which a model runs if nothing is given up, as far as they are known.

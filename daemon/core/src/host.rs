@@ -4,7 +4,9 @@
 //! and the model is slow or dead without them. So what models take is counted by their claims, mapped weights included,
 //! and the kernel is asked only for what others hold.
 
+use crate::backend;
 use crate::bytes::Bytes;
+use crate::config::Model;
 use crate::facts::{Facts, HostMemory, Known};
 use crate::name::ModelName;
 use crate::state::State;
@@ -50,6 +52,18 @@ impl State {
             Known::Unknown(why) => Known::Unknown(why.clone()),
         }
     }
+}
+
+/// What the host keeps for a model that was found running, of which only its files are known: all of them where it has no
+/// GPU. What it pins counts whatever is claimed.
+pub fn of_files(model: &Model, facts: &Facts) -> Bytes {
+    if model.policy.uses_gpus() {
+        return Bytes::ZERO;
+    }
+    let files = backend::of(model.backend).files(model);
+    let stamps = files.iter().filter_map(|path| facts.files.get(path)?.stamp.value());
+    let files = stamps.map(|stamp| Bytes(stamp.size)).sum();
+    model.host_memory.unwrap_or(files)
 }
 
 /// What a model's processes pin; nothing where that is not known, so that it counts as foreign.

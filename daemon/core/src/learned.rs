@@ -2,18 +2,20 @@
 //! depends on.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend;
 use crate::bytes::Bytes;
-use crate::config::{Model, Settings};
+use crate::config::Model;
 use crate::demand::{Demand, Parts, Source, What};
-use crate::facts::{DeviceId, Facts, FileFacts, Gpu, Stamp};
+use crate::facts::{Facts, FileFacts, Gpu, Stamp};
 use crate::layout::Layout;
 use crate::name::ModelName;
 use crate::placement::Room;
-use crate::state::{Claim, Phase, State, Times};
+use crate::plan::Start;
+use crate::state::{Phase, State, Times};
 
 /// What a model took when it ran in one way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,45 +48,36 @@ pub struct Run {
     pub layout: Layout,
     /// The GPUs by their product names, in the layout's order.
     pub gpus: Vec<String>,
-    /// The build of its program, where that is known.
-    pub program: Option<Stamp>,
-    /// The version of its file, where that is known.
-    pub file: Option<Stamp>,
+    /// The build of its program, and the version of each of its files.
+    pub files: BTreeMap<PathBuf, Stamp>,
 }
 
 impl Run {
-    /// The way in which a model runs, laid out so on these GPUs.
-    pub fn of(
+    /// The way in which a model runs that is started so. None where a GPU of it can't be seen, or where which version of
+    /// a file it is can't be told.
+    pub fn of(model: &Model, facts: &Facts, start: &Start) -> Option<Self> {
+        let gpus = start.gpus.iter().map(|part| Some(facts.gpu(&part.id)?.name.clone()));
+        Self::on(model, &facts.files, &start.layout, gpus.collect::<Option<_>>()?)
+    }
+
+    fn on(
         model: &Model,
         files: &BTreeMap<PathBuf, FileFacts>,
         layout: &Layout,
         gpus: Vec<String>,
-    ) -> Self {
-        Self {
+    ) -> Option<Self> {
+        let all = backend::of(model.backend).files(model).into_iter().chain([model.program.clone()]);
+        let stamped = all.map(|path| {
+            let stamp = *files.get(&path)?.stamp.value()?;
+            Some((path, stamp))
+        });
+        Some(Self {
             args: model.args.clone(),
             env: model.env.clone(),
             layout: essential(layout),
             gpus,
-            program: stamp(files, &model.program),
-            file: model.file.as_deref().and_then(|file| stamp(files, file)),
-        }
-    }
-
-    fn is(
-        &self,
-        model: &Model,
-        files: &BTreeMap<PathBuf, FileFacts>,
-        layout: &Layout,
-        rooms: &[Room<'_>],
-    ) -> bool {
-        self.layout.split == layout.split
-            && self.layout.cpu_experts == layout.cpu_experts
-            && self.layout.tuning == essential(layout).tuning
-            && self.args == model.args
-            && self.env == model.env
-            && self.gpus.iter().map(String::as_str).eq(rooms.iter().map(|room| room.name))
-            && self.program == stamp(files, &model.program)
-            && self.file == model.file.as_deref().and_then(|file| stamp(files, file))
+            files: stamped.collect::<Option<_>>()?,
+        })
     }
 }
 
@@ -97,10 +90,6 @@ fn essential(layout: &Layout) -> Layout {
         cpu_experts: layout.cpu_experts.clone(),
         ..Layout::default()
     }
-}
-
-fn stamp(files: &BTreeMap<PathBuf, FileFacts>, path: &Path) -> Option<Stamp> {
-    files.get(path)?.stamp.value().copied()
 }
 
 impl Learned {
@@ -123,7 +112,7 @@ impl Learned {
 }
 
 /// Notes what models hold that run under a claim; true when it is worth a write to the disk.
-pub fn note(settings: &Settings, facts: &Facts, state: &mut State) -> bool {
+pub fn note(facts: &Facts, state: &mut State) -> bool {
     let mut news = false;
     let running = state.claims.iter().filter(|(_, claim)| claim.phase != Phase::Ending);
     let held: Vec<(ModelName, Run, Vec<Bytes>, Bytes)> = running
@@ -136,21 +125,13 @@ pub fn note(settings: &Settings, facts: &Facts, state: &mut State) -> bool {
             let held: Option<Vec<Bytes>> = gpus.iter().map(|gpu| held_by(gpu, name)).collect();
             let held =
                 held.filter(|held| host > Bytes::ZERO || held.iter().any(|held| *held > Bytes::ZERO))?;
-            Some((name.clone(), run_of(settings, facts, name, claim)?, held, host))
+            Some((name.clone(), claim.run.clone()?, held, host))
         })
         .collect();
     for (name, run, held, host) in held {
         news |= way(state, &name, run).note(&held, host);
     }
     news
-}
-
-/// How a model with this claim runs; None where a GPU of it can't be seen, or it is declared no more.
-fn run_of(settings: &Settings, facts: &Facts, name: &ModelName, claim: &Claim) -> Option<Run> {
-    let model = settings.models.get(name)?;
-    let gpus: Option<Vec<String>> =
-        claim.gpus.iter().map(|part| Some(facts.gpu(&part.placed.id)?.name.clone())).collect();
-    Some(Run::of(model, &facts.files, &claim.layout, gpus?))
 }
 
 /// What is remembered of a model that runs like this; made where there is nothing yet.
@@ -168,40 +149,19 @@ fn way<'s>(state: &'s mut State, name: &ModelName, run: Run) -> &'s mut Learned 
     &mut ways[at]
 }
 
-/// Notes how long a model with this claim took to load, in milliseconds.
-pub fn note_load(settings: &Settings, facts: &Facts, state: &mut State, name: &ModelName, ms: u64) {
-    let run = state.claims.get(name).and_then(|claim| run_of(settings, facts, name, claim));
-    if let Some(run) = run {
-        Times::note(&mut way(state, name, run).load, ms);
-    }
+/// Notes how long a model took to load that was started like this, in milliseconds.
+pub fn note_load(state: &mut State, name: &ModelName, run: Run, ms: u64) {
+    Times::note(&mut way(state, name, run).load, ms);
 }
 
-/// Notes how long the memory of a model that had this claim took to come back, in milliseconds.
-pub fn note_release(
-    settings: &Settings,
-    facts: &Facts,
-    state: &mut State,
-    (name, claim): (&ModelName, &Claim),
-    ms: u64,
-) {
-    if let Some(run) = run_of(settings, facts, name, claim) {
-        Times::note(&mut way(state, name, run).release, ms);
-    }
+/// Notes how long its memory took to come back, in milliseconds.
+pub fn note_release(state: &mut State, name: &ModelName, run: Run, ms: u64) {
+    Times::note(&mut way(state, name, run).release, ms);
 }
 
-/// What a model took when it ran laid out like this on these GPUs.
-pub fn remembered<'s>(
-    settings: &Settings,
-    facts: &Facts,
-    state: &'s State,
-    name: &ModelName,
-    layout: &Layout,
-    gpus: &[&DeviceId],
-) -> Option<&'s Learned> {
-    let model = settings.models.get(name)?;
-    let names: Option<Vec<String>> = gpus.iter().map(|id| Some(facts.gpu(id)?.name.clone())).collect();
-    let run = Run::of(model, &facts.files, layout, names?);
-    state.learned.get(name)?.iter().find(|way| way.run == run)
+/// What a model took when it ran like this.
+pub fn remembered<'s>(state: &'s State, name: &ModelName, run: &Run) -> Option<&'s Learned> {
+    state.learned.get(name)?.iter().find(|way| way.run == *run)
 }
 
 /// What a model's processes hold on a GPU; None where that is not known of each.
@@ -219,17 +179,20 @@ pub fn apply(
     rooms: &[Room<'_>],
     demand: &mut Demand,
 ) {
+    if learned.is_empty() {
+        return;
+    }
+    let gpus = rooms.iter().map(|room| room.name.to_owned()).collect();
+    let Some(run) = Run::on(model, files, layout, gpus) else { return };
     // One that was never ready may have died long before it had all that it needs.
-    let mut ready = learned.iter().rev().filter(|learned| !learned.load.is_empty());
-    let Some(learned) = ready.find(|learned| learned.run.is(model, files, layout, rooms)) else { return };
+    let ready = |way: &&Learned| !way.load.is_empty() && way.run == run;
+    let Some(learned) = learned.iter().find(ready) else { return };
     for (parts, peak) in demand.gpus.iter_mut().zip(&learned.peak) {
         if *peak > Bytes::ZERO {
             *parts = measured(parts, *peak);
         }
     }
-    if demand.host.total() == Bytes::ZERO {
-        demand.host.add(What::Whole, learned.host, Source::Learned);
-    }
+    demand.host.add(What::Whole, learned.host.less(demand.host.total()), Source::Learned);
 }
 
 /// What is exact stays, and the rest of what was measured is the buffers'. Where it took less than that, its parts are

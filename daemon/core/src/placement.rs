@@ -91,22 +91,14 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 /// The sets of GPUs to try, as positions among those that are allowed: fewest first, each GPU and each run of
 /// neighbours in order, then those with most room. Where a part of the model may stay on the CPU, most first: no GPU is
-/// left empty beside that. `available` is what each has, `only` the one number that the server can be laid on, where it
-/// has one.
-pub fn sets(
-    policy: &Policy,
-    conceded: &Conceded,
-    available: &[Bytes],
-    only: Option<usize>,
-) -> Vec<Vec<usize>> {
+/// left empty beside that. `available` is what each has, `numbers` over how many the server can lay it, ascending.
+pub fn sets(policy: &Policy, conceded: &Conceded, available: &[Bytes], numbers: &[usize]) -> Vec<Vec<usize>> {
     let n = available.len();
-    let sizes: Vec<usize> = match (policy.spread, only) {
-        (Spread::Exactly(wanted), Some(only)) if wanted as usize != only => Vec::new(),
-        (_, Some(only)) => vec![only],
-        (Spread::Exactly(wanted), None) => vec![wanted as usize],
-        (Spread::All, None) => vec![n],
-        (Spread::Fewest, None) if conceded.experts || conceded.layers => (1..=n).rev().collect(),
-        (Spread::Fewest, None) => (1..=n).collect(),
+    let sizes: Vec<usize> = match policy.spread {
+        Spread::Exactly(wanted) => numbers.iter().copied().filter(|size| *size == wanted as usize).collect(),
+        Spread::All => numbers.last().copied().into_iter().collect(),
+        Spread::Fewest if conceded.experts || conceded.layers => numbers.iter().rev().copied().collect(),
+        Spread::Fewest => numbers.to_vec(),
     };
     let mut roomiest: Vec<usize> = (0..n).collect();
     roomiest.sort_by_key(|position| (std::cmp::Reverse(available[*position]), *position));
@@ -119,7 +111,7 @@ pub fn sets(
             sets.push(most);
         }
         // What is declared for each GPU may fit in no other order. Beyond so many there would be too many sets.
-        if only.is_some() && n <= 10 {
+        if numbers.len() == 1 && n <= 10 {
             let all = (0u32..1 << n).filter(|bits| bits.count_ones() as usize == size);
             let all = all.map(|bits| (0..n).filter(|gpu| bits >> gpu & 1 == 1).collect::<Vec<usize>>());
             let more: Vec<Vec<usize>> = all.filter(|set| !sets.contains(set)).collect();

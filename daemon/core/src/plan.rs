@@ -264,7 +264,7 @@ pub fn fit(settings: &Settings, facts: &Facts, state: &State, model: &Model) -> 
     let preflight = BTreeMap::new();
     let context = Context::new(settings, facts, state, &preflight);
     let all: Vec<ModelName> = state.claims.keys().cloned().collect();
-    let tried = context.tried(model, &all)?;
+    let tried = context.tried(model, &all, &[], None)?;
     let Some((last, _)) = tried.last() else {
         // No GPU of its policy's is here, which is said where a place is looked for.
         return match context.place(model, &all) {

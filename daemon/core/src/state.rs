@@ -9,7 +9,7 @@ use crate::backend::PlacedGpu;
 use crate::bytes::Bytes;
 use crate::facts::{Active, DeviceId, Facts, Gpu, Known};
 use crate::layout::Layout;
-use crate::learned::Learned;
+use crate::learned::{Learned, Run};
 use crate::name::ModelName;
 use crate::plan::Plan;
 use crate::report::SwapSummary;
@@ -132,6 +132,9 @@ pub struct Claim {
     /// How it is laid out there, and what it takes of the host.
     #[serde(default)]
     pub layout: Layout,
+    /// What it was started with; None where that is not known, and nothing is learned from it.
+    #[serde(default)]
+    pub run: Option<Run>,
     /// How far its life has come.
     pub phase: Phase,
     /// The unit's InvocationID; empty until systemd has started it.
@@ -347,6 +350,7 @@ impl State {
         Some(Claim {
             gpus,
             layout: Layout::default(),
+            run: None,
             phase: Phase::Serving,
             invocation: unit.invocation.clone(),
             earlier: String::new(),

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::facts::{Active, Moment};
+use crate::host;
 use crate::name::ModelName;
 use crate::plan::{self, HeldBack, Plan, Start};
 use crate::report::{ModelState, SwapSummary, Verb, What};
@@ -434,11 +435,12 @@ fn started(state: &State, model: &ModelName, claim: &crate::state::Claim) -> Pla
 fn take_over_found(world: &mut World) -> bool {
     let mut news = false;
     for (model, unit) in &world.facts.units {
-        let ours = world.settings.models.contains_key(model) && unit.active == Active::Active;
-        if !ours || world.state.claims.contains_key(model) {
+        let Some(declared) = world.settings.models.get(model) else { continue };
+        if unit.active != Active::Active || world.state.claims.contains_key(model) {
             continue;
         }
-        if let Some(claim) = State::found(model, world.facts) {
+        if let Some(mut claim) = State::found(model, world.facts) {
+            claim.layout.host = host::of_files(declared, world.facts);
             world.state.claims.insert(model.clone(), claim);
             news = true;
         }

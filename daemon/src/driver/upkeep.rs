@@ -22,7 +22,7 @@ impl Driver {
         let swapping = self.swap.is_some();
         let deeds = self.with_world(|upkeep, world| upkeep.observe(world, swapping));
         self.fulfil(deeds);
-        let learned = learned::note(&self.settings, &self.facts, &mut self.state);
+        let learned = learned::note(&self.facts, &mut self.state);
         if swapping {
             self.step(Event::Facts);
         } else {

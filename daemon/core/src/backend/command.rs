@@ -5,12 +5,11 @@ use serde_json::json;
 
 use super::failure::COMMON;
 use super::{
-    Ask, Backend, GenerateProbe, Laid, Launch, LayOut, PlacedGpu, Readiness, Setting, Spelling, Spellings,
-    Text, by_uuid, declared_launch, llama_cpp, vllm,
+    Ask, Backend, GenerateProbe, Launch, LayOut, PlacedGpu, Readiness, Setting, Spelling, Spellings, Text,
+    by_uuid, declared_launch, llama_cpp, vllm,
 };
 use crate::config::Model;
 use crate::layout::Layout;
-use crate::placement::Room;
 
 pub(super) struct Command;
 
@@ -30,17 +29,7 @@ impl Backend for Command {
     }
 
     fn lay_out<'a>(&self, ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
-        // On the host alone what is not declared is measured once it runs.
-        let asked = *ask;
-        let nothing = || {
-            Box::new(move |rooms: &[Room<'_>]| {
-                let mut laid = Laid::default();
-                asked.apply_learned(&laid.layout, rooms, &mut laid.demand);
-                laid
-            }) as LayOut<'a>
-        };
-        let declared = ask.declared().or_else(|| (!ask.model.policy.uses_gpus()).then(nothing));
-        declared.ok_or_else(|| "it is not declared".to_owned())
+        ask.declared().ok_or_else(|| "it is not declared".to_owned())
     }
 
     fn readiness(&self, model: &Model) -> Readiness {

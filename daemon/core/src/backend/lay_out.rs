@@ -10,7 +10,7 @@ use crate::layout::Layout;
 use crate::learned::{self, Learned};
 use crate::placement::{Conceded, Room};
 use crate::shape::Shape;
-use crate::tuning::Tuning;
+use crate::tuning::{KvType, Tuning};
 
 /// What is asked of a backend.
 #[derive(Clone, Copy)]
@@ -36,6 +36,8 @@ pub struct Laid {
     pub demand: Demand,
     /// Why it can't serve like this however much memory there is.
     pub wrong: Option<String>,
+    /// It takes what is there: with less room it would take less.
+    pub elastic: bool,
 }
 
 /// Lays a model out on GPUs: the best way that fits them, or where none does, the one that takes least.
@@ -51,15 +53,34 @@ impl<'a> Ask<'a> {
         }
     }
 
+    /// The settings under which it runs with what it gives up, but for those that the user's own flags say. A concession
+    /// that would not take less, or that this server does not know, is none.
+    pub(super) fn tuning(&self) -> Tuning {
+        let (model, backend) = (self.model, super::of(self.model.backend));
+        let given = backend.given_tuning(&model.args, &model.env);
+        let now = backend.effective(model, self.files);
+        let mut conceded = self.conceded.tuning;
+        conceded.ctx = conceded.ctx.filter(|ctx| now.ctx.is_none_or(|now| *ctx < now));
+        // Where nothing is said keys and values are kept in 16 bits.
+        let narrower = |kind: &KvType, now: Option<KvType>| {
+            kind.bytes_of_32() < now.unwrap_or(KvType::F16).bytes_of_32() && backend.keeps(*kind)
+        };
+        conceded.kv_k = conceded.kv_k.filter(|kind| narrower(kind, now.kv_k));
+        conceded.kv_v = conceded.kv_v.filter(|kind| narrower(kind, now.kv_v));
+        conceded.or(model.tuning).without(&given)
+    }
+
     /// Puts what was measured in the place of what is estimated, where it ran like this.
     pub(super) fn apply_learned(&self, layout: &Layout, rooms: &[Room<'_>], demand: &mut Demand) {
         learned::apply(self.learned, self.model, self.files, layout, rooms, demand);
     }
 
-    /// What was declared, where something was: all of it is taken as it was written.
+    /// What was declared, where something was: all of it is taken as it was written. What is declared for the host is
+    /// taken by the planner.
     pub(super) fn declared(&self) -> Option<LayOut<'a>> {
         let (model, memory, backend) = (self.model, &self.model.memory, self.model.backend);
-        if *memory == Memory::Undeclared {
+        let on_host = !model.policy.uses_gpus() && model.host_memory.is_some();
+        if *memory == Memory::Undeclared && !on_host {
             return None;
         }
         Some(Box::new(move |rooms| {

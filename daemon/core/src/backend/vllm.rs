@@ -202,14 +202,8 @@ impl Backend for Vllm {
         lay_out::lay_out(ask)
     }
 
-    /// What its arguments say. Where its weights are not known, all of them: it may need them.
-    fn gpus(&self, model: &Model, files: &BTreeMap<PathBuf, FileFacts>, most: usize) -> Option<usize> {
-        let said = parallel(&model.args).and_then(|(number, _)| usize::try_from(number).ok());
-        let known = model
-            .file
-            .as_ref()
-            .is_some_and(|file| files.get(file).is_some_and(|facts| facts.shape.value().is_some()));
-        said.or((!known).then_some(most))
+    fn numbers(&self, model: &Model, files: &BTreeMap<PathBuf, FileFacts>, most: usize) -> Vec<usize> {
+        lay_out::numbers(model, files, most)
     }
 
     fn effective(&self, model: &Model, files: &BTreeMap<PathBuf, FileFacts>) -> Tuning {

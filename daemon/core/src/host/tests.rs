@@ -45,6 +45,7 @@ impl Beelink {
             earlier: String::new(),
             address: None,
             seen: BTreeMap::new(),
+            run: None,
         };
         self.state.claims.insert(name(model), claim);
     }

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::Context;
 use super::place::Tried;
+use super::{Context, Start};
 use crate::backend;
 use crate::bytes::Bytes;
 use crate::config::Model;
@@ -38,17 +38,15 @@ impl WouldFit {
 }
 
 impl Context<'_> {
-    /// The ways that were tried with `victims` gone: for each rung and number of GPUs the one that comes nearest, up to
-    /// the one that fits.
-    pub(super) fn attempts(&self, model: &Model, victims: &[ModelName]) -> Vec<Attempt> {
-        self.tried(model, victims).unwrap_or_default().into_iter().map(|(attempt, _)| attempt).collect()
-    }
-
-    /// The same with how each is laid out; a refusal where nothing can be tried.
+    /// The ways that were tried with `victims` gone and `others` started, and how each is laid out: for each rung and
+    /// number of GPUs the one that comes nearest, up to the one that is `taken`, or without one the first that fits. A
+    /// refusal where nothing can be tried.
     pub(super) fn tried(
         &self,
         model: &Model,
         victims: &[ModelName],
+        others: &[Start],
+        taken: Option<&Start>,
     ) -> Result<Vec<(Attempt, Layout)>, Refusal> {
         let ladder = self.ladder(model)?;
         let mut attempts: Vec<(Attempt, Layout)> = Vec::new();
@@ -60,8 +58,12 @@ impl Context<'_> {
         };
         for (rung, conceded) in placement::rungs(&model.policy).into_iter().enumerate() {
             let mut nearest: Vec<Tried> = Vec::new();
-            for tried in self.on_rung(&ladder, rung, victims, &[])? {
+            for tried in self.on_rung(&ladder, rung, victims, others)? {
                 let fits = tried.fits();
+                // One that fits is passed over for the sake of somebody who is to come back.
+                if fits && taken.is_some_and(|start| !self.is(start, &tried)) {
+                    continue;
+                }
                 let same = nearest.iter().position(|other| other.gpus.len() == tried.gpus.len());
                 match same {
                     Some(at) if fits || tried.missing < nearest[at].missing => nearest[at] = tried,
@@ -84,6 +86,14 @@ impl Context<'_> {
             }
         }
         Ok(attempts)
+    }
+
+    /// Whether this way is the start's.
+    fn is(&self, start: &Start, tried: &Tried) -> bool {
+        let gpus = tried.gpus.iter().map(|position| &self.facts.gpus()[*position].id);
+        gpus.eq(start.gpus.iter().map(|part| &part.id))
+            && (&tried.laid.layout.split, &tried.laid.layout.cpu_experts)
+                == (&start.layout.split, &start.layout.cpu_experts)
     }
 
     /// The same with the experts of one layer less on the CPU.

@@ -15,13 +15,17 @@ use crate::policy::Cores;
 use crate::report::Refusal;
 use crate::tuning::Tuning;
 
+/// For how many models places are looked for, again and again, until all of some have one. A try without a detour takes
+/// as many as there are models; a search through all places of many would never end.
+const SEARCHES: u32 = 200;
+
 /// What is tried for one model: the GPUs that it may use, and how it is laid out on each rung of its policy's ladder.
 pub(super) struct Ladder<'c> {
     pub(super) model: &'c Model,
     /// Positions of those GPUs among all.
     pub(super) gpus: Vec<usize>,
-    /// The one number of GPUs that it can be laid on, where there is one.
-    only: Option<usize>,
+    /// Over how many of them it can be laid.
+    numbers: Vec<usize>,
     rungs: Vec<Rung<'c>>,
     instead: Tuning,
 }
@@ -76,7 +80,8 @@ impl<'a> Context<'a> {
         instead: Tuning,
     ) -> Result<Ladder<'c>, Refusal> {
         let rungs = rungs.into_iter().map(|conceded| Rung { conceded, lay_out: OnceCell::new() });
-        let mut ladder = Ladder { model, gpus: Vec::new(), only: None, rungs: rungs.collect(), instead };
+        let mut ladder =
+            Ladder { model, gpus: Vec::new(), numbers: Vec::new(), rungs: rungs.collect(), instead };
         if placement::host_only(&model.policy) {
             return Ok(ladder);
         }
@@ -92,12 +97,11 @@ impl<'a> Context<'a> {
         };
         let allowed = gpus.iter().enumerate().filter(|(_, gpu)| placement::allows(&model.policy, gpu));
         ladder.gpus = allowed.map(|(position, _)| position).collect();
-        ladder.only = match &model.memory {
-            Memory::PerDevice(each) => Some(each.len()),
-            Memory::Total(_) => None,
-            Memory::Undeclared => {
-                backend::of(model.backend).gpus(model, &self.facts.files, ladder.gpus.len())
-            }
+        let most = ladder.gpus.len();
+        ladder.numbers = match &model.memory {
+            Memory::PerDevice(each) => vec![each.len()],
+            Memory::Total(_) => (1..=most).collect(),
+            Memory::Undeclared => backend::of(model.backend).numbers(model, &self.facts.files, most),
         };
         Ok(ladder)
     }
@@ -117,17 +121,28 @@ impl<'a> Context<'a> {
     }
 
     /// Places for all of these models at once beside `placed`, in their order: what the first could take may be the
-    /// only place of another.
+    /// only place of another. None where there are none, or none was found after [`SEARCHES`].
     pub(super) fn place_all(
         &self,
         models: &[&Model],
         victims: &[ModelName],
         placed: Vec<Start>,
     ) -> Option<Vec<Start>> {
+        self.place_rest(models, victims, placed, &mut SEARCHES.clone())
+    }
+
+    fn place_rest(
+        &self,
+        models: &[&Model],
+        victims: &[ModelName],
+        placed: Vec<Start>,
+        left: &mut u32,
+    ) -> Option<Vec<Start>> {
         let Some((first, rest)) = models.split_first() else { return Some(placed) };
+        *left = left.checked_sub(1)?;
         self.places(first, victims, &placed).ok()?.into_iter().find_map(|start| {
             let placed = placed.iter().cloned().chain([start]).collect();
-            self.place_all(rest, victims, placed)
+            self.place_rest(rest, victims, placed, left)
         })
     }
 
@@ -190,12 +205,13 @@ impl<'a> Context<'a> {
             let Some(roomiest) = self.first_fitting(&ladder, rung, all, Bytes::ZERO, &mut failed)? else {
                 continue;
             };
-            // More GPUs take more in all, never less: where nothing can be moved to the host, GPUs with less room than
-            // that together are not worth a look. A hundredth is left for layers that divide otherwise.
+            // More GPUs take more in all, never less: where nothing gives way to less room, GPUs that have less than that
+            // together are not worth a look. A hundredth is left for layers that divide otherwise.
             let conceded = ladder.rungs[rung].conceded;
+            let learned = self.state.learned.contains_key(&model.name);
+            let gives = conceded.experts || conceded.layers || roomiest.laid.elastic || learned;
             let bytes: Bytes = roomiest.laid.demand.gpus.iter().map(Parts::total).sum();
-            let least =
-                if conceded.experts || conceded.layers { Bytes::ZERO } else { Bytes(bytes.0 / 100 * 99) };
+            let least = if gives { Bytes::ZERO } else { Bytes(bytes.0 / 100 * 99) };
             for victims in sets {
                 if self.port_holder(model, victims, &[]).is_some() {
                     continue;
@@ -266,7 +282,7 @@ impl<'a> Context<'a> {
         let sets = if placement::host_only(&ladder.model.policy) {
             vec![Vec::new()]
         } else {
-            placement::sets(&ladder.model.policy, &ladder.rungs[rung].conceded, &known, ladder.only)
+            placement::sets(&ladder.model.policy, &ladder.rungs[rung].conceded, &known, &ladder.numbers)
         };
         let enough = move |set: &Vec<usize>, known: &[Bytes]| {
             least == Bytes::ZERO || set.iter().map(|at| known[*at]).sum::<Bytes>() >= least
@@ -427,11 +443,9 @@ impl<'a> Context<'a> {
                     n => format!("{n} here"),
                 };
                 let (name, policy) = (&model.name, &model.policy.name);
-                let text = match ladder.only {
-                    Some(only) => {
-                        format!("{name} wants {only} GPUs, and its policy `{policy}` allows {here}")
-                    }
-                    None => format!("the policy `{policy}` of {name} allows {here}"),
+                let text = match ladder.numbers.as_slice() {
+                    [only] => format!("{name} wants {only} GPUs, and its policy `{policy}` allows {here}"),
+                    _ => format!("the policy `{policy}` of {name} allows {here}"),
                 };
                 let hint = format!("correct `policy` or [memory] in {}", model.source.display());
                 refusal("too_few_gpus", text, vec![hint]).into()
@@ -448,7 +462,8 @@ pub(super) fn short_on_host(needs: Bytes, available: Bytes) -> Option<String> {
 }
 
 fn undeclared(model: &Model, why: &str) -> Refusal {
-    let text = format!("how much GPU memory {} needs is not known: {why}", model.name);
-    let hint = format!("add `[memory] gpu = \"… GiB\"` to {}", model.source.display());
+    let (whose, key) = if model.policy.uses_gpus() { ("GPU", "gpu") } else { ("the host's", "host") };
+    let text = format!("how much {whose} memory {} needs is not known: {why}", model.name);
+    let hint = format!("add `[memory] {key} = \"… GiB\"` to {}", model.source.display());
     refusal("memory_undeclared", text, vec![hint])
 }

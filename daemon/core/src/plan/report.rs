@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Context, Plan, Verdict};
+use super::{Context, Plan, Start, Verdict};
 use crate::bytes::Bytes;
 use crate::config::Settings;
-use crate::facts::{DeviceId, Facts, Gpu};
-use crate::learned;
+use crate::facts::{Facts, Gpu};
+use crate::learned::{self, Run};
 use crate::name::ModelName;
 use crate::report::{
     Attempt, GpuChange, PlanReport, Request, SCHEMA, Step, StepForecast, Verdict as ReportVerdict,
@@ -54,11 +54,8 @@ pub fn forecast(settings: &Settings, facts: &Facts, state: &State, plan: &Plan) 
     if !plan.stops.is_empty() {
         let stop = slowest(&|name| times(name, |times| &times.stop));
         let release = slowest(&|name| {
-            let claim = state.claims.get(name);
-            let known = claim.and_then(|claim| {
-                let gpus: Vec<&DeviceId> = claim.gpus.iter().map(|part| &part.placed.id).collect();
-                learned::remembered(settings, facts, state, name, &claim.layout, &gpus)
-            });
+            let run = state.claims.get(name).and_then(|claim| claim.run.as_ref());
+            let known = run.and_then(|run| learned::remembered(state, name, run));
             known
                 .and_then(|way| Times::expected(&way.release))
                 .or_else(|| times(name, |times| &times.release))
@@ -67,8 +64,9 @@ pub fn forecast(settings: &Settings, facts: &Facts, state: &State, plan: &Plan) 
         steps.push(StepForecast { step: Step::Released, model: one, expected_ms: release });
     }
     for start in &plan.starts {
-        let gpus: Vec<&DeviceId> = start.gpus.iter().map(|part| &part.id).collect();
-        let known = learned::remembered(settings, facts, state, &start.model, &start.layout, &gpus);
+        let model = settings.models.get(&start.model);
+        let run = model.and_then(|model| Run::of(model, facts, start));
+        let known = run.and_then(|run| learned::remembered(state, &start.model, &run));
         let load = known.and_then(|way| Times::expected(&way.load));
         let load = load.or_else(|| times(&start.model, |times| &times.load));
         steps.push(StepForecast { step: Step::Ready, model: Some(start.model.clone()), expected_ms: load });
@@ -85,8 +83,12 @@ impl Context<'_> {
     /// What was tried for the model that was asked for.
     fn tried_for(&self, plan: &Plan) -> Vec<Attempt> {
         let asked = plan.starts.iter().find(|start| Some(&start.model) == plan.model.as_ref());
-        let model = asked.and_then(|start| self.settings.models.get(&start.model));
-        model.map(|model| self.attempts(model, &plan.stops)).unwrap_or_default()
+        let Some(start) = asked else { return Vec::new() };
+        let Some(model) = self.settings.models.get(&start.model) else { return Vec::new() };
+        let before = plan.starts.iter().take_while(|other| other.model != start.model);
+        let others: Vec<Start> = before.cloned().collect();
+        let tried = self.tried(model, &plan.stops, &others, Some(start)).unwrap_or_default();
+        tried.into_iter().map(|(attempt, _)| attempt).collect()
     }
 
     fn change(&self, gpu: &Gpu, plan: &Plan) -> Option<GpuChange> {

@@ -160,8 +160,9 @@ impl Swap {
         for model in proved.iter().filter(|model| stops.contains(model)) {
             let took = freed.iter().map(|(_, ms)| *ms).max().unwrap_or(0);
             Times::note(&mut world.state.times.entry(model.clone()).or_default().release, took);
-            if let Some((name, claim)) = before.iter().find(|(name, _)| name == model) {
-                learned::note_release(world.settings, world.facts, world.state, (name, claim), took);
+            let claim = before.iter().find(|(name, _)| name == model);
+            if let Some(run) = claim.and_then(|(_, claim)| claim.run.clone()) {
+                learned::note_release(world.state, model, run, took);
             }
         }
     }

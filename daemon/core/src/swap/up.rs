@@ -9,7 +9,7 @@ use super::{Action, Direction, Event, LAUNCH_DEADLINE, Stage, Swap, Watch, World
 use crate::backend::Failure;
 use crate::bytes::Bytes;
 use crate::facts::{Brought, Gpu, Moment};
-use crate::learned;
+use crate::learned::{self, Run};
 use crate::name::ModelName;
 use crate::plan::{self, Start};
 use crate::report::{Step, StepState};
@@ -163,7 +163,9 @@ impl Swap {
             let took = millis(world.now.saturating_sub(self.step_began));
             if !self.resumed {
                 Times::note(&mut world.state.times.entry(model.clone()).or_default().load, took);
-                learned::note_load(world.settings, world.facts, world.state, &model, took);
+                if let Some(run) = world.state.claims.get(&model).and_then(|claim| claim.run.clone()) {
+                    learned::note_load(world.state, &model, run, took);
+                }
             }
             self.ended_step(world, StepState::Done, String::new(), actions);
             // Those that come after it run already.
@@ -238,6 +240,7 @@ fn claim(world: &World, start: &Start) -> Claim {
     Claim {
         gpus,
         layout: start.layout.clone(),
+        run: world.settings.models.get(&start.model).and_then(|model| Run::of(model, world.facts, start)),
         phase: Phase::Starting,
         invocation: String::new(),
         earlier: world.facts.units.get(&start.model).map(|unit| unit.invocation.clone()).unwrap_or_default(),

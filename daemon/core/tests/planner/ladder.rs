@@ -19,7 +19,7 @@ use shapes::models;
 
 use crate::story::{Machine, memory, name, settings, settings_with};
 
-fn shape(file: &Gguf) -> Shape {
+pub(crate) fn shape(file: &Gguf) -> Shape {
     let header = file.header();
     let read = gguf::read(&mut header.as_slice(), file.length()).unwrap();
     gguf::shape(vec![read]).unwrap()
@@ -146,9 +146,11 @@ fn what_was_learned_takes_the_place_of_estimates() {
     let Verdict::Go(plan) = tower.plan(Verb::Switch, Some("supergemma")) else { panic!("it fits") };
     let start = plan.starts[0].clone();
     let estimated = start.gpus[0].bytes;
+    let program = tower.settings.models[&name("supergemma")].program.clone();
+    let stamp = Known::Value(Stamp { size: 7, modified: 7 });
+    tower.facts.files.insert(program, FileFacts { stamp, shape: Known::Unknown("a program".to_owned()) });
     let model = &tower.settings.models[&name("supergemma")];
-    let gpus = vec![tower.facts.gpus()[0].name.clone()];
-    let run = berth_core::learned::Run::of(model, &tower.facts.files, &start.layout, gpus);
+    let run = berth_core::learned::Run::of(model, &tower.facts, &start).unwrap();
     let peak = vec![estimated.less(Bytes::mib(111))];
     let learned = berth_core::learned::Learned {
         run,

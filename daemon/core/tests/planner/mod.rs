@@ -2,5 +2,6 @@
 
 mod golden;
 mod ladder;
+mod limits;
 mod missing;
 mod properties;

@@ -34,7 +34,7 @@ const MODELS: &[(&str, &str)] = &[
     ("pair", "cmd = \"serve\"\nport = 8028\n[memory]\ngpu = [\"12 GiB\", \"3 GiB\"]\n"),
     ("old", "cmd = \"serve\"\nport = 8029\nretired = true\n[memory]\ngpu = \"1 GiB\"\n"),
     ("unsaid", "cmd = \"serve\"\nport = 8030\n"),
-    ("cpu-only", "cmd = \"serve\"\nport = 8031\npolicy = \"cpu\"\n"),
+    ("cpu-only", "cmd = \"serve\"\nport = 8031\npolicy = \"cpu\"\n[memory]\nhost = \"1 GiB\"\n"),
 ];
 
 /// What a GPU holds that belongs to no process.
@@ -171,6 +171,7 @@ impl Machine {
         let claim = Claim {
             gpus: gpus.collect(),
             layout: berth_core::layout::Layout::default(),
+            run: None,
             phase,
             invocation: format!("run-of-{model}"),
             earlier: String::new(),

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::backend::Backend as _;
 use crate::backend::lay_out::{Ask, Laid, LayOut, fits};
 use crate::config::Model;
 use crate::demand::Demand;
@@ -17,29 +16,23 @@ use crate::tuning::Tuning;
 /// See [`Backend::lay_out`](crate::backend::Backend::lay_out).
 pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
     if let Some(declared) = ask.declared() {
-        return Ok(declared);
+        // What stays on the host is counted by its header all the same, where that can be read.
+        let Ok((costs, run)) = costs(ask, &tuning(ask)) else { return Ok(declared) };
+        let layers = run.gpu_layers.unwrap_or(u32::MAX).min(costs.slots());
+        return Ok(Box::new(move |rooms| {
+            let mut laid = declared(rooms);
+            let layers = if rooms.is_empty() { 0 } else { layers };
+            let split = divided(layers, &vec![1.0; rooms.len()]);
+            laid.demand.host = costs.demand(rooms.len(), &split, &[]).host;
+            laid
+        }));
     }
     let ask = *ask;
     let model = ask.model;
-    // The user's own flags win; what they say is not said again.
-    let given = super::LlamaCpp.given_tuning(&model.args, &model.env);
-    let read = |tuning| Run::read(&model.args, &model.env, tuning).map_err(|bad| bad.to_string());
-    let mut conceded = ask.conceded.tuning;
-    // Without flash attention a server with quantized values does not start.
-    if read(&model.tuning)?.flash == Flash::Off {
-        conceded.kv_v = None;
-    }
-    let tuning = conceded.or(model.tuning).without(&given);
-    let mut run = read(&tuning)?;
-    instead(&mut run, &ask.instead);
-    let file = model.file.as_deref().ok_or("its model is not a file that can be read")?;
-    let named = |path: Option<&std::path::Path>| path.map(|path| ask.shape(path)).transpose();
-    let files = Files {
-        model: ask.shape(file)?,
-        projector: named(run.projector.as_deref())?,
-        draft: named(run.draft.as_ref().and_then(|draft| draft.file.as_deref()))?,
-    };
-    let costs = Costs::new(files, &run);
+    let tuning = tuning(&ask);
+    let (costs, run) = costs(&ask, &tuning)?;
+    // What it would be told if it were to be other than declared: what was learned of it is not learned of that.
+    let tuning = ask.instead.or(tuning);
     // The user's own overrides say where experts go.
     let experts: Vec<u32> = if run.overrides.is_empty() {
         (0..costs.slots()).filter(|layer| costs.experts(*layer).0 > 0).collect()
@@ -47,7 +40,7 @@ pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
         Vec::new()
     };
     let may_move = if ask.conceded.experts { experts.len() } else { 0 };
-    let fixed = model.tuning.cpu_experts.or(ask.instead.cpu_experts).map(|count| count as usize);
+    let fixed = ask.instead.cpu_experts.or(model.tuning.cpu_experts).map(|count| count as usize);
     let moved = fixed.map_or(0..=may_move, |count| count..=count.max(may_move));
     Ok(Box::new(move |rooms| {
         let all = ask.instead.gpu_layers.or(run.gpu_layers).unwrap_or(u32::MAX).min(costs.slots());
@@ -58,7 +51,7 @@ pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
             let mut demand = costs.demand(rooms.len(), &split, &on_cpu);
             let layout = Layout { tuning, split, cpu_experts: on_cpu, ..Layout::default() };
             ask.apply_learned(&layout, rooms, &mut demand);
-            Laid { layout, demand, wrong: None }
+            Laid { layout, demand, ..Laid::default() }
         };
         let mut laid = Laid::default();
         for count in moved.clone() {
@@ -77,6 +70,32 @@ pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
         }
         laid
     }))
+}
+
+/// The settings under which it runs with what it gives up. Without flash attention a server with quantized values does
+/// not start.
+fn tuning(ask: &Ask<'_>) -> Tuning {
+    let mut ask = *ask;
+    if Run::read(&ask.model.args, &ask.model.env, &ask.model.tuning).is_ok_and(|run| run.flash == Flash::Off)
+    {
+        ask.conceded.tuning.kv_v = None;
+    }
+    ask.tuning()
+}
+
+/// What each layer costs under these settings.
+fn costs(ask: &Ask<'_>, tuning: &Tuning) -> Result<(Costs, Run), String> {
+    let model = ask.model;
+    let mut run = Run::read(&model.args, &model.env, tuning).map_err(|bad| bad.to_string())?;
+    instead(&mut run, &ask.instead);
+    let file = model.file.as_deref().ok_or("its model is not a file that can be read")?;
+    let named = |path: Option<&std::path::Path>| path.map(|path| ask.shape(path)).transpose();
+    let files = Files {
+        model: ask.shape(file)?,
+        projector: named(run.projector.as_deref())?,
+        draft: named(run.draft.as_ref().and_then(|draft| draft.file.as_deref()))?,
+    };
+    Ok((Costs::new(files, &run), run))
 }
 
 fn instead(run: &mut Run, instead: &Tuning) {

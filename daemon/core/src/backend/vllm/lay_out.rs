@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::{DEFAULT_UTILIZATION, UTILIZATION, flag};
+use super::{DEFAULT_UTILIZATION, UTILIZATION};
+use crate::backend::Backend as _;
 use crate::backend::lay_out::{Ask, Laid, LayOut};
 use crate::bytes::Bytes;
 use crate::config::Model;
@@ -11,6 +12,7 @@ use crate::demand::{Demand, Parts, Source, What};
 use crate::facts::FileFacts;
 use crate::layout::Layout;
 use crate::placement::Room;
+use crate::policy::Spread;
 use crate::shape::Shape;
 use crate::tuning::{KvType, Tuning};
 
@@ -35,11 +37,12 @@ pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
     let model = ask.model;
     // Without weights that can be read its share is all that is known, and all that it takes.
     let shape = model.file.as_deref().and_then(|file| ask.shape(file).ok());
-    let tuning = ask.instead.or(ask.conceded.tuning.or(model.tuning));
+    let tuning = ask.instead.or(ask.tuning());
     let (share, given) = super::utilization(&model.args, tuning.utilization)
         .map_err(|given| format!("`{}` is no share of a GPU", given.text))?;
     let said = (given.is_some() || tuning.utilization.is_some()).then_some(share);
-    let needs = shape.map(|shape| Needs::of(shape, model, &tuning, &ask.instead));
+    let flags = super::Vllm.given_tuning(&model.args, &model.env);
+    let needs = shape.map(|shape| Needs::of(shape, &ask.instead.or(flags.or(tuning))));
     Ok(Box::new(move |rooms| {
         let parts = needs.as_ref().map(|needs| needs.parts(rooms.len()));
         let needs = parts.as_ref().map_or(Bytes::ZERO, Parts::total);
@@ -73,36 +76,41 @@ pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
         let hundredths = (share * 100.0).round() as u32;
         let settled = Tuning {
             utilization: (said.is_none() && hundredths != 92).then_some(hundredths).or(tuning.utilization),
-            ..ask.conceded.tuning.or(model.tuning)
+            ..tuning
         };
         let layout = Layout { tuning: settled, ..Layout::default() };
         ask.apply_learned(&layout, rooms, &mut demand);
-        Laid { layout, demand, wrong }
+        // It starts only where its share is free, whatever it held when it ran.
+        for (parts, room) in demand.gpus.iter_mut().zip(rooms) {
+            parts.add(What::KvGlobal, share_of(room.usable, share).less(parts.total()), Source::Exact);
+        }
+        Laid { layout, demand, wrong, elastic: said.is_none() }
     }))
+}
+
+/// See [`Backend::numbers`](crate::backend::Backend::numbers). What the arguments say; else numbers that divide the heads
+/// of its attention, as tensor parallelism wants it, which is every power of two for nearly all models.
+pub(super) fn numbers(model: &Model, files: &BTreeMap<PathBuf, FileFacts>, most: usize) -> Vec<usize> {
+    if let Some((said, _)) = super::parallel(&model.args) {
+        return vec![usize::try_from(said).unwrap_or(usize::MAX)];
+    }
+    let shape = model.file.as_ref().and_then(|file| files.get(file)?.shape.value());
+    match shape.map(|shape| shape.heads).filter(|heads| *heads > 0) {
+        Some(heads) => (1..=most).filter(|number| heads % *number as u64 == 0).collect(),
+        // Its weights are not known either, and it may need all of them.
+        None => match model.policy.spread {
+            Spread::Exactly(number) => vec![number as usize],
+            _ => (1..=most).rev().find(|number| number.is_power_of_two()).into_iter().collect(),
+        },
+    }
 }
 
 /// See [`Backend::effective`](crate::backend::Backend::effective).
 pub(super) fn effective(model: &Model, files: &BTreeMap<PathBuf, FileFacts>) -> Tuning {
     let shape = model.file.as_ref().and_then(|file| files.get(file)?.shape.value());
     let trained = shape.map(|shape| shape.trained_context).filter(|trained| *trained > 0);
-    Tuning { ctx: context(model, &model.tuning).or(trained), ..model.tuning }
-}
-
-/// Tokens of one request as the arguments or keys give them; `32k` and the like are as vLLM reads them.
-fn context(model: &Model, tuning: &Tuning) -> Option<u64> {
-    let given = flag(&model.args, &["--max-model-len"]).and_then(|given| {
-        let text = given.text;
-        let (digits, factor) = match text.char_indices().last()? {
-            (at, 'k') => (&text[..at], 1000.0),
-            (at, 'K') => (&text[..at], 1024.0),
-            (at, 'm') => (&text[..at], 1e6),
-            (at, 'M') => (&text[..at], 1024.0 * 1024.0),
-            _ => (text.as_str(), 1.0),
-        };
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        digits.parse::<f64>().ok().filter(|number| *number >= 1.0).map(|number| (number * factor) as u64)
-    });
-    given.or(tuning.ctx)
+    let given = super::Vllm.given_tuning(&model.args, &model.env);
+    given.or(model.tuning).or(Tuning { ctx: trained, ..Tuning::default() })
 }
 
 /// The default share, less where that is not available, more where it needs more.
@@ -137,12 +145,9 @@ struct Needs {
 }
 
 impl Needs {
-    fn of(shape: &Shape, model: &Model, tuning: &Tuning, instead: &Tuning) -> Self {
-        let ctx = instead.ctx.or_else(|| context(model, tuning)).unwrap_or(shape.trained_context);
-        let narrow = |kind: Option<KvType>| kind == Some(KvType::Fp8);
-        let flagged =
-            flag(&model.args, &["--kv-cache-dtype"]).is_some_and(|given| given.text.starts_with("fp8"));
-        let bytes = if flagged || narrow(tuning.kv_k) { 1 } else { 2 };
+    fn of(shape: &Shape, tuning: &Tuning) -> Self {
+        let ctx = tuning.ctx.unwrap_or(shape.trained_context);
+        let bytes = if tuning.kv_k == Some(KvType::Fp8) { 1 } else { 2 };
         let (mut global, mut sliding, mut recurrent) = (0u64, 0u64, 0u64);
         for layer in &shape.layers {
             if let Some(kept) = layer.attention {

@@ -22,6 +22,7 @@ pub mod name;
 pub mod placement;
 pub mod plan;
 pub mod policy;
+pub mod proxy;
 pub mod release;
 pub mod report;
 pub mod rivals;

@@ -22,6 +22,8 @@ use crate::systemd::SystemdError;
 const FILE: &str = "/run/berth/fault.json";
 /// Every point that was passed, a line each, while [`Happens::Record`] is asked for.
 const PASSED: &str = "/run/berth/fault.points";
+/// Longer than a test waits until it cuts the power.
+const HALT: Duration = Duration::from_mins(10);
 const WHY: &str = "a fault that a test asked for";
 
 #[derive(Deserialize)]
@@ -99,7 +101,11 @@ fn fails(when: &str, name: &str) -> bool {
     _ = fs::remove_file(FILE);
     match fault.happens {
         Happens::Kill => _ = kill(Pid::this(), Signal::SIGKILL),
-        Happens::Halt => _ = kill(Pid::this(), Signal::SIGSTOP),
+        Happens::Halt => {
+            _ = kill(Pid::this(), Signal::SIGSTOP);
+            // Another thread may take the signal, and this one would run on until that has a processor.
+            std::thread::sleep(HALT);
+        }
         _ => {}
     }
     fault.happens == Happens::Fail
@@ -134,7 +140,7 @@ pub fn action(action: &Action) -> Effect {
         Action::Diagnose(_) => "diagnose",
         Action::Say(What::SwapEnded { .. }) => "say ended",
         Action::End => "end",
-        Action::Watch(_) | Action::Say(_) => return Effect(None),
+        Action::Watch(_) | Action::HoldBack | Action::Say(_) => return Effect(None),
     })
 }
 

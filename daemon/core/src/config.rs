@@ -14,7 +14,7 @@ mod variant;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -105,6 +105,8 @@ pub struct Settings {
     pub boot: Boot,
     /// How models in service are checked, where a model does not say otherwise.
     pub health: Health,
+    /// The clients' one address.
+    pub proxy: Proxy,
     /// How models may be placed, by name: those that ship with Berth and those of `policies.d`.
     pub policies: BTreeMap<String, Policy>,
     /// What is allowed and known to hurt.
@@ -122,6 +124,8 @@ pub struct Settings {
 /// How long the steps of a swap may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Deadlines {
+    /// For answers that are under way, before the model is stopped.
+    pub drain: Duration,
     /// From `StopUnit` until berthd kills what is left.
     pub stop: Duration,
     /// From the last process's end until memory must be proved free.
@@ -165,6 +169,37 @@ pub struct Health {
     pub token: Option<Duration>,
     /// How long it may leave checks unanswered while it works.
     pub busy: Duration,
+}
+
+/// The clients' one address, and what is taken there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Proxy {
+    /// Where it listens; nowhere means that there is none.
+    pub listen: Vec<SocketAddr>,
+    /// What becomes of a name that nobody has.
+    pub unknown: UnknownName,
+    /// The longest body of a request.
+    pub body: Bytes,
+    /// How many requests may wait for one model.
+    pub queue: u32,
+    /// How long one may wait for a model that is on its way.
+    pub wait: Duration,
+    /// How long a model may take until its answer begins.
+    pub first_byte: Duration,
+    /// How long an answer, or a request's body, may pause.
+    pub idle: Duration,
+    /// How many clients may be connected at a time.
+    pub connections: u32,
+}
+
+/// What becomes of a request for a name that nobody has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownName {
+    /// It is refused with the names that there are.
+    Refuse,
+    /// `default` answers it.
+    Default,
 }
 
 /// A range of ports, both ends included.
@@ -212,6 +247,8 @@ pub struct Model {
     pub host_memory: Option<Bytes>,
     /// Settings that are declared by keys of their own instead of the server's flags.
     pub tuning: Tuning,
+    /// The name by which its server knows it, where requests have to say that instead of what clients ask for.
+    pub known_as: Option<String>,
     /// Other names by which clients may ask for it.
     pub aliases: Vec<String>,
     /// Kept for the record, never started and never a problem.

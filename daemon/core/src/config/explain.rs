@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{BackendKind, Health, Memory, Model, Settings};
+use super::{BackendKind, Health, Memory, Model, Settings, UnknownName};
 use crate::backend;
 use crate::layout::Layout;
 use crate::name::ModelName;
@@ -104,6 +104,20 @@ pub fn explain(settings: &Settings) -> Explanation {
     for (key, value) in health(&settings.health) {
         values.add(key, value, "default");
     }
+    let proxy = &settings.proxy;
+    let listen = if proxy.listen.is_empty() { "nowhere".to_owned() } else { joined(&proxy.listen) };
+    values.add("proxy.listen", listen, "default");
+    let unknown = match proxy.unknown {
+        UnknownName::Refuse => "refuse",
+        UnknownName::Default => "default",
+    };
+    values.add("proxy.unknown", unknown.to_owned(), "default");
+    values.add("proxy.body", proxy.body.to_string(), "default");
+    values.add("proxy.queue", proxy.queue.to_string(), "default");
+    values.add("proxy.wait", shown(proxy.wait), "default");
+    values.add("proxy.first_byte", shown(proxy.first_byte), "default");
+    values.add("proxy.idle", shown(proxy.idle), "default");
+    values.add("proxy.connections", proxy.connections.to_string(), "default");
     values.add("ports.range", format!("{}-{}", settings.ports.first, settings.ports.last), "default");
     for policy in settings.policies.values() {
         if let Some(source) = &policy.source {
@@ -148,8 +162,9 @@ fn joined<T: fmt::Display>(all: &[T]) -> String {
     all.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn deadlines(deadlines: &super::Deadlines) -> [(&'static str, Duration); 3] {
+fn deadlines(deadlines: &super::Deadlines) -> [(&'static str, Duration); 4] {
     [
+        ("deadlines.drain", deadlines.drain),
         ("deadlines.stop", deadlines.stop),
         ("deadlines.release", deadlines.release),
         ("deadlines.start", deadlines.start),
@@ -233,6 +248,9 @@ fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
     values.add("memory.gpu", memory, &from);
     if let Some(host) = model.host_memory {
         values.add("memory.host", host.to_string(), "");
+    }
+    if let Some(known_as) = &model.known_as {
+        values.add("known_as", known_as.clone(), "");
     }
     if !model.aliases.is_empty() {
         values.add("aliases", model.aliases.join(", "), "");

@@ -1,6 +1,7 @@
 //! `berth.toml`: what holds for the whole node. All of it may be left out.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -8,7 +9,10 @@ use toml::Spanned;
 
 use super::error::ConfigError;
 use super::reader::{Reader, Table};
-use super::{API_PORT, Boot, Deadlines, Health, PROXY_PORT, PortRange, Restart, Settings, SourceFile};
+use super::{
+    API_PORT, Boot, Deadlines, Health, PROXY_PORT, PortRange, Proxy, Restart, Settings, SourceFile,
+    UnknownName,
+};
 use crate::bytes::Bytes;
 
 /// Kept free on each GPU for what no declaration holds: kernels and workspaces that CUDA loads at first use,
@@ -24,6 +28,7 @@ const SOUND: Duration = Duration::from_secs(10);
 /// ends, a driver gives memory back seconds after a process's end, and large weights from a slow disk together
 /// with vLLM's graphs take minutes.
 const DEADLINES: Deadlines = Deadlines {
+    drain: Duration::from_secs(60),
     stop: Duration::from_secs(30),
     release: Duration::from_secs(60),
     start: Duration::from_secs(15 * 60),
@@ -52,6 +57,21 @@ const HEALTH: Health = Health {
     busy: Duration::from_mins(10),
 };
 
+/// Clients on other machines need an address that somebody chose. Bodies carry images and sound. Who waits longer than ten
+/// minutes has given up: that is when the usual clients do.
+fn proxy_defaults() -> Proxy {
+    Proxy {
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], PROXY_PORT))],
+        unknown: UnknownName::Refuse,
+        body: Bytes::mib(256),
+        queue: 256,
+        wait: Duration::from_mins(10),
+        first_byte: Duration::from_mins(30),
+        idle: Duration::from_mins(10),
+        connections: 4096,
+    }
+}
+
 /// Above the ports that people give to servers by hand.
 const PORTS: PortRange = PortRange { first: 8100, last: 8199 };
 
@@ -65,6 +85,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         restart: RESTART,
         boot: BOOT,
         health: HEALTH,
+        proxy: proxy_defaults(),
         policies: BTreeMap::new(),
         models: BTreeMap::new(),
         warnings: Vec::new(),
@@ -98,6 +119,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
             boot.finish();
         }
         settings.health = health(&mut root, settings.health);
+        proxy(&mut root, &reader, &mut settings.proxy);
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
                 match range(text.get_ref()) {
@@ -131,11 +153,46 @@ fn read_node(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Setti
 /// `[deadlines]`, where it is given; else what holds already.
 pub(super) fn deadlines(root: &mut Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
     let Some(mut table) = root.table("deadlines") else { return otherwise };
+    let drain = table.duration("drain").unwrap_or(otherwise.drain);
     let stop = table.duration("stop").unwrap_or(otherwise.stop);
     let release = table.duration("release").unwrap_or(otherwise.release);
     let start = table.duration("start").unwrap_or(otherwise.start);
     table.finish();
-    Deadlines { stop, release, start }
+    Deadlines { drain, stop, release, start }
+}
+
+/// `[proxy]`, where it is given.
+fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, proxy: &mut Proxy) {
+    const ADDRESSES: &str = "addresses with ports, for example [\"127.0.0.1:8010\", \"[::1]:8010\"]";
+    let Some(mut table) = root.table("proxy") else { return };
+    if let Some(listen) = table.strings("listen", ADDRESSES) {
+        proxy.listen = Vec::new();
+        for text in listen.get_ref() {
+            match text.get_ref().parse::<SocketAddr>() {
+                Ok(address) if address.port() == 0 => {
+                    table.complain("listen", ADDRESSES, &text.span(), "ports are 1 to 65535");
+                }
+                Ok(address) if proxy.listen.contains(&address) => {
+                    reader.error(format!("`proxy.listen` names {address} twice"), &text.span(), "");
+                }
+                Ok(address) => proxy.listen.push(address),
+                Err(error) => table.complain("listen", ADDRESSES, &text.span(), &error.to_string()),
+            }
+        }
+    }
+    let unknown = [("refuse", UnknownName::Refuse), ("default", UnknownName::Default)];
+    proxy.unknown = table.choice("unknown", &unknown).map_or(proxy.unknown, Spanned::into_inner);
+    if let Some(body) = table.parsed::<Bytes>("body", "a size, for example \"256 MiB\"") {
+        proxy.body = body.into_inner();
+    }
+    let whole = "a whole number from 1 to 100000";
+    proxy.queue = table.whole("queue", 1..=100_000, whole).map_or(proxy.queue, Spanned::into_inner);
+    proxy.connections =
+        table.whole("connections", 1..=100_000, whole).map_or(proxy.connections, Spanned::into_inner);
+    proxy.wait = table.duration("wait").unwrap_or(proxy.wait);
+    proxy.first_byte = table.duration("first_byte").unwrap_or(proxy.first_byte);
+    proxy.idle = table.duration("idle").unwrap_or(proxy.idle);
+    table.finish();
 }
 
 fn restart(root: &mut Table<'_, '_>, otherwise: Restart) -> Restart {

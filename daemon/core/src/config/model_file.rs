@@ -168,6 +168,7 @@ impl Derive<'_, '_> {
             tuning: declared.tuned.tuning,
             memory: declared.memory.gpu.map_or(Memory::Undeclared, Spanned::into_inner),
             host_memory: declared.memory.host,
+            known_as: declared.known_as.map(Spanned::into_inner),
             aliases: declared.aliases.into_iter().map(Spanned::into_inner).collect(),
             retired: declared.retired,
             fallback: declared.fallback.and_then(|name| name.get_ref().parse().ok()),

@@ -67,6 +67,33 @@ aliases = ["production"]
 const ONE_LINE: &str = r#"cmd = "LLAMA_CACHE=/var/cache/llama /opt/llama.cpp/build/bin/llama-server -m /models/gemma-4-26b-a4b-q4_k_m.gguf -c 32768 --port 8081""#;
 
 #[test]
+fn the_clients_address() {
+    let load =
+        |toml: &str| load(&Sources { main: Some(file("berth.toml", toml)), ..Sources::default() }, "tower");
+    let proxy = load(
+        "[proxy]\nlisten = [\"192.168.1.5:8010\", \"[::1]:8010\"]\nunknown = \"default\"\nbody = \"1 GiB\"\n",
+    );
+    let proxy = proxy.unwrap().proxy;
+    assert_eq!(proxy.listen, ["192.168.1.5:8010".parse().unwrap(), "[::1]:8010".parse().unwrap()]);
+    assert_eq!((proxy.unknown, proxy.body), (UnknownName::Default, Bytes::mib(1024)));
+    assert!(load("[proxy]\nlisten = []\n").unwrap().proxy.listen.is_empty());
+    for (toml, says) in [
+        ("listen = \"127.0.0.1:8010\"", "`proxy.listen` must be addresses with ports"),
+        ("listen = [\"8010\"]", "`proxy.listen` must be addresses with ports"),
+        ("listen = [\"localhost:8010\"]", "`proxy.listen` must be addresses with ports"),
+        ("listen = [\"127.0.0.1:0\"]", "`proxy.listen` must be addresses with ports"),
+        ("listen = [\"[::1]:1\", \"[::1]:1\"]", "`proxy.listen` names [::1]:1 twice"),
+        ("unknown = \"any\"", "`proxy.unknown` must be one of \"refuse\", \"default\""),
+        ("queue = 0", "`proxy.queue` must be a whole number from 1 to 100000"),
+        ("port = 8010", "unknown key `proxy.port`"),
+    ] {
+        let errors = load(&format!("[proxy]\n{toml}\n")).unwrap_err();
+        let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        assert!(text.contains(says), "{toml}: {text}");
+    }
+}
+
+#[test]
 fn the_designs_example_and_one_line() {
     let sources = Sources {
         main: Some(file(

@@ -14,6 +14,7 @@ mod upkeep;
 pub use decide::refusal;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use berth_core::facts::{Cpu, Facts, FileFacts, Gpu, Known, Moment, Preflight, Un
 use berth_core::health::Verdict;
 use berth_core::name::ModelName;
 use berth_core::plan::Plan;
+use berth_core::proxy::Directory;
 use berth_core::release::Proofs;
 use berth_core::report::{
     Accepted, Actor, Cleared, Outcome, PlanReport, Refusal, Repaired, Request, Status, SwapSummary, What,
@@ -45,6 +47,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::nvml::Xid;
 use crate::observe::Order;
 use crate::proc::{host_memory, monotonic_now};
+use crate::proxy::{Names, Traffic};
 
 /// Between two looks at deadlines while a swap is under way, and otherwise.
 const TICK: Duration = Duration::from_millis(100);
@@ -92,6 +95,8 @@ pub enum Message {
     Xid(Xid),
     /// An operator takes this GPU as it is.
     Clear(String, oneshot::Sender<Result<Cleared, Box<Refusal>>>),
+    /// Why the proxy can't listen at this address; None once it does.
+    Unheard(SocketAddr, Option<String>),
     /// The state of the node.
     Status(oneshot::Sender<Status>),
     /// An operator wants a damaged ledger mended.
@@ -153,6 +158,9 @@ pub struct Driver {
     checking: watch::Sender<Checking>,
     /// A request that waits for berthd's own swap to give way.
     waiting: Option<Decide>,
+    /// Who answers to which name, for the proxy, and how much goes on there.
+    names: watch::Sender<Option<Arc<Directory>>>,
+    traffic: Traffic,
     /// Who holds which GPU, in words: told to those who start a unit by hand.
     held: Arc<Mutex<String>>,
     began: Moment,
@@ -200,9 +208,16 @@ impl Driver {
             probes: Probes::default(),
             upkeep,
             waiting: None,
+            names: watch::Sender::new(None),
+            traffic: Traffic::default(),
             held,
             began: monotonic_now(),
         }
+    }
+
+    /// What the proxy looks at and counts in.
+    pub fn for_proxy(&self) -> (Names, Traffic) {
+        (self.names.subscribe(), self.traffic.clone())
     }
 
     /// Serves messages until it is told to quit. Models go on serving after that.
@@ -221,6 +236,7 @@ impl Driver {
                     None | Some(Message::Quit) => return,
                     Some(message) => self.take(message),
                 },
+                () = self.traffic.idle() => self.step(Event::Tick),
                 () = sleep_until(next) => self.step(Event::Tick),
             }
             if alive_at.elapsed() >= alive_every {
@@ -283,6 +299,13 @@ impl Driver {
                 // Whether the asker still listens changes nothing.
                 _ = reply.send(done);
             }
+            Message::Unheard(address, why) => {
+                match why {
+                    Some(why) => self.memory.unheard.insert(address, why),
+                    None => self.memory.unheard.remove(&address),
+                };
+                self.notice();
+            }
             Message::Xid(xid) => self.xid(&xid),
             Message::Clear(device, reply) => {
                 // Whether the asker still listens changes nothing.
@@ -337,6 +360,7 @@ impl Driver {
             self.swap = Some(swap);
             next = self.perform(actions);
         }
+        self.name_all();
         if self.swap.is_none()
             && let Some(decide) = self.waiting.take()
             && !decide.reply.is_closed()
@@ -349,9 +373,15 @@ impl Driver {
     fn perform(&mut self, actions: Vec<Action>) -> Option<Event> {
         let id = self.swap.as_ref().map_or(0, Swap::id);
         let ending = actions.contains(&Action::End);
+        let mut next = None;
         for action in actions {
             let _effect = fault::action(&action);
             match action {
+                Action::HoldBack => {
+                    self.name_all();
+                    // From now on what is counted can only become less.
+                    next = Some(Event::Tick);
+                }
                 Action::Record { first } => {
                     if let Some(why) = self.record().filter(|_| first && !ending) {
                         return Some(Event::RecordFailed(why));
@@ -397,7 +427,7 @@ impl Driver {
                 }
             }
         }
-        None
+        next
     }
 
     fn watch(&mut self, watch: &Watch) {
@@ -430,11 +460,13 @@ impl Driver {
 
     /// Lets core look at the present state of things, and change what is its to change.
     fn with_world<T>(&mut self, decide: impl FnOnce(&mut Upkeep, &mut World) -> T) -> T {
+        let traffic = &self.traffic;
         let mut world = World {
             settings: &self.settings,
             facts: &self.facts,
             state: &mut self.state,
             proofs: &mut self.proofs,
+            in_flight: &|model| traffic.under_way(model),
             now: monotonic_now(),
             now_ms: now_ms(),
         };

@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod observe;
 pub mod preflight;
 pub mod probe;
+pub mod proxy;
 pub mod rivals;
 pub mod sockets;
 pub mod systemd;

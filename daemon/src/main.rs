@@ -19,6 +19,7 @@ use berthd::ledger::Ledger;
 use berthd::nvml::Nvml;
 use berthd::observe::{self, Order};
 use berthd::proc::{host_memory, monotonic_now};
+use berthd::proxy;
 use berthd::rivals;
 use berthd::systemd::Systemd;
 use berthd::ticket::Tickets;
@@ -163,6 +164,8 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
     let api =
         Api { driver: to_driver.clone(), events, nvml, systemd, files, settings: Arc::clone(&settings) };
     let server = tokio::spawn(http::serve(listener, api));
+    let (names, traffic) = driver.for_proxy();
+    tokio::spawn(proxy::serve(settings.proxy.clone(), names, traffic, to_driver.clone()));
     let driving = tokio::spawn(driver.run(messages));
     tracing::info!(node = settings.node, models = settings.models.len(), "berthd is up");
     // Started by hand there is no service manager to tell.

@@ -48,6 +48,11 @@ pub trait Backend: Sync {
         model.file.iter().cloned().collect()
     }
 
+    /// The name by which the server knows its model, where it answers to no other.
+    fn known_as(&self, _model: &Model) -> Option<String> {
+        None
+    }
+
     /// Over how many GPUs a model can be laid, of at most `most`, ascending.
     fn numbers(&self, _model: &Model, _files: &BTreeMap<PathBuf, FileFacts>, most: usize) -> Vec<usize> {
         (1..=most).collect()

@@ -1,3 +1,9 @@
-//! What the proxy decides; the bytes are moved elsewhere.
+//! What the proxy decides: for whom a request is, and whether it goes on, waits or is refused. Bytes are moved
+//! elsewhere.
 
+mod directory;
 pub mod finder;
+mod route;
+
+pub use directory::{Directory, Entry, Refused, Verdict, Way, directory};
+pub use route::{Dialect, Route, route};

@@ -29,6 +29,8 @@ pub struct Memory {
     pub unwell: BTreeMap<ModelName, Verdict>,
     /// What a change is refused with while nothing can be recorded: the ledger can't be written, or not be believed.
     pub ledger_error: Option<Refusal>,
+    /// Where the proxy can't listen, and why.
+    pub unheard: BTreeMap<SocketAddr, String>,
     /// Services outside Berth that take GPU memory.
     pub rivals: Rivals,
     /// The models that would not fit even alone, and by how much.
@@ -336,6 +338,12 @@ pub fn problems(view: &View) -> Vec<Problem> {
         }
     }
     // On a machine without GPUs there is nothing to be taken.
+    for (address, why) in &view.memory.unheard {
+        let text = format!("clients can't reach models at {address}: {why}");
+        let next =
+            "free the port, or name another in `listen` of [proxy] in berth.toml; berthd goes on trying";
+        add("proxy_unheard", address.to_string(), text, next.to_owned());
+    }
     for rival in view.memory.rivals.found().filter(|_| !view.facts.gpus().is_empty()) {
         add("rival", rival.unit, rival.text, rival.next);
     }

@@ -48,6 +48,8 @@ pub struct World<'a> {
     pub state: &'a mut State,
     /// The proofs of release under way.
     pub proofs: &'a mut Proofs,
+    /// How many requests each model answers just now, as far as the proxy knows.
+    pub in_flight: &'a dyn Fn(&ModelName) -> usize,
     /// Now.
     pub now: Moment,
     /// Now by the wall clock, in milliseconds since 1970; only shown.
@@ -89,6 +91,8 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq)]
 #[allow(clippy::large_enum_variant)]
 pub enum Action {
+    /// Hold back requests for what the swap stops, from before the next look at those that are under way.
+    HoldBack,
     /// Write the state to the ledger and sync it.
     Record {
         /// What follows is only done once that is through. Not so on the way back: that something serves again
@@ -157,6 +161,10 @@ enum Direction {
 #[derive(Debug, Clone, PartialEq)]
 enum Stage {
     Planned,
+    Draining {
+        stops: Vec<ModelName>,
+        deadline: Moment,
+    },
     Stopping {
         direction: Direction,
         stops: Vec<ModelName>,
@@ -234,11 +242,7 @@ impl Swap {
             began_ms: world.now_ms,
             elapsed_ms: 0,
             expected_ms,
-            steps: vec![
-                checked,
-                step(Step::Prewarmed, StepState::Skipped, 0),
-                step(Step::Drained, StepState::Skipped, 0),
-            ],
+            steps: vec![checked, step(Step::Prewarmed, StepState::Skipped, 0)],
             outcome: None,
             reason: None,
             failure: None,
@@ -275,6 +279,21 @@ impl Swap {
     /// Whether it stops or starts this model.
     pub fn concerns(&self, model: &ModelName) -> bool {
         self.summary.stops.contains(model) || self.summary.starts.contains(model)
+    }
+
+    /// Whether requests for this model are held back: answers of it that are under way are to end before it is stopped.
+    pub fn holds_back(&self, model: &ModelName) -> bool {
+        matches!(&self.stage, Stage::Draining { stops, .. } if stops.contains(model))
+    }
+
+    /// Whether it waits for answers that are under way.
+    pub fn is_draining(&self) -> bool {
+        matches!(self.stage, Stage::Draining { .. })
+    }
+
+    /// Who is to be `default` at the end, unless it fails: what comes to be asked for under that name waits for it.
+    pub fn next_default(&self) -> Option<&ModelName> {
+        self.plan.home.default.as_ref().filter(|_| !self.going_back)
     }
 
     /// What was asked.
@@ -314,6 +333,7 @@ impl Swap {
             (_, Event::RecordFailed(why)) => self.not_recorded(world, &why, &mut actions),
             (_, Event::GiveWay(_)) if self.going_back => {}
             (_, Event::GiveWay(to)) => self.fail(world, format!("it gave way to {to}"), None, &mut actions),
+            (Stage::Draining { .. }, _) => self.draining(world, &mut actions),
             (Stage::Stopping { .. }, Event::StopEnded(model, result)) => {
                 self.stop_ended(world, &model, result, &mut actions);
             }
@@ -372,7 +392,7 @@ impl Swap {
                 world.state.stopped.insert(model.clone(), stopped);
             }
         }
-        self.stop(world, Direction::Forward, stops, actions);
+        self.drain(world, stops, actions);
     }
 
     fn resume(&mut self, world: &mut World, actions: &mut Vec<Action>) {
@@ -407,6 +427,21 @@ impl Swap {
         };
         self.summary.steps.push(report.clone());
         actions.push(Action::Say(What::SwapStep { swap: self.summary.id, step: report }));
+    }
+
+    /// There was nothing to do in this step.
+    fn passed(&mut self, step: Step) {
+        let (model, state) = (self.plan.model.clone(), StepState::Skipped);
+        let detail = String::new();
+        self.summary.steps.push(StepReport {
+            step,
+            state,
+            rollback: false,
+            model,
+            elapsed_ms: 0,
+            expected_ms: None,
+            detail,
+        });
     }
 
     fn ended_step(&mut self, world: &World, state: StepState, detail: String, actions: &mut Vec<Action>) {

@@ -1,13 +1,15 @@
 //! What people are told: the picture of the node, and what changes in it.
 
 use std::collections::btree_map::Entry;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use berth_core::name::ModelName;
+use berth_core::proxy::directory;
 use berth_core::report::{ModelState, Problem, What};
 use berth_core::state::State;
 use berth_core::status::{self, View};
+use berth_core::swap::Swap;
 
 use super::{Driver, millis, now_ms};
 use crate::proc::monotonic_now;
@@ -33,6 +35,7 @@ impl Driver {
                 .collect();
             (states, status::problems(view))
         });
+        self.name_all();
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held_in_words(&self.state);
         for (model, state) in states {
             let was = self.memory.since.get(&model).map(|(was, _)| *was);
@@ -60,6 +63,19 @@ impl Driver {
                 self.events.say(now_ms, What::ProblemBegan { problem });
             }
         }
+    }
+
+    /// Tells the proxy who answers to which name, where that has changed.
+    pub(super) fn name_all(&self) {
+        self.traffic.awaited(self.swap.as_ref().is_some_and(Swap::is_draining));
+        let now = self.with_view(|view| directory(view, self.swap.as_ref()));
+        self.names.send_if_modified(|was| {
+            let news = was.as_deref() != Some(&now);
+            if news {
+                *was = Some(Arc::new(now));
+            }
+            news
+        });
     }
 
     pub(super) fn with_view<T>(&self, look: impl FnOnce(&View) -> T) -> T {

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 pub struct Answer {
     /// Its HTTP status.
     pub status: u16,
+    /// Its headers, a line each.
+    pub head: String,
     /// Its body.
     pub body: String,
 }
@@ -31,8 +33,16 @@ pub fn post(pid1: u32, port: u16, path: &str, body: &Value, deadline: Duration) 
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
+    say(pid1, port, request.as_bytes(), deadline)
+}
+
+/// Sends these bytes to a loopback port in the network of the process `pid1`, and reads until the other end has enough.
+///
+/// # Errors
+/// As [`post`].
+pub fn say(pid1: u32, port: u16, request: &[u8], deadline: Duration) -> Result<Answer> {
     let mut stream = connect(pid1, port, deadline)?;
-    stream.write_all(request.as_bytes())?;
+    stream.write_all(request)?;
     let mut answer = Vec::new();
     stream
         .read_to_end(&mut answer)
@@ -40,7 +50,8 @@ pub fn post(pid1: u32, port: u16, path: &str, body: &Value, deadline: Duration) 
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").context("an answer that is no HTTP")?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok(Answer { status: status.context("an answer without a status")?, body: body.to_owned() })
+    let status = status.context("an answer without a status")?;
+    Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }
 
 /// Connects to a loopback port in the network of the process `pid1`. No reading or writing may take longer than

@@ -40,8 +40,17 @@ impl Streamed {
     /// # Errors
     /// Nobody listens, or the server refuses.
     pub fn open(pid1: u32, port: u16) -> Result<Streamed> {
+        Self::of(pid1, port, "any")
+    }
+
+    /// The same of a model behind this port.
+    ///
+    /// # Errors
+    /// As [`Streamed::open`].
+    pub fn of(pid1: u32, port: u16, model: &str) -> Result<Streamed> {
         let mut socket = http::connect(pid1, port, SILENT)?;
-        let body = json!({ "prompt": "count", "max_tokens": TOKENS, "stream": true }).to_string();
+        let body =
+            json!({ "model": model, "prompt": "count", "max_tokens": TOKENS, "stream": true }).to_string();
         write!(
             socket,
             "POST /v1/completions HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n\

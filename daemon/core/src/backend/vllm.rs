@@ -181,16 +181,19 @@ impl Backend for Vllm {
         launch
     }
 
+    /// The first served name, else the model exactly as it was given.
+    fn known_as(&self, model: &Model) -> Option<String> {
+        let path = || model.file.as_ref().map(|file| file.to_string_lossy().into_owned());
+        flag(&model.args, &["--served-model-name"])
+            .or_else(|| self.names_model(&model.args, &model.env))
+            .map(|given| given.text)
+            .or_else(path)
+            .or_else(|| model.hub.clone())
+    }
+
     fn readiness(&self, model: &Model) -> Readiness {
         let args = &model.args;
-        let path = model.file.as_ref().map(|file| file.to_string_lossy().into_owned());
-        // It answers to the first served name, else to the model exactly as it was given.
-        let name = flag(args, &["--served-model-name"])
-            .or_else(|| self.names_model(args, &model.env))
-            .map(|given| given.text)
-            .or(path)
-            .or_else(|| model.hub.clone())
-            .unwrap_or_default();
+        let name = self.known_as(model).unwrap_or_default();
         let key = flag(args, &["--api-key"]).map(|given| given.text);
         let bearer = key.or_else(|| model.env.get("VLLM_API_KEY").cloned());
         let body = json!({ "model": name, "prompt": "a", "max_tokens": 1 });

@@ -12,6 +12,41 @@ use crate::report::{Step, StepState};
 use crate::state::{Claim, Phase, Times};
 
 impl Swap {
+    /// Lets answers that are under way end before these models are stopped. Where none are, nothing is waited for.
+    pub(super) fn drain(&mut self, world: &mut World, stops: Vec<ModelName>, actions: &mut Vec<Action>) {
+        if stops.is_empty() {
+            self.passed(Step::Drained);
+            return self.start(world, Direction::Forward, 0, actions);
+        }
+        let deadline = world.now + longest(world, &stops, |deadlines| deadlines.drain);
+        self.step_began = world.now;
+        self.stage = Stage::Draining { stops, deadline };
+        actions.push(Action::HoldBack);
+    }
+
+    pub(super) fn draining(&mut self, world: &mut World, actions: &mut Vec<Action>) {
+        let Stage::Draining { stops, deadline } = self.stage.clone() else { return };
+        let under_way: usize = stops.iter().map(world.in_flight).sum();
+        let began = self.summary.steps.last().is_some_and(|step| step.step == Step::Drained);
+        if under_way > 0 && world.now < deadline {
+            if !began {
+                self.began_step(world, Step::Drained, Direction::Forward, one(&stops), actions);
+            }
+            return;
+        }
+        match (began, under_way) {
+            (false, 0) => self.passed(Step::Drained),
+            (_, 0) => self.ended_step(world, StepState::Done, String::new(), actions),
+            (_, left) => {
+                let waited = seconds(millis(world.now.saturating_sub(self.step_began)));
+                let whose = if left == 1 { "1 answer".to_owned() } else { format!("{left} answers") };
+                let detail = format!("{whose} still under way after {waited}: cut off");
+                self.ended_step(world, StepState::Done, detail, actions);
+            }
+        }
+        self.stop(world, Direction::Forward, stops, actions);
+    }
+
     /// Stops these models, or goes on with the starts where there are none.
     pub(super) fn stop(
         &mut self,

@@ -372,6 +372,7 @@ fn what_is_found_running_on_the_host_counts_there() {
         facts: &tower.facts,
         state: &mut tower.state,
         proofs: &mut Proofs::default(),
+        in_flight: &|_| 0,
         now: Duration::from_secs(60),
         now_ms: 60_000,
     };

@@ -29,7 +29,9 @@ const MODELS: &[(&str, &str)] = &[
     ("tiny", "cmd = \"serve\"\n[memory]\ngpu = \"4 GiB\"\n"),
     ("host", "cmd = \"serve\"\npolicy = \"cpu\"\n[memory]\nhost = \"6 GiB\"\n"),
 ];
-const DEADLINES: &str = "[deadlines]\nstop = \"5s\"\nrelease = \"10s\"\nstart = \"20s\"\n";
+/// See [`DEADLINES`].
+const DRAIN: u64 = 8000;
+const DEADLINES: &str = "[deadlines]\ndrain = \"8s\"\nstop = \"5s\"\nrelease = \"10s\"\nstart = \"20s\"\n";
 
 /// What will happen, and when.
 #[derive(Debug, Clone)]
@@ -55,6 +57,10 @@ pub(crate) struct World {
     pub(crate) ledger_fails: bool,
     /// What systemd says of units does not arrive yet.
     pub(crate) unheard: bool,
+    /// Until when an answer of a model is under way.
+    pub(crate) answering: BTreeMap<ModelName, u64>,
+    /// When the swap under way held requests back.
+    held_back: u64,
     /// Every swap that ended.
     pub(crate) ended: Vec<SwapSummary>,
     /// How many events the machine and the driver took.
@@ -90,6 +96,8 @@ impl World {
             state: State::default(),
             ledger_fails: false,
             unheard: false,
+            answering: BTreeMap::new(),
+            held_back: 0,
             ended: Vec::new(),
             events: 0,
             touched: Vec::new(),
@@ -170,7 +178,9 @@ impl World {
         self.state.last_swap_id += 1;
         let id = self.state.last_swap_id;
         self.began = self.nature.now;
-        let world = world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, self.nature.now);
+        let in_flight = &in_flight(self.answering.clone(), self.nature.now);
+        let world =
+            world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, in_flight, self.nature.now);
         self.swap = Some(Swap::new(plan, id, by, 0, &world));
         self.step(first);
     }
@@ -184,8 +194,15 @@ impl World {
             // What an operator stops stays stopped from the first moment, unless nothing could be stopped.
             let stopping = matches!(swap.verb(), Verb::Stop | Verb::StopAll);
             let beginning = event == Event::Begin;
-            let mut world =
-                world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, self.nature.now);
+            let in_flight = &in_flight(self.answering.clone(), self.nature.now);
+            let mut world = world(
+                &self.settings,
+                &self.facts,
+                &mut self.state,
+                &mut self.proofs,
+                in_flight,
+                self.nature.now,
+            );
             let actions = swap.step(&mut world, event);
             if self.state.home != home {
                 let ended = actions.iter().any(|action| {
@@ -206,13 +223,21 @@ impl World {
     fn perform(&mut self, actions: Vec<Action>) -> Option<Event> {
         let id = self.swap.as_ref().map_or(0, Swap::id);
         let ending = actions.contains(&Action::End);
+        let mut next = None;
         for action in actions {
             match action {
+                Action::HoldBack => {
+                    self.held_back = self.nature.now;
+                    next = Some(Event::Tick);
+                }
                 Action::Record { first } => {
                     self.record();
                     if self.ledger_fails && first && !ending {
                         return Some(Event::RecordFailed("no space left on device".to_owned()));
                     }
+                }
+                Action::Stop(model) if self.cuts_off(&model) => {
+                    panic!("an answer of {model} was cut off before its deadline")
                 }
                 Action::Stop(model) => match self.nature.manner(model.as_str()).heeds {
                     0 => self.stop(id, &model),
@@ -243,7 +268,14 @@ impl World {
                 }
             }
         }
-        None
+        next
+    }
+
+    /// Whether an answer of it is under way that should be let end. What failed or falls has none that counts.
+    fn cuts_off(&self, model: &ModelName) -> bool {
+        let back = self.swap.as_ref().is_some_and(Swap::is_going_back);
+        let under_way = in_flight(self.answering.clone(), self.nature.now)(model) > 0;
+        !back && under_way && self.nature.now < self.held_back + DRAIN
     }
 
     fn start(&mut self, id: u64, start: &Start) {
@@ -364,8 +396,9 @@ impl World {
     }
 
     fn with_upkeep<T>(&mut self, decide: impl FnOnce(&mut Upkeep, &mut swap::World) -> T) -> T {
+        let in_flight = &in_flight(self.answering.clone(), self.nature.now);
         let mut world =
-            world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, self.nature.now);
+            world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, in_flight, self.nature.now);
         decide(&mut self.upkeep, &mut world)
     }
 
@@ -582,7 +615,12 @@ fn world<'a>(
     facts: &'a Facts,
     state: &'a mut State,
     proofs: &'a mut Proofs,
+    in_flight: &'a dyn Fn(&ModelName) -> usize,
     now: u64,
 ) -> swap::World<'a> {
-    swap::World { settings, facts, state, proofs, now: Duration::from_millis(now), now_ms: now }
+    swap::World { settings, facts, state, proofs, in_flight, now: Duration::from_millis(now), now_ms: now }
+}
+
+fn in_flight(answering: BTreeMap<ModelName, u64>, now: u64) -> impl Fn(&ModelName) -> usize {
+    move |model| usize::from(answering.get(model).is_some_and(|until| *until > now))
 }

@@ -143,6 +143,24 @@ fn a_victim_that_ignores_sigterm_is_killed() {
     assert!((5000..6000).contains(&stopped.elapsed_ms), "{stopped:?}");
 }
 
+/// No answer is cut off before its model's deadline, and none is waited for any longer.
+#[test]
+fn answers_that_are_under_way_end_first() {
+    for (answers, waits, cut) in [(0, 0..1, false), (3000, 3000..3200, false), (60_000, 8000..8200, true)] {
+        let mut world = World::with(2, &["aeon"]);
+        let until = world.nature.now + answers;
+        world.answering.insert(name("aeon"), until);
+        let swap = world.carries_out(Verb::Switch, Some("genesis"));
+        assert_eq!(swap.outcome, Some(Outcome::Done), "{swap:?}");
+        let drained = swap.steps.iter().find(|step| step.step == Step::Drained).unwrap();
+        assert!(waits.contains(&drained.elapsed_ms), "{drained:?}");
+        assert_eq!(
+            (drained.state == StepState::Skipped, drained.detail.contains("cut off")),
+            (answers == 0, cut)
+        );
+    }
+}
+
 /// The time that a server has to end by itself begins when it is told to.
 #[test]
 fn a_slow_polkit_does_not_get_a_victim_killed() {

@@ -30,6 +30,7 @@ enum Happening {
     BerthdDies,
     PowerFails,
     Crash(usize),
+    Answers(usize, u64),
     StopByHand(usize),
     Unmounted(usize, u64),
 }
@@ -71,6 +72,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (0usize..2, 0u64..30_000).prop_map(|(gpu, ms)| Happening::Blind(gpu, ms)),
         1 => (0usize..2, 0u64..30_000).prop_map(|(gpu, ms)| Happening::Suspect(gpu, ms)),
         1 => prop::bool::weighted(0.3).prop_map(Happening::Ledger),
+        2 => (0usize..6, 1u64..20_000).prop_map(|(model, ms)| Happening::Answers(model, ms)),
         1 => Just(Happening::BerthdDies),
         1 => Just(Happening::PowerFails),
         2 => (0usize..6).prop_map(Happening::Crash),
@@ -192,6 +194,10 @@ fn whatever_happens_home_serves_in_the_end() {
                     Happening::Ask(verb, model) => {
                         let named = !matches!(verb, Verb::StopAll | Verb::Back);
                         world.ask(verb, named.then(|| names[model].as_str()));
+                    }
+                    Happening::Answers(model, ms) => {
+                        let until = world.nature.now + ms;
+                        world.answering.insert(names[model].clone(), until);
                     }
                     Happening::Wait(ms) => world.wait(ms),
                     Happening::Manner(model, manner) => *world.nature.manner(names[model].as_str()) = manner,

@@ -157,7 +157,7 @@ fn send(berth: &Berth, request: &[u8]) -> (Answer, String) {
     let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP: {answer:?}"));
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (Answer { status, body: body.to_owned() }, head.to_ascii_lowercase())
+    (Answer { status, head: String::new(), body: body.to_owned() }, head.to_ascii_lowercase())
 }
 
 fn http(method: &str, path: &str, kind: &str, body: &str) -> Vec<u8> {

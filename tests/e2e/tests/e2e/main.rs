@@ -20,6 +20,7 @@ mod input;
 mod machine;
 mod memory;
 mod placement;
+mod proxy;
 mod release;
 mod restart;
 mod rights;

@@ -1,0 +1,316 @@
+//! The clients' one address: a request names a model, and goes on to the server of that name, or waits for it, or is
+//! refused with what would help. Knows who answers to which name (`Directory`), and of the driver its messages.
+//!
+//! It goes on while the driver swaps. Bodies are read only as far as it takes to find the model, and nothing of an answer
+//! is kept.
+
+mod body;
+mod forward;
+mod headers;
+mod listen;
+mod reply;
+mod traffic;
+
+pub use traffic::Traffic;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_core::config::{DEFAULT_ALIAS, Proxy as Settings};
+use berth_core::name::ModelName;
+use berth_core::proxy::finder::Finder;
+use berth_core::proxy::{Dialect, Directory, Refused, Route, Verdict, route};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use percent_encoding::percent_decode_str;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::driver::Message;
+
+use self::body::{Answer, Sent, too_large};
+use self::forward::Forward;
+use self::listen::Kept;
+use self::traffic::Counted;
+
+/// Who answers to which name; None until the driver has looked.
+pub type Names = watch::Receiver<Option<Arc<Directory>>>;
+
+/// How long a request's head may take to come in.
+const HEAD: Duration = Duration::from_secs(30);
+/// The longest head of a request.
+const HEAD_SIZE: usize = 64 << 10;
+/// Between two tries to listen at an address that somebody else has.
+const LISTEN_AGAIN: Duration = Duration::from_secs(2);
+/// Between two tries to take a connection in, where there are no file descriptors left.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// What requests are answered with.
+pub struct Proxy {
+    names: Names,
+    traffic: Traffic,
+    settings: Settings,
+    forward: Forward,
+}
+
+/// Where a request goes.
+struct Sending {
+    address: SocketAddr,
+    known_as: Option<String>,
+    instead_of: Option<ModelName>,
+    counted: Counted,
+}
+
+/// Serves clients until the process ends.
+pub async fn serve(settings: Settings, mut names: Names, traffic: Traffic, driver: mpsc::Sender<Message>) {
+    let mut kept = Kept::take(&settings.listen);
+    let listeners: Vec<_> = settings.listen.iter().map(|at| (*at, kept.listener(*at))).collect();
+    // Until then nobody is known: whoever connects waits.
+    if names.wait_for(Option::is_some).await.is_err() {
+        return;
+    }
+    let connections = Arc::new(Semaphore::new(settings.connections as usize));
+    let forward = Forward::new(settings.first_byte, settings.idle);
+    let proxy = Arc::new(Proxy { names, traffic, settings, forward });
+    let accepting = listeners.into_iter().map(|(address, listener)| {
+        let (proxy, connections) = (Arc::clone(&proxy), Arc::clone(&connections));
+        let driver = driver.clone();
+        tokio::spawn(async move {
+            accept(listening(address, listener, driver).await, proxy, connections).await;
+        })
+    });
+    for task in accepting.collect::<Vec<_>>() {
+        // It ends with the process.
+        _ = task.await;
+    }
+}
+
+/// A listener at this address, which another process may have until later. Models serve without it meanwhile.
+async fn listening(
+    address: SocketAddr,
+    mut first: io::Result<TcpListener>,
+    driver: mpsc::Sender<Message>,
+) -> TcpListener {
+    let mut said = false;
+    loop {
+        match first {
+            Ok(listener) => {
+                if said {
+                    _ = driver.send(Message::Unheard(address, None)).await;
+                }
+                tracing::info!(%address, "clients reach models here");
+                return listener;
+            }
+            Err(error) if !said => {
+                said = true;
+                // The driver ends last.
+                _ = driver.send(Message::Unheard(address, Some(error.to_string()))).await;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(LISTEN_AGAIN).await;
+        first = Kept::none().listener(address);
+    }
+}
+
+async fn accept(listener: TcpListener, proxy: Arc<Proxy>, connections: Arc<Semaphore>) {
+    loop {
+        // It is never closed.
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, client)) => {
+                let proxy = Arc::clone(&proxy);
+                tokio::spawn(async move {
+                    proxy.converse(stream, client).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the proxy can't take a connection in");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
+}
+
+impl Proxy {
+    async fn converse(self: Arc<Self>, stream: TcpStream, client: SocketAddr) {
+        // An answer's pieces are small, and each is waited for.
+        _ = stream.set_nodelay(true);
+        let service = service_fn(|request| {
+            let proxy = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(proxy.answer(request).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(HEAD_SIZE)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        if let Err(error) = connection.await {
+            tracing::debug!(%client, %error, "a client's connection ended");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Answer> {
+        let path = request.uri().path().to_owned();
+        let own = |response: Response<_>| response.map(Answer::Own);
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        match route(&path) {
+            Route::Models if reads => own(reply::models(&self.directory())),
+            Route::Model(id) if reads => {
+                let id = decoded(id);
+                let directory = self.directory();
+                match (reply::one(&directory, &id), directory.verdict(&id)) {
+                    (Some(response), _) => own(response),
+                    (None, Verdict::Refused(refused)) => own(reply::refusal(&refused, Dialect::OpenAi)),
+                    (None, _) => own(reply::refusal(&not_found(&path), Dialect::OpenAi)),
+                }
+            }
+            Route::Models | Route::Model(_) => {
+                let text = "the list of models is asked for by GET".to_owned();
+                let refused = Refused { status: 405, code: "method_not_allowed", text, retry_after: None };
+                own(reply::refusal(&refused, Dialect::OpenAi))
+            }
+            Route::Ask(dialect) => {
+                let asked = self.ask(request).await;
+                asked.unwrap_or_else(|refused| own(reply::refusal(&refused, dialect)))
+            }
+            Route::Upstream(model, rest) => {
+                let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+                let target = format!("{}{query}", if rest.is_empty() { "/" } else { rest });
+                let asked = self.upstream(request, &decoded(model), &target).await;
+                asked.unwrap_or_else(|refused| own(reply::refusal(&refused, Dialect::OpenAi)))
+            }
+            Route::Unknown => own(reply::refusal(&not_found(&path), Dialect::OpenAi)),
+        }
+    }
+
+    /// A request that names its model in its body, or in its query.
+    async fn ask(&self, request: Request<Incoming>) -> Result<Response<Answer>, Refused> {
+        let (mut head, body) = request.into_parts();
+        let most = self.settings.body.0;
+        // Where both say how long it is, the chunks do (RFC 9112, 6.3).
+        if head.headers.contains_key(TRANSFER_ENCODING) {
+            head.headers.remove(CONTENT_LENGTH);
+        }
+        let length =
+            head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > most) {
+            return Err(too_large(most));
+        }
+        let mut sent = if body.is_end_stream() {
+            Sent::unread(body, most, self.settings.idle)
+        } else {
+            let kind = head.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+            let finder = Finder::of(kind).map_err(|why| Refused {
+                status: 400,
+                code: "bad_body",
+                text: why.to_string(),
+                retry_after: None,
+            })?;
+            Sent::read(body, finder, most, self.settings.idle).await?
+        };
+        let asked = sent.found().map(|found| found.model.clone());
+        let asked = asked.or_else(|| in_query(head.uri.query()?));
+        // Who names none takes what serves, as with a server that has one model.
+        let asked = asked.filter(|asked| !asked.is_empty()).unwrap_or_else(|| DEFAULT_ALIAS.to_owned());
+        let to = self.sending(&asked).await?;
+        if let Some(known_as) = &to.known_as {
+            let longer = sent.rename(known_as)?;
+            if let Some(length) = length.and_then(|length| length.checked_add_signed(longer)) {
+                head.headers.insert(CONTENT_LENGTH, length.into());
+            }
+        }
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
+        self.forward.send(Request::from_parts(head, sent), &target, to).await
+    }
+
+    /// A request whose path names its model.
+    async fn upstream(
+        &self,
+        request: Request<Incoming>,
+        asked: &str,
+        target: &str,
+    ) -> Result<Response<Answer>, Refused> {
+        let to = self.sending(asked).await?;
+        let (most, pause) = (self.settings.body.0, self.settings.idle);
+        self.forward.send(request.map(|body| Sent::unread(body, most, pause)), target, to).await
+    }
+
+    /// Waits until whoever answers to this name can be asked, and counts the request there.
+    async fn sending(&self, asked: &str) -> Result<Sending, Refused> {
+        let end = Instant::now() + self.settings.wait;
+        let mut names = self.names.clone();
+        let mut waits: Option<Counted> = None;
+        loop {
+            let directory = current(&mut names);
+            match directory.verdict(asked) {
+                Verdict::Send { model, address, known_as, instead_of } => {
+                    let counted = self.traffic.enter(model);
+                    // The driver holds requests back first and counts then; so it is counted first and looked at then.
+                    if names.has_changed().unwrap_or(true) {
+                        continue;
+                    }
+                    return Ok(Sending {
+                        address,
+                        known_as: known_as.or_else(|| instead_of.map(|_| model.as_str())).map(str::to_owned),
+                        instead_of: instead_of.cloned(),
+                        counted,
+                    });
+                }
+                Verdict::Refused(refused) => return Err(refused),
+                Verdict::Wait(model) => {
+                    if waits.as_ref().is_none_or(|waits| waits.model() != model) {
+                        let most = self.settings.queue as usize;
+                        waits = self.traffic.wait(model, most);
+                        if waits.is_none() {
+                            let why = format!("{most} requests wait for {model} already");
+                            return Err(directory.give_up(model, 429, "queue_full", &why));
+                        }
+                    }
+                    if timeout_at(end, names.changed()).await.is_err() {
+                        let waited = self.settings.wait.as_secs();
+                        let why = format!("{model} was not there after {waited} s");
+                        return Err(directory.give_up(model, 503, "model_not_ready", &why));
+                    }
+                }
+            }
+        }
+    }
+
+    fn directory(&self) -> Arc<Directory> {
+        current(&mut self.names.clone())
+    }
+}
+
+fn current(names: &mut Names) -> Arc<Directory> {
+    names.borrow_and_update().clone().unwrap_or_default()
+}
+
+fn not_found(path: &str) -> Refused {
+    let text = format!(
+        "{path} is no path of the proxy. It takes OpenAI's and Anthropic's paths under /v1, llama.cpp's, GET /v1/models, \
+         and any path of a model's server under /upstream/MODEL/"
+    );
+    Refused { status: 404, code: "unknown_path", text, retry_after: None }
+}
+
+fn decoded(part: &str) -> String {
+    percent_decode_str(part).decode_utf8_lossy().into_owned()
+}
+
+/// `model` in a query.
+fn in_query(query: &str) -> Option<String> {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let (_, value) = pairs.into_iter().find(|(key, _)| *key == "model")?;
+    Some(decoded(&value.replace('+', " ")))
+}

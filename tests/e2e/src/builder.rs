@@ -26,6 +26,7 @@ pub struct Builder {
     main: String,
     models: Vec<(String, Text)>,
     policies: Vec<(String, String)>,
+    programs: Vec<(PathBuf, String)>,
     assets: bool,
     berthd_may_fail: bool,
     faults: bool,
@@ -49,6 +50,7 @@ impl Builder {
             main: MAIN.to_owned(),
             models: Vec::new(),
             policies: Vec::new(),
+            programs: Vec::new(),
             assets: false,
             berthd_may_fail: false,
             faults: false,
@@ -115,6 +117,13 @@ impl Builder {
         self
     }
 
+    /// Shows one of the host's programs at this path of the guest.
+    #[must_use]
+    pub fn program(mut self, from: impl Into<PathBuf>, to: &str) -> Builder {
+        self.programs.push((from.into(), to.to_owned()));
+        self
+    }
+
     /// Boots also when berthd does not come up, as with a bad configuration.
     #[must_use]
     pub fn berthd_may_fail(mut self) -> Builder {
@@ -170,6 +179,9 @@ impl Builder {
             .interrupt(self.interrupt);
         if let Some(dir) = self.dir {
             sandbox = sandbox.dir(dir);
+        }
+        for (from, to) in self.programs {
+            sandbox = sandbox.bind_read_only(from, to);
         }
         if self.assets {
             let assets = Assets::get().map_err(|missing| anyhow::anyhow!("{missing}"))?;

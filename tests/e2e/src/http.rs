@@ -60,18 +60,31 @@ pub fn say(pid1: u32, port: u16, request: &[u8], deadline: Duration) -> Result<A
 /// # Errors
 /// Nobody listens.
 pub(crate) fn connect(pid1: u32, port: u16, deadline: Duration) -> Result<TcpStream> {
-    let network = File::open(format!("/proc/{pid1}/ns/net")).context("the guest is gone")?;
-    // A network namespace is a thread's own, this thread must keep its old one, and a socket stays where it was made.
-    let connecting = thread::spawn(move || -> Result<TcpStream> {
-        setns(network, CloneFlags::CLONE_NEWNET).context("can't enter the guest's network: not root?")?;
+    inside(pid1, move || {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let stream = TcpStream::connect_timeout(&address, deadline)
             .with_context(|| format!("nobody listens on {address} in the guest"))?;
         stream.set_read_timeout(Some(deadline))?;
         stream.set_write_timeout(Some(deadline))?;
         Ok(stream)
-    });
-    connecting.join().map_err(|_| anyhow!("the connecting thread panicked"))?
+    })
+}
+
+/// Does something in the network of the process `pid1`, and waits for it. The sockets that it makes stay there, and so
+/// do threads that it starts.
+///
+/// # Errors
+/// The network can't be entered, or what is done there fails.
+pub(crate) fn inside<T: Send>(pid1: u32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let network = File::open(format!("/proc/{pid1}/ns/net")).context("the guest is gone")?;
+    // A network namespace is a thread's own, and this thread must keep its old one.
+    thread::scope(|scope| {
+        let working = scope.spawn(|| {
+            setns(network, CloneFlags::CLONE_NEWNET).context("can't enter the guest's network: not root?")?;
+            work()
+        });
+        working.join().map_err(|_| anyhow!("the thread in the guest's network panicked"))?
+    })
 }
 
 /// Asks the server on a port for a few words; gives them.

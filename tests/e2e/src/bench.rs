@@ -18,6 +18,7 @@ mod edge;
 mod figures;
 mod plain;
 mod planner;
+mod proxy;
 mod recovery;
 mod switches;
 mod waiting;
@@ -34,6 +35,8 @@ use client::Client;
 use figures::{millis, percentile};
 use plain::{Plain, Way};
 use switches::{Stamps, Switcher};
+
+pub use proxy::serve;
 
 /// How much is measured. Zero leaves a part out.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +57,8 @@ pub struct Bench {
     pub restarts: u32,
     /// Whether the planner is timed.
     pub plan: bool,
+    /// Answers in each round through each proxy.
+    pub proxied: u32,
 }
 
 /// A part of a switch: its name and how it is taken from the stamps.
@@ -92,6 +97,10 @@ pub fn run(bench: &Bench) -> Result<()> {
             millis(percentile(&waits, 99)),
             edge::SCALE
         );
+    }
+    if bench.proxied > 0 {
+        let said = |done, of| eprintln!("bench: {done} of {of} rounds");
+        proxy::measure(bench.proxied, said).context("proxy")?;
     }
     Ok(())
 }

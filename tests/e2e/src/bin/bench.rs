@@ -1,5 +1,5 @@
-//! `make bench`: what a switch costs, beside what others do, and what a restart of berthd, a power cut and the edge
-//! of memory do. Lines of the form `bench: AREA key=value …` on standard output; what is under way on standard error.
+//! `make bench`: what a switch costs, beside what others do, what a restart of berthd, a power cut and the edge
+//! of memory do, and what the proxy adds. Lines of the form `bench: AREA key=value …` on standard output; what is under way on standard error.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,7 +14,8 @@ const USAGE: &str = "usage: bench [PART[=NUMBER]]…, all of these without:
   adopt=50     kills of berthd under a stream
   recovery=10  power cuts
   edge=1000    restarts of a model that takes nearly all memory
-  plan         how long a plan takes for 8 GPUs and 100 models";
+  plan         how long a plan takes for 8 GPUs and 100 models
+  proxy=2000   answers in each of twelve rounds through Berth's proxy, nginx and none, with 1, 16 and 64 connections";
 
 fn main() -> ExitCode {
     match run() {
@@ -28,6 +29,13 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    // The server behind the proxies: this program, started by Berth in its sandbox.
+    if let [word, address] = &words[..]
+        && word == "upstream"
+    {
+        let address = address.parse().with_context(|| format!("{address} is no address"))?;
+        return bench::serve(address).map(|never| match never {});
+    }
     let parts = [
         ("switch", 200),
         ("others", 50),
@@ -36,6 +44,7 @@ fn run() -> Result<()> {
         ("recovery", 10),
         ("edge", 1000),
         ("plan", 1),
+        ("proxy", 2000),
     ];
     let mut numbers = parts.map(|(part, usual)| (part, if words.is_empty() { usual } else { 0 }));
     for word in &words {
@@ -47,7 +56,7 @@ fn run() -> Result<()> {
             number => number.parse().with_context(|| format!("{number} is no number\n{USAGE}"))?,
         };
     }
-    let [switches, others, wait, kills, boots, restarts, plan] = numbers.map(|(_, number)| number);
+    let [switches, others, wait, kills, boots, restarts, plan, proxied] = numbers.map(|(_, number)| number);
     if others > switches {
         bail!("{others} switches each other way can't be spread over {switches} by Berth\n{USAGE}");
     }
@@ -60,5 +69,6 @@ fn run() -> Result<()> {
         boots,
         restarts,
         plan: plan > 0,
+        proxied,
     })
 }

@@ -85,7 +85,7 @@ lint:
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -q --workspace --features berthd/faults -- -D warnings
 
-# Installs what tests and demo need and this machine lacks, with apt.
+# Installs what tests and demo need and this machine lacks, with apt. `make bench` installs nginx too.
 deps:
 	@tests/deps
 
@@ -93,13 +93,15 @@ deps:
 assets:
 	@tests/assets/fetch
 
-# What a switch costs, beside what others do, what a killed berthd and a power cut do, and 1,000 restarts at the edge of
-# memory: 20 minutes; docs/measurements.md has the last figures. Of what is installed, so of a release build, in a tree
-# of its own. BENCH="edge=100 adopt" for parts of it: switch, others, wait, adopt, recovery, edge, each with how many.
+# What a switch costs, beside what others do, what a killed berthd and a power cut do, 1,000 restarts at the edge of
+# memory, and what the proxy adds, beside nginx: 20 minutes; docs/measurements.md and docs/benchmarks.md have the last
+# figures. Of what is installed, so of a release build, in a tree of its own. BENCH="edge=100 adopt" for parts of it:
+# switch, others, wait, adopt, recovery, edge, plan, proxy, each with how many.
 # Before all else that runs on this machine (FIRST= for among it), so that it measures Berth and not a compiler.
 first = $(if $(filter undefined,$(origin FIRST)),chrt --rr 1,$(FIRST))
 bench: PROFILE = release
 bench:
+	@tests/deps bench
 	$(MAKE) --no-print-directory stage PROFILE=$(PROFILE) stage=$(stage)-$(PROFILE)
 	$(CARGO) build $(cargo_profile) -p berth-tests --bin bench
 	BERTH_STAGE=$(stage)-$(PROFILE) $(first) $(target)/bench $(BENCH)

@@ -165,7 +165,13 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
         Api { driver: to_driver.clone(), events, nvml, systemd, files, settings: Arc::clone(&settings) };
     let server = tokio::spawn(http::serve(listener, api));
     let (names, traffic) = driver.for_proxy();
-    tokio::spawn(proxy::serve(settings.proxy.clone(), names, traffic, to_driver.clone()));
+    let proxying = proxy::serve(settings.proxy.clone(), names, traffic, to_driver.clone());
+    tokio::spawn(async move {
+        // Models serve without it.
+        if let Err(error) = proxying.await {
+            tracing::error!(%error, "clients can't be served: {error}");
+        }
+    });
     let driving = tokio::spawn(driver.run(messages));
     tracing::info!(node = settings.node, models = settings.models.len(), "berthd is up");
     // Started by hand there is no service manager to tell.

@@ -14,12 +14,15 @@ mod traffic;
 pub use traffic::Traffic;
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use berth_core::config::{DEFAULT_ALIAS, Proxy as Settings};
+use berth_core::config::{Changes, DEFAULT_ALIAS, Proxy as Settings};
 use berth_core::name::ModelName;
 use berth_core::proxy::finder::Finder;
 use berth_core::proxy::{Dialect, Directory, Refused, Route, Verdict, route};
@@ -30,7 +33,8 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -44,6 +48,8 @@ use self::traffic::Counted;
 /// Who answers to which name; None until the driver has looked.
 pub type Names = watch::Receiver<Option<Arc<Directory>>>;
 
+/// The most threads that pass requests on. One carries tens of thousands in a second.
+const MOST_THREADS: usize = 4;
 /// How long a request's head may take to come in.
 const HEAD: Duration = Duration::from_secs(30);
 /// The longest head of a request.
@@ -65,32 +71,61 @@ pub struct Proxy {
 struct Sending {
     address: SocketAddr,
     known_as: Option<String>,
+    changes: Arc<Changes>,
     instead_of: Option<ModelName>,
     counted: Counted,
 }
 
+/// A request that waits.
+struct Waiting {
+    counted: Counted,
+    names: Names,
+}
+
 /// Serves clients until the process ends.
-pub async fn serve(settings: Settings, mut names: Names, traffic: Traffic, driver: mpsc::Sender<Message>) {
+///
+/// On threads of its own, each with its own connections to models' servers: a request is passed on without waking
+/// another thread, and none waits while the driver syncs its ledger.
+pub async fn serve(
+    settings: Settings,
+    mut names: Names,
+    traffic: Traffic,
+    driver: mpsc::Sender<Message>,
+) -> io::Result<()> {
     let mut kept = Kept::take(&settings.listen);
     let listeners: Vec<_> = settings.listen.iter().map(|at| (*at, kept.listener(*at))).collect();
     // Until then nobody is known: whoever connects waits.
     if names.wait_for(Option::is_some).await.is_err() {
-        return;
+        return Ok(());
     }
     let connections = Arc::new(Semaphore::new(settings.connections as usize));
-    let forward = Forward::new(settings.first_byte, settings.idle);
-    let proxy = Arc::new(Proxy { names, traffic, settings, forward });
-    let accepting = listeners.into_iter().map(|(address, listener)| {
-        let (proxy, connections) = (Arc::clone(&proxy), Arc::clone(&connections));
-        let driver = driver.clone();
+    let count = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST_THREADS);
+    let workers = (0..count).map(|_| worker()).collect::<io::Result<Vec<Handle>>>()?;
+    for (address, listener) in listeners {
+        let (settings, names, traffic) = (settings.clone(), names.clone(), traffic.clone());
+        let (driver, workers, connections) = (driver.clone(), workers.clone(), Arc::clone(&connections));
         tokio::spawn(async move {
-            accept(listening(address, listener, driver).await, proxy, connections).await;
-        })
-    });
-    for task in accepting.collect::<Vec<_>>() {
-        // It ends with the process.
-        _ = task.await;
+            let listener = listening(address, listener, driver).await;
+            for worker in workers {
+                let (settings, names, traffic) = (settings.clone(), names.clone(), traffic.clone());
+                let forward = Forward::new(settings.first_byte, settings.idle);
+                let proxy = Arc::new(Proxy { names, traffic, settings, forward });
+                match listener.try_clone() {
+                    Ok(listener) => _ = worker.spawn(accept(listener, proxy, Arc::clone(&connections))),
+                    Err(error) => tracing::error!(%address, %error, "one thread less takes connections here"),
+                }
+            }
+        });
     }
+    Ok(())
+}
+
+/// A thread that runs whatever is spawned on it, for ever.
+fn worker() -> io::Result<Handle> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    thread::Builder::new().name("proxy".to_owned()).spawn(move || runtime.block_on(pending::<()>()))?;
+    Ok(handle)
 }
 
 /// A listener at this address, which another process may have until later. Models serve without it meanwhile.
@@ -122,6 +157,10 @@ async fn listening(
 }
 
 async fn accept(listener: TcpListener, proxy: Arc<Proxy>, connections: Arc<Semaphore>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "one thread less takes connections"),
+    };
     loop {
         // It is never closed.
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
@@ -224,11 +263,15 @@ impl Proxy {
         // Who names none takes what serves, as with a server that has one model.
         let asked = asked.filter(|asked| !asked.is_empty()).unwrap_or_else(|| DEFAULT_ALIAS.to_owned());
         let to = self.sending(&asked).await?;
-        if let Some(known_as) = &to.known_as {
-            let longer = sent.rename(known_as)?;
-            if let Some(length) = length.and_then(|length| length.checked_add_signed(longer)) {
-                head.headers.insert(CONTENT_LENGTH, length.into());
-            }
+        let mut longer = match &to.known_as {
+            Some(known_as) => sent.rename(known_as)?,
+            None => 0,
+        };
+        if !to.changes.is_empty() {
+            longer += sent.change(&to.changes).await?;
+        }
+        if let Some(length) = length.and_then(|length| length.checked_add_signed(longer)) {
+            head.headers.insert(CONTENT_LENGTH, length.into());
         }
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
         self.forward.send(Request::from_parts(head, sent), &target, to).await
@@ -249,51 +292,49 @@ impl Proxy {
     /// Waits until whoever answers to this name can be asked, and counts the request there.
     async fn sending(&self, asked: &str) -> Result<Sending, Refused> {
         let end = Instant::now() + self.settings.wait;
-        let mut names = self.names.clone();
-        let mut waits: Option<Counted> = None;
+        let mut waiting: Option<Waiting> = None;
         loop {
-            let directory = current(&mut names);
-            match directory.verdict(asked) {
-                Verdict::Send { model, address, known_as, instead_of } => {
+            let directory = self.directory();
+            let model = match directory.verdict(asked) {
+                Verdict::Send { model, address, known_as, changes, instead_of } => {
                     let counted = self.traffic.enter(model);
                     // The driver holds requests back first and counts then; so it is counted first and looked at then.
-                    if names.has_changed().unwrap_or(true) {
+                    if !Arc::ptr_eq(&directory, &self.directory()) {
                         continue;
                     }
                     return Ok(Sending {
                         address,
                         known_as: known_as.or_else(|| instead_of.map(|_| model.as_str())).map(str::to_owned),
+                        changes: Arc::clone(changes),
                         instead_of: instead_of.cloned(),
                         counted,
                     });
                 }
                 Verdict::Refused(refused) => return Err(refused),
-                Verdict::Wait(model) => {
-                    if waits.as_ref().is_none_or(|waits| waits.model() != model) {
-                        let most = self.settings.queue as usize;
-                        waits = self.traffic.wait(model, most);
-                        if waits.is_none() {
-                            let why = format!("{most} requests wait for {model} already");
-                            return Err(directory.give_up(model, 429, "queue_full", &why));
-                        }
-                    }
-                    if timeout_at(end, names.changed()).await.is_err() {
-                        let waited = self.settings.wait.as_secs();
-                        let why = format!("{model} was not there after {waited} s");
-                        return Err(directory.give_up(model, 503, "model_not_ready", &why));
-                    }
-                }
+                Verdict::Wait(model) => model,
+            };
+            if waiting.as_ref().is_none_or(|waits| waits.counted.model() != model) {
+                let most = self.settings.queue as usize;
+                let Some(counted) = self.traffic.wait(model, most) else {
+                    let why = format!("{most} requests wait for {model} already");
+                    return Err(directory.give_up(model, 429, "queue_full", &why));
+                };
+                let mut names = self.names.clone();
+                // What has changed since is seen at once.
+                names.mark_changed();
+                waiting = Some(Waiting { counted, names });
+            }
+            let Some(waits) = &mut waiting else { continue };
+            if timeout_at(end, waits.names.changed()).await.is_err() {
+                let why = format!("{model} was not there after {} s", self.settings.wait.as_secs());
+                return Err(directory.give_up(model, 503, "model_not_ready", &why));
             }
         }
     }
 
     fn directory(&self) -> Arc<Directory> {
-        current(&mut self.names.clone())
+        self.names.borrow().clone().unwrap_or_default()
     }
-}
-
-fn current(names: &mut Names) -> Arc<Directory> {
-    names.borrow_and_update().clone().unwrap_or_default()
 }
 
 fn not_found(path: &str) -> Refused {

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::bytes::Bytes;
 use crate::name::ModelName;
@@ -249,6 +250,8 @@ pub struct Model {
     pub tuning: Tuning,
     /// The name by which its server knows it, where requests have to say that instead of what clients ask for.
     pub known_as: Option<String>,
+    /// What is changed about requests to it.
+    pub request: Changes,
     /// Other names by which clients may ask for it.
     pub aliases: Vec<String>,
     /// Kept for the record, never started and never a problem.
@@ -267,6 +270,24 @@ pub struct Model {
     pub declared: BTreeMap<String, usize>,
     /// Each value above that was not written down, and where it came from: for `berthctl check`.
     pub derived: Vec<Derived>,
+}
+
+/// What is changed about the JSON bodies of requests, at their top level.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Changes {
+    /// Fields that are added where they are missing.
+    pub default: BTreeMap<String, Value>,
+    /// Fields that are replaced or added.
+    pub set: BTreeMap<String, Value>,
+    /// Fields that are taken out.
+    pub strip: Vec<String>,
+}
+
+impl Changes {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.default.is_empty() && self.set.is_empty() && self.strip.is_empty()
+    }
 }
 
 /// What kind of server a model runs on.

@@ -7,8 +7,9 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use berth_core::config::Changes;
 use berth_core::proxy::Refused;
-use berth_core::proxy::finder::{Finder, Found, Wrong, spelled};
+use berth_core::proxy::finder::{Finder, Form, Found, Wrong, edited, spelled};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -74,30 +75,48 @@ impl Sent {
     /// Reads as much of a body as it takes to find its model.
     pub(super) async fn read(
         body: Incoming,
-        mut finder: Finder,
+        finder: Finder,
         most: u64,
         pause: Duration,
     ) -> Result<Self, Refused> {
-        let mut sent = Self::unread(body, most, pause);
-        while finder.found().is_none() {
-            let Some(body) = &mut sent.rest else { break };
-            let frame = timeout(pause, body.frame()).await.map_err(|_| slow(pause))?;
-            match frame {
-                Some(Ok(frame)) => {
-                    let Ok(bytes) = frame.into_data() else { continue };
-                    sent.take(bytes.len())?;
-                    finder.push(&bytes).map_err(|why| wrong(&why))?;
-                    sent.head.push_back(bytes);
+        let mut sent = Self { finder: Some(finder), ..Self::unread(body, most, pause) };
+        while sent.found().is_none() && sent.more().await? {}
+        Ok(sent)
+    }
+
+    /// Reads the next of it; false at its end.
+    async fn more(&mut self) -> Result<bool, Refused> {
+        let Some(body) = &mut self.rest else { return Ok(false) };
+        let longest = self.pause.longest;
+        match timeout(longest, body.frame()).await.map_err(|_| slow(longest))? {
+            Some(Ok(frame)) => {
+                if let Ok(bytes) = frame.into_data() {
+                    self.look(&bytes)?;
+                    self.head.push_back(bytes);
                 }
-                Some(Err(error)) => return Err(broken(&error)),
-                None => {
-                    sent.rest = None;
-                    finder.end().map_err(|why| wrong(&why))?;
-                }
+                Ok(true)
+            }
+            Some(Err(error)) => Err(broken(&error)),
+            None => {
+                self.rest = None;
+                self.finder.as_mut().map_or(Ok(()), Finder::end).map_err(|why| wrong(&why))?;
+                Ok(false)
             }
         }
-        sent.finder = Some(finder);
-        Ok(sent)
+    }
+
+    /// Changes fields of a JSON body, which takes all of it. How much longer it becomes, in bytes.
+    pub(super) async fn change(&mut self, changes: &Changes) -> Result<i64, Refused> {
+        if self.finder.as_ref().is_none_or(|finder| finder.form() != Form::Json) {
+            return Ok(0);
+        }
+        while self.more().await? {}
+        let whole: Vec<u8> = self.head.iter().flat_map(|bytes| bytes.iter().copied()).collect();
+        let changed =
+            edited(&whole, &changes.set, &changes.default, &changes.strip).map_err(|why| wrong(&why))?;
+        let longer = i64::try_from(changed.len()).unwrap_or(0) - i64::try_from(whole.len()).unwrap_or(0);
+        self.head = VecDeque::from([Bytes::from(changed)]);
+        Ok(longer)
     }
 
     /// The model that was found.

@@ -2,13 +2,13 @@
 //! connects meanwhile.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 
 use listenfd::ListenFd;
 use nix::sys::socket::{setsockopt, sockopt};
 use sd_notify::NotifyState;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpSocket;
 
 /// How many clients may have connected that were not taken in yet.
 const BACKLOG: u32 = 1024;
@@ -55,11 +55,7 @@ impl Kept {
 fn left_behind() -> Vec<TcpListener> {
     let mut fds = ListenFd::from_env();
     let all = (0..fds.len()).filter_map(|at| fds.take_tcp_listener(at).ok().flatten());
-    all.filter_map(|listener| {
-        listener.set_nonblocking(true).ok()?;
-        TcpListener::from_std(listener).ok()
-    })
-    .collect()
+    all.filter(|listener| listener.set_nonblocking(true).is_ok()).collect()
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -67,7 +63,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     setsockopt(&socket.as_fd(), sockopt::IpFreebind, &true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(BACKLOG)?.into_std()
 }
 
 /// In the store; colons are not allowed there.

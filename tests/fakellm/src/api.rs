@@ -159,6 +159,9 @@ async fn completion(State(server): Shared, body: Bytes) -> Response {
 }
 
 async fn generate(server: Arc<Server>, body: &Bytes, shape: Shape) -> Response {
+    if server.arguments.echo {
+        return Json(json!({ "request": String::from_utf8_lossy(body) })).into_response();
+    }
     let Ok(body) = serde_json::from_slice::<Value>(body) else {
         return failure(StatusCode::BAD_REQUEST, "the body is not JSON", "invalid_request_error");
     };

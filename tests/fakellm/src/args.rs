@@ -113,6 +113,9 @@ pub(crate) struct Arguments {
     /// Answer nothing else while an answer is generated, and compute all the time.
     #[arg(long)]
     pub busy: bool,
+    /// Generate nothing: answer with the request's body as it came, under the key `request`.
+    #[arg(long)]
+    pub echo: bool,
     /// /health never answers.
     #[arg(long)]
     pub hang_health: bool,

@@ -9,7 +9,7 @@ use super::error::ConfigError;
 use super::main_file;
 use super::reader::{OneOrEach, Reader, Table};
 use super::tuned::{self, Tuned};
-use super::{BackendKind, Deadlines, Health, Memory, Settings};
+use super::{BackendKind, Changes, Deadlines, Health, Memory, Settings};
 use crate::bytes::Bytes;
 
 /// Everything that a file says.
@@ -25,6 +25,7 @@ pub(super) struct Declared {
     pub(super) policy: Option<Spanned<String>>,
     pub(super) tuned: Tuned,
     pub(super) known_as: Option<Spanned<String>>,
+    pub(super) request: Changes,
     pub(super) aliases: Vec<Spanned<String>>,
     pub(super) retired: bool,
     pub(super) fallback: Option<Spanned<String>>,
@@ -66,6 +67,7 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
         policy: root.string("policy", "the name of a policy"),
         tuned: tuned::read(root, reader),
         known_as: root.string("known_as", "the name by which its server knows it"),
+        request: root.table("request").map(|table| request(table, reader)).unwrap_or_default(),
         aliases: root.strings("aliases", "an array of names").map(Spanned::into_inner).unwrap_or_default(),
         retired: root.boolean("retired").unwrap_or(false),
         fallback: root.string("fallback", "the name of another model"),
@@ -79,6 +81,26 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
     let Some(ready) = root.table("ready") else { return declared };
     let (path, generate) = self::ready(ready);
     Declared { ready: path, generate, ..declared }
+}
+
+/// `[request]`. The model's name is not among what can be changed: the proxy sees to that.
+fn request(mut table: Table<'_, '_>, reader: &Reader<'_>) -> Changes {
+    const FIELDS: &str = "an array of fields' names";
+    let mut changes = Changes { default: table.json("default"), set: table.json("set"), strip: Vec::new() };
+    let strip = table.strings("strip", FIELDS).map(Spanned::into_inner).unwrap_or_default();
+    changes.strip = strip.into_iter().map(Spanned::into_inner).collect();
+    for (key, named) in [
+        ("default", changes.default.contains_key("model")),
+        ("set", changes.set.contains_key("model")),
+        ("strip", changes.strip.iter().any(|field| field == "model")),
+    ] {
+        if let Some(span) = table.span(key).filter(|_| named) {
+            let message = format!("`request.{key}` can't change `model`");
+            reader.error(message, &span, "`known_as` says what its server is told");
+        }
+    }
+    table.finish();
+    changes
 }
 
 /// `[ready]`: the path to ask, and whether a token must be generated.

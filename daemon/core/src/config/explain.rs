@@ -252,6 +252,16 @@ fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
     if let Some(known_as) = &model.known_as {
         values.add("known_as", known_as.clone(), "");
     }
+    for (key, fields) in [("request.default", &model.request.default), ("request.set", &model.request.set)] {
+        if !fields.is_empty() {
+            let fields: Vec<String> =
+                fields.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+            values.add(key, fields.join(", "), "");
+        }
+    }
+    if !model.request.strip.is_empty() {
+        values.add("request.strip", model.request.strip.join(", "), "");
+    }
     if !model.aliases.is_empty() {
         values.add("aliases", model.aliases.join(", "), "");
     }

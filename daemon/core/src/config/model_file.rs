@@ -169,6 +169,7 @@ impl Derive<'_, '_> {
             memory: declared.memory.gpu.map_or(Memory::Undeclared, Spanned::into_inner),
             host_memory: declared.memory.host,
             known_as: declared.known_as.map(Spanned::into_inner),
+            request: declared.request,
             aliases: declared.aliases.into_iter().map(Spanned::into_inner).collect(),
             retired: declared.retired,
             fallback: declared.fallback.and_then(|name| name.get_ref().parse().ok()),

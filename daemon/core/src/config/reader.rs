@@ -10,6 +10,7 @@ use std::ops::{Range, RangeInclusive};
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde_json::{Number, Value};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -241,6 +242,24 @@ impl<'r, 'a> Table<'r, 'a> {
         pairs.collect()
     }
 
+    /// A table of any values, as JSON has them.
+    pub(super) fn json(&mut self, key: &'static str) -> BTreeMap<String, Value> {
+        let Some(value) = self.take(key) else { return BTreeMap::new() };
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_type(key, value, "a table");
+            return BTreeMap::new();
+        };
+        let pairs = table.iter().filter_map(|(name, value)| {
+            let json = json(value.get_ref());
+            if json.is_none() {
+                let message = format!("`{}{key}.{}` is nothing that JSON has", self.prefix, name.get_ref());
+                self.reader.error(message, &value.span(), "");
+            }
+            Some((name.get_ref().to_string(), json?))
+        });
+        pairs.collect()
+    }
+
     pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
         let value = self.take(key)?;
         let found = value.get_ref().as_bool();
@@ -430,6 +449,23 @@ impl<'r, 'a> Table<'r, 'a> {
             self.reader.error(format!("unknown key `{}{shown}`", self.prefix), &key.span(), label);
         }
     }
+}
+
+/// What TOML says as JSON; None for a date, or a number that JSON can't hold.
+fn json(value: &DeValue<'_>) -> Option<Value> {
+    Some(match value {
+        DeValue::String(text) => Value::from(text.as_ref()),
+        DeValue::Integer(number) => Value::from(i64::from_str_radix(number.as_str(), number.radix()).ok()?),
+        DeValue::Float(number) => Number::from_f64(number.as_str().parse().ok()?)?.into(),
+        DeValue::Boolean(on) => Value::from(*on),
+        DeValue::Array(array) => array.iter().map(|item| json(item.get_ref())).collect::<Option<_>>()?,
+        DeValue::Table(table) => {
+            let pairs =
+                table.iter().map(|(name, value)| Some((name.get_ref().to_string(), json(value.get_ref())?)));
+            Value::Object(pairs.collect::<Option<_>>()?)
+        }
+        DeValue::Datetime(_) => return None,
+    })
 }
 
 /// One value, or one for each of several.

@@ -67,6 +67,34 @@ aliases = ["production"]
 const ONE_LINE: &str = r#"cmd = "LLAMA_CACHE=/var/cache/llama /opt/llama.cpp/build/bin/llama-server -m /models/gemma-4-26b-a4b-q4_k_m.gguf -c 32768 --port 8081""#;
 
 #[test]
+fn changes_to_requests() {
+    let declared = |toml: &str| {
+        let text = format!("cmd = \"/opt/a\"\n[request]\n{toml}\n");
+        load(&models(&[("a.toml", &text)]), "tower")
+            .map(|settings| settings.models.into_values().next().unwrap().request)
+    };
+    let changes = declared(
+        "default = { temperature = 0.7, stop = [\"a\", 1], deep = { on = true } }\nset.seed = 0x10\nstrip = [\"user\"]",
+    );
+    let changes = changes.unwrap();
+    let default = serde_json::to_value(&changes.default).unwrap();
+    assert_eq!(default, serde_json::json!({ "temperature": 0.7, "stop": ["a", 1], "deep": { "on": true } }));
+    assert_eq!((changes.set["seed"].as_i64(), changes.strip), (Some(16), vec!["user".to_owned()]));
+    for (toml, says) in [
+        ("set = { model = \"b\" }", "`request.set` can't change `model`"),
+        ("strip = [\"model\"]", "`request.strip` can't change `model`"),
+        ("set = { at = 2026-11-24 }", "`request.set.at` is nothing that JSON has"),
+        ("set = { at = inf }", "`request.set.at` is nothing that JSON has"),
+        ("default = 1", "`request.default` must be a table"),
+        ("drop = []", "unknown key `request.drop`"),
+    ] {
+        let errors = declared(toml).unwrap_err();
+        let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        assert!(text.contains(says), "{toml}: {text}");
+    }
+}
+
+#[test]
 fn the_clients_address() {
     let load =
         |toml: &str| load(&Sources { main: Some(file("berth.toml", toml)), ..Sources::default() }, "tower");

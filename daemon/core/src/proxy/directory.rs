@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::backend;
-use crate::config::{DEFAULT_ALIAS, UnknownName};
+use crate::config::{Changes, DEFAULT_ALIAS, UnknownName};
 use crate::name::ModelName;
 use crate::report::ModelState;
 use crate::state::Times;
@@ -38,6 +39,8 @@ pub struct Entry {
     pub state: ModelState,
     /// The name by which its server knows it, where that is another.
     pub known_as: Option<String>,
+    /// What is changed about requests to it.
+    pub request: Arc<Changes>,
     /// Tokens of one request that it has room for, where that is known.
     pub context: Option<u64>,
     /// Other names of it.
@@ -72,6 +75,8 @@ pub enum Verdict<'d> {
         address: SocketAddr,
         /// What its server is to be told as the model's name, where that is not what was asked for.
         known_as: Option<&'d str>,
+        /// What is changed about the request besides.
+        changes: &'d Arc<Changes>,
         /// It answers in the place of this one.
         instead_of: Option<&'d ModelName>,
     },
@@ -180,7 +185,7 @@ fn serves<'d>(
     match entry.way {
         Way::Open(address) => {
             let known_as = entry.known_as.as_deref().filter(|known_as| *known_as != asked);
-            Some(Verdict::Send { model, address, known_as, instead_of })
+            Some(Verdict::Send { model, address, known_as, changes: &entry.request, instead_of })
         }
         Way::Coming => Some(Verdict::Wait(model)),
         Way::Away => None,
@@ -210,6 +215,7 @@ pub fn directory(view: &View, swap: Option<&Swap>) -> Directory {
             way,
             state,
             known_as: model.known_as.clone().or_else(|| kind.known_as(model)),
+            request: Arc::new(model.request.clone()),
             context: now.or_else(|| kind.effective(model, &view.facts.files).ctx),
             aliases: model.aliases.clone(),
             fallback: model.fallback.clone(),

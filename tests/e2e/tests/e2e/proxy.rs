@@ -307,3 +307,22 @@ fn a_port_that_somebody_else_has_is_waited_for() {
     berth.wait_for("all is well", SOON, |berth| berth.status().problems.is_empty().then_some(()));
     assert!(ask(&berth, 8077).is_err(), "the old address is still listened at");
 }
+
+/// What a model's declaration changes about requests, and the name that its server takes.
+#[test]
+fn requests_are_changed_as_declared() {
+    let changes = "known_as = \"inner\"\nready = { generate = false }\n[request]\ndefault = { max_tokens = 3, temperature = 0.5 }\n\
+                   set = { top_k = 7 }\nstrip = [\"logit_bias\"]\n";
+    let berth = Berth::builder().model("aeon", &(fake(2, EACH, &["--echo"]) + changes)).boot();
+    berth.switch("aeon");
+    let body = r#"{ "logit_bias": {"1": 2}, "prompt":"x",  "temperature": 1, "model" : "aeon", "top_k": 1 }"#;
+    let request = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = berth.says(&request);
+    assert_eq!(answered_by(&answer), "aeon");
+    let said: Value = serde_json::from_str(&answer.body).unwrap();
+    let wanted = r#"{ "prompt":"x",  "temperature": 1, "model" : "inner", "top_k": 7,"max_tokens":3 }"#;
+    assert_eq!(said["request"], wanted);
+}

@@ -15,6 +15,7 @@ fn entry(way: Way, state: ModelState) -> Entry {
         way,
         state,
         known_as: None,
+        request: Arc::default(),
         context: None,
         aliases: Vec::new(),
         fallback: None,

@@ -101,20 +101,19 @@ pub async fn serve(
     let connections = Arc::new(Semaphore::new(settings.connections as usize));
     let count = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST_THREADS);
     let workers = (0..count).map(|_| worker()).collect::<io::Result<Vec<Handle>>>()?;
+    let workers: Vec<(Handle, Arc<Proxy>)> = workers
+        .into_iter()
+        .map(|worker| {
+            let (settings, names, traffic) = (settings.clone(), names.clone(), traffic.clone());
+            let forward = Forward::new(settings.first_byte, settings.idle);
+            (worker, Arc::new(Proxy { names, traffic, settings, forward }))
+        })
+        .collect();
     for (address, listener) in listeners {
-        let (settings, names, traffic) = (settings.clone(), names.clone(), traffic.clone());
         let (driver, workers, connections) = (driver.clone(), workers.clone(), Arc::clone(&connections));
         tokio::spawn(async move {
             let listener = listening(address, listener, driver).await;
-            for worker in workers {
-                let (settings, names, traffic) = (settings.clone(), names.clone(), traffic.clone());
-                let forward = Forward::new(settings.first_byte, settings.idle);
-                let proxy = Arc::new(Proxy { names, traffic, settings, forward });
-                match listener.try_clone() {
-                    Ok(listener) => _ = worker.spawn(accept(listener, proxy, Arc::clone(&connections))),
-                    Err(error) => tracing::error!(%address, %error, "one thread less takes connections here"),
-                }
-            }
+            accept(listener, &workers, &connections).await;
         });
     }
     Ok(())
@@ -156,27 +155,32 @@ async fn listening(
     }
 }
 
-async fn accept(listener: TcpListener, proxy: Arc<Proxy>, connections: Arc<Semaphore>) {
+/// Takes clients in and gives them to the threads in turn: were each to take what it can, the busiest would take all.
+async fn accept(listener: TcpListener, workers: &[(Handle, Arc<Proxy>)], connections: &Arc<Semaphore>) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "one thread less takes connections"),
+        Err(error) => return tracing::error!(%error, "clients can't be taken in"),
     };
-    loop {
+    for (worker, proxy) in workers.iter().cycle() {
         // It is never closed.
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, client)) => {
-                let proxy = Arc::clone(&proxy);
-                tokio::spawn(async move {
-                    proxy.converse(stream, client).await;
-                    drop(permit);
-                });
+        let Ok(permit) = Arc::clone(connections).acquire_owned().await else { return };
+        let accepted = loop {
+            match listener.accept().await.and_then(|(stream, client)| Ok((stream.into_std()?, client))) {
+                Ok(accepted) => break accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "the proxy can't take a connection in");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
             }
-            Err(error) => {
-                tracing::warn!(%error, "the proxy can't take a connection in");
-                tokio::time::sleep(ACCEPT_AGAIN).await;
+        };
+        let (proxy, (stream, client)) = (Arc::clone(proxy), accepted);
+        worker.spawn(async move {
+            match TcpStream::from_std(stream) {
+                Ok(stream) => proxy.converse(stream, client).await,
+                Err(error) => tracing::warn!(%error, "a client can't be talked to"),
             }
-        }
+            drop(permit);
+        });
     }
 }
 

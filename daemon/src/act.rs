@@ -13,7 +13,7 @@ use berth_core::name::ModelName;
 use berth_core::plan::Start;
 use berth_core::swap::Event;
 use berth_core::upkeep::End;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -56,8 +56,6 @@ pub struct Hands {
     pub driver: mpsc::Sender<Message>,
     /// Starts and stops, which reach systemd in the order in which they were asked for.
     units: mpsc::UnboundedSender<UnitJob>,
-    /// What each unit was last told by this berthd to be bound by.
-    bounds: Arc<Mutex<BTreeMap<ModelName, [Property; 2]>>>,
 }
 
 enum UnitJob {
@@ -74,8 +72,7 @@ impl Hands {
         driver: mpsc::Sender<Message>,
     ) -> Self {
         let (units, mut jobs) = mpsc::unbounded_channel();
-        let hands =
-            Self { systemd, tickets: Arc::new(tickets), settings, driver, units, bounds: Arc::default() };
+        let hands = Self { systemd, tickets: Arc::new(tickets), settings, driver, units };
         let queueing = hands.clone();
         tokio::spawn(async move {
             while let Some(job) = jobs.recv().await {
@@ -157,13 +154,11 @@ impl Hands {
     }
 
     async fn started(&self, start: &Start, end: Instant) -> Result<Job, SystemdError> {
-        // A unit keeps its properties over its end: those of an earlier start would bound this one. What is set already
-        // is not set again: each time polkit is asked, which costs a switch some milliseconds.
+        // A unit keeps its properties over its end: those of an earlier start would bound this one. What it has is not set
+        // again: polkit is asked each time, and files are written.
         let wanted = Property::of(&start.layout);
-        let bounds = || self.bounds.lock().unwrap_or_else(PoisonError::into_inner);
-        if bounds().get(&start.model) != Some(&wanted) {
+        if !self.systemd.has_properties(&start.model, &wanted).await? {
             self.systemd.set_properties(&start.model, &wanted).await?;
-            bounds().insert(start.model.clone(), wanted);
         }
         self.systemd.start(&start.model, end.into()).await
     }

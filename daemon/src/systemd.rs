@@ -326,6 +326,16 @@ impl Systemd {
         self.on_unit(model, &doing, "SetProperties", &(true, properties)).await
     }
 
+    /// Whether the model's unit has these properties already. polkit is not asked for that.
+    pub async fn has_properties(
+        &self,
+        model: &ModelName,
+        properties: &[Property],
+    ) -> Result<bool, SystemdError> {
+        let connection = self.connection(&format!("read {}", model.unit()))?;
+        fault::call("GetProperties", read::have(&connection, model, properties)).await
+    }
+
     async fn queue(
         &self,
         model: &ModelName,

@@ -323,10 +323,14 @@ impl Daemon {
         self.start(&model, "exec sleep 1000").await.unwrap();
         let show = || root(&format!("systemctl show -p AllowedCPUs -p MemoryMin {}", model.unit()));
         let set = [Property::AllowedCpus(BTreeSet::from([0, 1])), Property::MemoryMin(1 << 30)];
+        assert!(!self.systemd.has_properties(&model, &set).await.unwrap());
         self.systemd.set_properties(&model, &set).await.unwrap();
+        assert!(self.systemd.has_properties(&model, &set).await.unwrap());
         assert_eq!(show(), "AllowedCPUs=0-1\nMemoryMin=1073741824\n");
         let reset = [Property::AllowedCpus(BTreeSet::new()), Property::MemoryMin(0)];
+        assert!(!self.systemd.has_properties(&model, &reset).await.unwrap());
         self.systemd.set_properties(&model, &reset).await.unwrap();
+        assert!(self.systemd.has_properties(&model, &reset).await.unwrap());
         assert_eq!(show(), "AllowedCPUs=\nMemoryMin=0\n");
         self.stop(&model).await;
     }

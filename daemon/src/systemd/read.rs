@@ -7,7 +7,7 @@ use berth_core::name::ModelName;
 use futures_util::future::try_join_all;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant};
 
-use super::{MANAGER, SystemdError, UNIT, UnitReading, bus, path};
+use super::{MANAGER, Property, SystemdError, UNIT, UnitReading, bus, path};
 
 pub(super) const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
@@ -120,6 +120,30 @@ async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitRe
         brought: crate::proc::brought_by(&used, &control_group),
     };
     Ok((UnitReading { unit, control_group }, active == still && pid == still_pid))
+}
+
+/// Whether these are the unit's properties.
+pub(super) async fn have(
+    connection: &Connection,
+    model: &ModelName,
+    properties: &[Property],
+) -> Result<bool, SystemdError> {
+    let reader = &Reader::of(connection, &model.unit());
+    let same = properties.iter().map(async |property| match property {
+        Property::AllowedCpus(cpus) => {
+            let mask: Vec<u8> = reader.get(SERVICE, "AllowedCPUs").await?;
+            Ok(bits(&mask).eq(cpus.iter().copied()))
+        }
+        Property::MemoryMin(bytes) => Ok(reader.get::<u64>(SERVICE, "MemoryMin").await? == *bytes),
+    });
+    Ok(try_join_all(same).await?.into_iter().all(|same| same))
+}
+
+/// Which bits of a mask are set, the lowest first.
+fn bits(mask: &[u8]) -> impl Iterator<Item = u16> {
+    (0..).zip(mask).flat_map(|(at, byte)| {
+        (0..8_u16).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| at * 8 + bit)
+    })
 }
 
 /// Reads properties of one unit.

@@ -59,7 +59,7 @@ pub fn say(pid1: u32, port: u16, request: &[u8], deadline: Duration) -> Result<A
 ///
 /// # Errors
 /// Nobody listens.
-pub(crate) fn connect(pid1: u32, port: u16, deadline: Duration) -> Result<TcpStream> {
+pub fn connect(pid1: u32, port: u16, deadline: Duration) -> Result<TcpStream> {
     inside(pid1, move || {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let stream = TcpStream::connect_timeout(&address, deadline)

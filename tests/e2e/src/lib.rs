@@ -37,6 +37,6 @@ pub use assets::{Assets, NoAssets};
 pub use berth::{Berth, Change, CtlOutput, PROMPT, Run, Server, step_ms};
 pub use builder::{Builder, stage};
 pub use declare::{GUEST_ASSETS, declaration, fake, real, real_command};
-pub use http::{Answer, ask, post, say};
+pub use http::{Answer, ask, connect, post, say};
 pub use stream::Streamed;
 pub use told::Told;

@@ -1,12 +1,16 @@
 //! The clients' one address.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use berth_core::config::PROXY_PORT;
 use berth_core::report::{Outcome, Step, StepState};
 
-use berth_tests::{Answer, Berth, GUEST_ASSETS, Streamed, declaration, fake, post, real_command, say};
+use berth_tests::{
+    Answer, Berth, GUEST_ASSETS, Streamed, connect, declaration, fake, post, real_command, say,
+};
 use serde_json::{Value, json};
 
 const EACH: &str = "14300MiB";
@@ -325,4 +329,43 @@ fn requests_are_changed_as_declared() {
     let said: Value = serde_json::from_str(&answer.body).unwrap();
     let wanted = r#"{ "prompt":"x",  "temperature": 1, "model" : "inner", "top_k": 7,"max_tokens":3 }"#;
     assert_eq!(said["request"], wanted);
+}
+
+/// Another protocol, as WebSockets are, goes both ways until one end has enough.
+#[test]
+fn another_protocol_is_passed_on() {
+    let declared =
+        "cmd = \"python3 /etc/berth/upgrade_server.py\"\nbackend = \"command\"\n[memory]\ngpu = \"1 GiB\"\n";
+    let berth = Berth::builder().model("mirror", declared).boot();
+    berth.configure("upgrade_server.py", include_bytes!("../../clients/upgrade_server.py"));
+    berth.switch("mirror");
+    let request =
+        "GET /upstream/mirror/any HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: mirror\r\n\r\n";
+    let pid1 = berth.pid1().unwrap();
+    let mut stream = connect(pid1, PROXY_PORT, SOON).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut head = Vec::new();
+    for line in reader.by_ref().lines() {
+        match line.unwrap() {
+            line if line.is_empty() => break,
+            line => head.push(line.to_ascii_lowercase()),
+        }
+    }
+    assert!(head[0].starts_with("http/1.1 101"), "{head:?}");
+    assert!(head.contains(&"upgrade: mirror".to_owned()), "{head:?}");
+    for said in ["one", "another"] {
+        stream.write_all(said.as_bytes()).unwrap();
+        let mut heard = vec![0; said.len()];
+        reader.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, said.as_bytes());
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+    // It counts while it lasts, and no longer.
+    let stopped = berth.change(&["stop", "mirror"]).with_code(0);
+    let drained = stopped.swap().steps.iter().find(|step| step.step == Step::Drained).unwrap();
+    assert_eq!(drained.state, StepState::Skipped, "{drained:?}");
 }

@@ -33,6 +33,7 @@ Change:
   retry MODEL     start what is quarantined again
   repair          go on from what a damaged ledger still tells; keeps the file
   device clear N  use a GPU that is suspect again at once
+  key NAME        make a key for a client of the proxy; needs no berthd
 Before you do:
   plan VERB …     say what a change would do, touch nothing
   fit WHAT        does a file, a folder's models or a declared model fit here?
@@ -51,7 +52,7 @@ Examples:
 
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
-  status, plan, fit, check, repair, device clear
+  status, plan, fit, check, repair, device clear, key
                         one document
   events, logs          one document a line
   switch, start, stop, restart, back, retry
@@ -207,6 +208,14 @@ pub(crate) enum Command {
         /// How many of the last ones to show
         #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
         last: u32,
+    },
+    /// Make a key for a client of the proxy; needs no berthd
+    #[command(after_help = "Example:\n  berthctl key frank\n\n\
+        The key is printed once and kept nowhere; what is printed with it goes into berth.toml.")]
+    Key {
+        /// Whose it is: letters, digits, `-` and `_`
+        #[arg(value_name = "NAME")]
+        name: String,
     },
     /// Validate and explain the configuration; needs no berthd
     #[command(after_help = "Example:\n  berthctl check --config ./etc\n\nExits 2 where it is not valid.")]

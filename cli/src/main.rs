@@ -11,6 +11,7 @@ mod events;
 mod exit;
 mod fit;
 mod follow;
+mod key;
 mod out;
 mod progress;
 mod render;
@@ -54,6 +55,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         }
         Command::Events { follow, last } => until_interrupted(follow, berth.events(last, follow)).await,
         Command::Fit { what, options } => fit::fit(&what, &options, out).await,
+        Command::Key { name } => key::key(&name, out),
         Command::Check { config } => check::check(&config, out),
         Command::Switch { which, wait } => return berth.change(&which.request(Verb::Switch), &wait).await,
         Command::Start { which, wait } => return berth.change(&which.request(Verb::Start), &wait).await,

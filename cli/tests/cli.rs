@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use berth_core::proxy::KeyHash;
 use berth_core::report::{
     Accepted, ApiProblem, LogLine, PlanReport, Refusal, Repaired, Request, Status, StepReport, StepState,
     SwapSummary, Verb, Verdict, What,
@@ -613,4 +614,26 @@ fn check_explains_a_configuration_or_says_what_is_wrong_and_where() {
     let ran = run(&none, &["check", "--config", "/nowhere"]);
     assert_eq!(ran.code, Some(2));
     assert!(ran.told().contains("/nowhere is not a folder"), "{}", ran.stderr);
+}
+
+/// A key is shown once, with the hash of it that goes into the configuration.
+#[test]
+fn a_key_is_made_for_a_client() {
+    let nobody = Path::new("/nonexistent/berth.sock");
+    let ran = run(nobody, &["key", "frank"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let key = ran.stdout.lines().next().unwrap();
+    assert!(key.starts_with("berth-") && key.len() > 60, "{key}");
+    let hash = KeyHash::of(key.as_bytes());
+    assert!(ran.stdout.contains(&format!("[proxy.keys.frank]\nsha256 = \"{hash}\"\n")), "{}", ran.stdout);
+    assert_ne!(run(nobody, &["key", "frank"]).stdout, ran.stdout, "the same key twice");
+    let json: serde_json::Value =
+        serde_json::from_str(&run(nobody, &["key", "a_b-1", "--json"]).stdout).unwrap();
+    let key = json["key"].as_str().unwrap();
+    assert_eq!(json["sha256"], KeyHash::of(key.as_bytes()).to_string());
+    for name in ["", "a b", "a.b", "é"] {
+        let ran = run(nobody, &["key", name]);
+        assert_eq!(ran.code, Some(2), "{name:?}");
+        assert!(ran.stderr.contains("can't be the name of a key"), "{}", ran.stderr);
+    }
 }

@@ -7,6 +7,7 @@
 mod body;
 mod forward;
 mod headers;
+mod keys;
 mod listen;
 mod reply;
 mod traffic;
@@ -42,6 +43,7 @@ use crate::driver::Message;
 
 use self::body::{Answer, Sent, too_large};
 use self::forward::Forward;
+use self::keys::May;
 use self::listen::Kept;
 use self::traffic::Counted;
 
@@ -203,42 +205,55 @@ impl Proxy {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Answer> {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<Answer> {
         let path = request.uri().path().to_owned();
-        let own = |response: Response<_>| response.map(Answer::Own);
+        let route = route(&path);
+        let dialect = if let Route::Ask(dialect) = route { dialect } else { Dialect::OpenAi };
+        let answer = match keys::take(&self.settings.keys, request.headers_mut()) {
+            Ok(may) => self.routed(request, &path, &route, may).await,
+            Err(refused) => Err(refused),
+        };
+        answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect).map(Answer::Own))
+    }
+
+    async fn routed(
+        &self,
+        request: Request<Incoming>,
+        path: &str,
+        route: &Route<'_>,
+        may: May<'_>,
+    ) -> Result<Response<Answer>, Refused> {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-        match route(&path) {
-            Route::Models if reads => own(reply::models(&self.directory())),
+        match route {
+            Route::Models if reads => Ok(reply::models(&self.directory(), may).map(Answer::Own)),
             Route::Model(id) if reads => {
-                let id = decoded(id);
-                let directory = self.directory();
-                match (reply::one(&directory, &id), directory.verdict(&id)) {
-                    (Some(response), _) => own(response),
-                    (None, Verdict::Refused(refused)) => own(reply::refusal(&refused, Dialect::OpenAi)),
-                    (None, _) => own(reply::refusal(&not_found(&path), Dialect::OpenAi)),
+                let (directory, id) = (self.directory(), decoded(id));
+                match directory.verdict(&id) {
+                    Verdict::Refused(refused) if refused.status == 404 => Err(refused),
+                    _ => {
+                        may.ask(&directory, &id)?;
+                        reply::one(&directory, &id)
+                            .map(|one| one.map(Answer::Own))
+                            .ok_or_else(|| not_found(path))
+                    }
                 }
             }
             Route::Models | Route::Model(_) => {
                 let text = "the list of models is asked for by GET".to_owned();
-                let refused = Refused { status: 405, code: "method_not_allowed", text, retry_after: None };
-                own(reply::refusal(&refused, Dialect::OpenAi))
+                Err(Refused { status: 405, code: "method_not_allowed", text, retry_after: None })
             }
-            Route::Ask(dialect) => {
-                let asked = self.ask(request).await;
-                asked.unwrap_or_else(|refused| own(reply::refusal(&refused, dialect)))
-            }
+            Route::Ask(_) => self.ask(request, may).await,
             Route::Upstream(model, rest) => {
                 let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
                 let target = format!("{}{query}", if rest.is_empty() { "/" } else { rest });
-                let asked = self.upstream(request, &decoded(model), &target).await;
-                asked.unwrap_or_else(|refused| own(reply::refusal(&refused, Dialect::OpenAi)))
+                self.upstream(request, &decoded(model), &target, may).await
             }
-            Route::Unknown => own(reply::refusal(&not_found(&path), Dialect::OpenAi)),
+            Route::Unknown => Err(not_found(path)),
         }
     }
 
     /// A request that names its model in its body, or in its query.
-    async fn ask(&self, request: Request<Incoming>) -> Result<Response<Answer>, Refused> {
+    async fn ask(&self, request: Request<Incoming>, may: May<'_>) -> Result<Response<Answer>, Refused> {
         let (mut head, body) = request.into_parts();
         let most = self.settings.body.0;
         // Where both say how long it is, the chunks do (RFC 9112, 6.3).
@@ -266,7 +281,7 @@ impl Proxy {
         let asked = asked.or_else(|| in_query(head.uri.query()?));
         // Who names none takes what serves, as with a server that has one model.
         let asked = asked.filter(|asked| !asked.is_empty()).unwrap_or_else(|| DEFAULT_ALIAS.to_owned());
-        let to = self.sending(&asked).await?;
+        let to = self.sending(&asked, may).await?;
         let mut longer = match &to.known_as {
             Some(known_as) => sent.rename(known_as)?,
             None => 0,
@@ -287,18 +302,20 @@ impl Proxy {
         request: Request<Incoming>,
         asked: &str,
         target: &str,
+        may: May<'_>,
     ) -> Result<Response<Answer>, Refused> {
-        let to = self.sending(asked).await?;
+        let to = self.sending(asked, may).await?;
         let (most, pause) = (self.settings.body.0, self.settings.idle);
         self.forward.send(request.map(|body| Sent::unread(body, most, pause)), target, to).await
     }
 
     /// Waits until whoever answers to this name can be asked, and counts the request there.
-    async fn sending(&self, asked: &str) -> Result<Sending, Refused> {
+    async fn sending(&self, asked: &str, may: May<'_>) -> Result<Sending, Refused> {
         let end = Instant::now() + self.settings.wait;
         let mut waiting: Option<Waiting> = None;
         loop {
             let directory = self.directory();
+            may.ask(&directory, asked)?;
             let model = match directory.verdict(asked) {
                 Verdict::Send { model, address, known_as, changes, instead_of } => {
                     let counted = self.traffic.enter(model);

@@ -24,6 +24,7 @@ use serde_json::Value;
 use crate::bytes::Bytes;
 use crate::name::ModelName;
 use crate::policy::Policy;
+use crate::proxy::KeyHash;
 use crate::tuning::Tuning;
 
 pub use error::{ConfigError, Place, Warning};
@@ -63,7 +64,9 @@ pub struct SourceFile {
 /// `host_name` is the node's name where none is declared.
 pub fn load(sources: &Sources, host_name: &str) -> Result<Settings, Vec<ConfigError>> {
     let (mut settings, mut errors) = main_file::read(sources.main.as_ref(), host_name);
-    let (policies, wrong, mut warnings) = policy_file::read_all(&sources.policies);
+    let (policies, wrong, found) = policy_file::read_all(&sources.policies);
+    let mut warnings = std::mem::take(&mut settings.warnings);
+    warnings.extend(found);
     settings.policies = policies;
     errors.extend(wrong);
     let mut files: Vec<&SourceFile> = sources.models.iter().collect();
@@ -191,6 +194,19 @@ pub struct Proxy {
     pub idle: Duration,
     /// How many clients may be connected at a time.
     pub connections: u32,
+    /// Who may ask; everybody where there are none.
+    pub keys: Vec<ClientKey>,
+}
+
+/// A key that a client has to show.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClientKey {
+    /// Whose it is.
+    pub name: String,
+    /// Its hash.
+    pub hash: KeyHash,
+    /// The names of models that it may ask for; None for all.
+    pub models: Option<Vec<String>>,
 }
 
 /// What becomes of a request for a name that nobody has.

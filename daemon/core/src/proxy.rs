@@ -3,7 +3,9 @@
 
 mod directory;
 pub mod finder;
+mod key;
 mod route;
 
 pub use directory::{Directory, Entry, Refused, Verdict, Way, directory};
+pub use key::KeyHash;
 pub use route::{Dialect, Route, route};

@@ -1,5 +1,6 @@
 //! What the proxy says itself: refusals as the client's library understands them, and the list of models.
 
+use berth_core::config::DEFAULT_ALIAS;
 use berth_core::name::ModelName;
 use berth_core::proxy::{Dialect, Directory, Entry, Refused};
 use http_body_util::Full;
@@ -8,10 +9,14 @@ use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::keys::May;
+
 /// A refusal in the client's dialect.
 pub(super) fn refusal(refused: &Refused, dialect: Dialect) -> Response<Full<Bytes>> {
     let status = StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let kind = match (status.as_u16(), dialect) {
+        (401, Dialect::Anthropic) => "authentication_error",
+        (403, Dialect::Anthropic) => "permission_error",
         (404, Dialect::Anthropic) => "not_found_error",
         (413, Dialect::Anthropic) => "request_too_large",
         (429, _) => "rate_limit_error",
@@ -35,11 +40,12 @@ pub(super) fn refusal(refused: &Refused, dialect: Dialect) -> Response<Full<Byte
 }
 
 /// What may be asked for.
-pub(super) fn models(directory: &Directory) -> Response<Full<Bytes>> {
+pub(super) fn models(directory: &Directory, may: May<'_>) -> Response<Full<Bytes>> {
     let default = directory.default.as_ref().and_then(|name| directory.models.get_key_value(name));
-    let default = default.map(|(name, entry)| model("default", name, entry));
-    let all = directory.models.iter().map(|(name, entry)| model(name.as_str(), name, entry));
-    let data: Vec<Value> = default.into_iter().chain(all).collect();
+    let default = default.map(|(name, entry)| (DEFAULT_ALIAS, name, entry));
+    let all = directory.models.iter().map(|(name, entry)| (name.as_str(), name, entry));
+    let seen = default.into_iter().chain(all).filter(|(id, name, _)| may.sees(name, id));
+    let data: Vec<Value> = seen.map(|(id, name, entry)| model(id, name, entry)).collect();
     answer(StatusCode::OK, &json!({ "object": "list", "data": data }))
 }
 

@@ -118,6 +118,17 @@ pub fn explain(settings: &Settings) -> Explanation {
     values.add("proxy.first_byte", shown(proxy.first_byte), "default");
     values.add("proxy.idle", shown(proxy.idle), "default");
     values.add("proxy.connections", proxy.connections.to_string(), "default");
+    if !proxy.keys.is_empty() {
+        let keys: Vec<String> = proxy
+            .keys
+            .iter()
+            .map(|key| match &key.models {
+                Some(models) => format!("{} ({})", key.name, models.join(", ")),
+                None => key.name.clone(),
+            })
+            .collect();
+        values.add("proxy.keys", keys.join(", "), "");
+    }
     values.add("ports.range", format!("{}-{}", settings.ports.first, settings.ports.last), "default");
     for policy in settings.policies.values() {
         if let Some(source) = &policy.source {

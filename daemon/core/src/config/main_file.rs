@@ -10,10 +10,11 @@ use toml::Spanned;
 use super::error::ConfigError;
 use super::reader::{Reader, Table};
 use super::{
-    API_PORT, Boot, Deadlines, Health, PROXY_PORT, PortRange, Proxy, Restart, Settings, SourceFile,
-    UnknownName,
+    API_PORT, Boot, ClientKey, Deadlines, Health, PROXY_PORT, PortRange, Proxy, Restart, Settings,
+    SourceFile, UnknownName,
 };
 use crate::bytes::Bytes;
+use crate::proxy::KeyHash;
 
 /// Kept free on each GPU for what no declaration holds: kernels and workspaces that CUDA loads at first use,
 /// allocators that round up to their blocks, a desktop that opens a window. A judgement, not a measurement:
@@ -69,6 +70,7 @@ fn proxy_defaults() -> Proxy {
         first_byte: Duration::from_mins(30),
         idle: Duration::from_mins(10),
         connections: 4096,
+        keys: Vec::new(),
     }
 }
 
@@ -137,6 +139,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
     }
     let found = reader.finish();
     settings.declared = found.declared;
+    settings.warnings = found.warnings;
     (settings, found.errors)
 }
 
@@ -189,6 +192,31 @@ fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, proxy: &mut Proxy) {
     proxy.queue = table.whole("queue", 1..=100_000, whole).map_or(proxy.queue, Spanned::into_inner);
     proxy.connections =
         table.whole("connections", 1..=100_000, whole).map_or(proxy.connections, Spanned::into_inner);
+    for (name, mut key) in table.tables("keys") {
+        let hash = key.parsed::<KeyHash>("sha256", "the SHA-256 of a key; `berthctl key` makes one");
+        let models = key.strings("models", "an array of models' names");
+        if hash.is_none() && !key.has("sha256") {
+            reader.error(
+                format!("the key `{}` has no `sha256`", name.get_ref()),
+                &name.span(),
+                "`berthctl key` makes one",
+            );
+        }
+        let models = models.map(|models| models.into_inner().into_iter().map(Spanned::into_inner).collect());
+        if let Some(hash) = hash {
+            proxy.keys.push(ClientKey { name: name.get_ref().clone(), hash: hash.into_inner(), models });
+        }
+        key.finish();
+    }
+    if let Some(span) = table.span("listen")
+        && let Some(address) = proxy.listen.iter().find(|address| !address.ip().is_loopback())
+        && proxy.keys.is_empty()
+    {
+        let label = "other machines reach it";
+        let place = reader.place(&span, label);
+        let message = format!("whoever reaches {address} may ask every model");
+        reader.warn(ConfigError::new(message, place).help("`berthctl key NAME` makes a key for a client"));
+    }
     proxy.wait = table.duration("wait").unwrap_or(proxy.wait);
     proxy.first_byte = table.duration("first_byte").unwrap_or(proxy.first_byte);
     proxy.idle = table.duration("idle").unwrap_or(proxy.idle);

@@ -104,6 +104,17 @@ fn the_clients_address() {
     let proxy = proxy.unwrap().proxy;
     assert_eq!(proxy.listen, ["192.168.1.5:8010".parse().unwrap(), "[::1]:8010".parse().unwrap()]);
     assert_eq!((proxy.unknown, proxy.body), (UnknownName::Default, Bytes::mib(1024)));
+    let open = "[proxy]\nlisten = [\"0.0.0.0:8010\"]\n";
+    let warnings = load(open).unwrap().warnings;
+    assert_eq!(warnings[0].message(), "whoever reaches 0.0.0.0:8010 may ask every model");
+    let hash = "a".repeat(64);
+    let keyed = load(&format!("{open}[proxy.keys.frank]\nsha256 = \"{hash}\"\nmodels = [\"a\"]\n")).unwrap();
+    assert!(keyed.warnings.is_empty());
+    let key = &keyed.proxy.keys[0];
+    assert_eq!(
+        (key.name.as_str(), key.hash.to_string(), key.models.as_deref()),
+        ("frank", hash, Some(&["a".to_owned()][..]))
+    );
     assert!(load("[proxy]\nlisten = []\n").unwrap().proxy.listen.is_empty());
     for (toml, says) in [
         ("listen = \"127.0.0.1:8010\"", "`proxy.listen` must be addresses with ports"),
@@ -114,6 +125,9 @@ fn the_clients_address() {
         ("unknown = \"any\"", "`proxy.unknown` must be one of \"refuse\", \"default\""),
         ("queue = 0", "`proxy.queue` must be a whole number from 1 to 100000"),
         ("port = 8010", "unknown key `proxy.port`"),
+        ("keys.a = {}", "the key `a` has no `sha256`"),
+        ("keys.a = { sha256 = \"secret\" }", "`proxy.keys.a.sha256` must be the SHA-256 of a key"),
+        ("keys.a = { sha256 = 1, model = [] }", "unknown key `proxy.keys.a.model`"),
     ] {
         let errors = load(&format!("[proxy]\n{toml}\n")).unwrap_err();
         let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");

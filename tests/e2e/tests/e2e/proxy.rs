@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use berth_core::config::PROXY_PORT;
+use berth_core::proxy::KeyHash;
 use berth_core::report::{Outcome, Step, StepState};
 
 use berth_tests::{
@@ -368,4 +369,30 @@ fn another_protocol_is_passed_on() {
     let stopped = berth.change(&["stop", "mirror"]).with_code(0);
     let drained = stopped.swap().steps.iter().find(|step| step.step == Step::Drained).unwrap();
     assert_eq!(drained.state, StepState::Skipped, "{drained:?}");
+}
+
+/// Who has a key is answered, for what it opens.
+#[test]
+fn keys_open_what_they_name() {
+    let (frank, agent) = (KeyHash::of(b"key-of-frank"), KeyHash::of(b"key-of-agent"));
+    let keys = format!(
+        "[proxy.keys.frank]\nsha256 = \"{frank}\"\n[proxy.keys.agent]\nsha256 = \"{agent}\"\nmodels = [\"lone\"]\n"
+    );
+    let berth = Berth::builder().main(&keys).fake("aeon", EACH, &[]).fake("lone", EACH, &[]).boot();
+    berth.switch("aeon");
+    let get = |path: &str, header: &str| berth.says(&format!("GET {path} HTTP/1.0\r\n{header}\r\n"));
+    let (status, code, text) = error(&berth.completes("aeon"));
+    assert_eq!((status, code.as_str()), (401, "missing_api_key"), "{text}");
+    assert_eq!(error(&get("/v1/models", "Authorization: Bearer no\r\n")).1, "invalid_api_key");
+    assert_eq!(answered_by(&get("/upstream/aeon/health", "Authorization: Bearer key-of-frank\r\n")), "aeon");
+    assert_eq!(answered_by(&get("/upstream/aeon/health", "x-api-key: key-of-frank\r\n")), "aeon");
+    let agent = "Authorization: Bearer key-of-agent\r\n";
+    let (status, code, text) = error(&get("/upstream/aeon/health", agent));
+    assert_eq!((status, code.as_str()), (403, "model_not_allowed"), "{text}");
+    assert_eq!(error(&get("/upstream/lone/health", agent)).1, "model_not_loaded");
+    let models: Value = serde_json::from_str(&get("/v1/models", agent).body).unwrap();
+    assert_eq!(models["data"].as_array().unwrap().len(), 1, "{models}");
+    for secret in ["key-of-frank", "key-of-agent", "Bearer no"] {
+        assert!(!berth.journal("berthd.service").contains(secret));
+    }
 }

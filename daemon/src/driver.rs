@@ -223,6 +223,7 @@ impl Driver {
     /// Serves messages until it is told to quit. Models go on serving after that.
     pub async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
         self.record();
+        self.name_all();
         for model in self.state.claims.keys() {
             self.hands.reference(model);
         }

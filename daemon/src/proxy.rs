@@ -228,14 +228,11 @@ impl Proxy {
             Route::Models if reads => Ok(reply::models(&self.directory(), may).map(Answer::Own)),
             Route::Model(id) if reads => {
                 let (directory, id) = (self.directory(), decoded(id));
-                match directory.verdict(&id) {
-                    Verdict::Refused(refused) if refused.status == 404 => Err(refused),
-                    _ => {
-                        may.ask(&directory, &id)?;
-                        reply::one(&directory, &id)
-                            .map(|one| one.map(Answer::Own))
-                            .ok_or_else(|| not_found(path))
-                    }
+                may.ask(&directory, &id)?;
+                match (reply::one(&directory, &id), directory.verdict(&id)) {
+                    (Some(one), _) => Ok(one.map(Answer::Own)),
+                    (None, Verdict::Refused(refused)) => Err(refused),
+                    (None, _) => Err(not_found(path)),
                 }
             }
             Route::Models | Route::Model(_) => {

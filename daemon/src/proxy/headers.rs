@@ -2,12 +2,14 @@
 
 use hyper::HeaderMap;
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 
-const HOP_BY_HOP: [HeaderName; 9] = [
+/// `Expect` is answered here, where the body is read.
+const HOP_BY_HOP: [HeaderName; 10] = [
     CONNECTION,
+    EXPECT,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     PROXY_AUTHENTICATE,
@@ -72,6 +74,7 @@ mod tests {
             ("x-other", "1"),
             ("keep-alive", "timeout=5"),
             ("te", "trailers"),
+            ("expect", "100-continue"),
             ("upgrade", "websocket"),
             ("proxy-authorization", "Basic x"),
             ("content-length", "5"),

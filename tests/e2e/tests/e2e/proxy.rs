@@ -390,6 +390,12 @@ fn keys_open_what_they_name() {
     let (status, code, text) = error(&get("/upstream/aeon/health", agent));
     assert_eq!((status, code.as_str()), (403, "model_not_allowed"), "{text}");
     assert_eq!(error(&get("/upstream/lone/health", agent)).1, "model_not_loaded");
+    // It learns of no others either.
+    for path in ["/v1/models/nobody", "/v1/models/aeon", "/upstream/nobody/x"] {
+        let (status, code, text) = error(&get(path, agent));
+        assert_eq!((status, code.as_str()), (403, "model_not_allowed"), "{path}");
+        assert_eq!(text, "the key of agent may ask for: lone");
+    }
     let models: Value = serde_json::from_str(&get("/v1/models", agent).body).unwrap();
     assert_eq!(models["data"].as_array().unwrap().len(), 1, "{models}");
     for secret in ["key-of-frank", "key-of-agent", "Bearer no"] {

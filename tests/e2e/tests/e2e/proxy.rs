@@ -166,13 +166,18 @@ fn a_switch_lets_answers_end() {
     berth.assert_no_failed_allocation();
 }
 
-/// No connection is refused while berthd is away.
+/// No connection is refused while berthd is away. Answers that were under way are cut off, each seen as that.
 #[test]
 fn clients_connect_while_berthd_restarts() {
-    let berth = Berth::builder().fake("aeon", EACH, &[]).boot();
+    let berth = Berth::builder().fake("aeon", EACH, &["--token-delay", "20ms"]).boot();
     berth.switch("aeon");
     let pid1 = berth.pid1().unwrap();
+    let run = berth.run_of("aeon");
     for round in 0..3 {
+        let streams: Vec<_> = (0..32).map(|_| Streamed::of(pid1, PROXY_PORT, "default").unwrap()).collect();
+        for stream in &streams {
+            stream.goes_on().unwrap();
+        }
         _ = berth.systemctl(&["kill", "--signal=KILL", "berthd.service"]).with_code(0);
         let asked: Vec<_> = (0..32)
             .map(|_| {
@@ -186,7 +191,32 @@ fn clients_connect_while_berthd_restarts() {
             let answer = answer.join().unwrap().unwrap();
             assert_eq!(answered_by(&answer), "aeon", "round {round}");
         }
+        for stream in streams {
+            let end = stream.goes_on().and_then(|()| stream.goes_on()).unwrap_err().to_string();
+            assert!(end.contains("ended after") || end.contains("cut after"), "round {round}: {end}");
+        }
+        assert_eq!(berth.run_of("aeon"), run, "round {round}");
     }
+}
+
+/// An address of a network that comes up later.
+#[test]
+fn an_address_may_appear_later() {
+    let main = "[proxy]\nlisten = [\"127.0.0.1:8010\", \"10.99.0.1:8010\", \"[fd00:99::1]:8010\"]\n";
+    let berth = Berth::builder().main(main).fake("aeon", EACH, &[]).boot();
+    let asks = |address: &str| {
+        let script = format!(
+            "import urllib.request as r; print(r.urlopen('http://{address}/v1/models', timeout=5).status)"
+        );
+        berth.run(None, &["python3", "-c", &script])
+    };
+    assert_eq!(asks("127.0.0.1:8010").with_code(0).stdout.trim(), "200");
+    for (address, network) in [("10.99.0.1:8010", "10.99.0.1/32"), ("[fd00:99::1]:8010", "fd00:99::1/128")] {
+        assert_eq!(asks(address).code, 1, "{address} is there already");
+        _ = berth.run(None, &["ip", "addr", "add", network, "dev", "lo"]).with_code(0);
+        assert_eq!(asks(address).with_code(0).stdout.trim(), "200");
+    }
+    assert!(berth.status().problems.is_empty());
 }
 
 /// The libraries that clients use, against the real server behind the proxy.

@@ -130,7 +130,7 @@ pub struct Settings {
 pub struct Deadlines {
     /// For answers that are under way, before the model is stopped.
     pub drain: Duration,
-    /// From `StopUnit` until berthd kills what is left.
+    /// From when systemd begins to stop it until berthd kills what is left.
     pub stop: Duration,
     /// From the last process's end until memory must be proved free.
     pub release: Duration,

@@ -431,16 +431,14 @@ impl Swap {
 
     /// There was nothing to do in this step.
     fn passed(&mut self, step: Step) {
-        let (model, state) = (self.plan.model.clone(), StepState::Skipped);
-        let detail = String::new();
         self.summary.steps.push(StepReport {
             step,
-            state,
+            state: StepState::Skipped,
             rollback: false,
-            model,
+            model: self.plan.model.clone(),
             elapsed_ms: 0,
             expected_ms: None,
-            detail,
+            detail: String::new(),
         });
     }
 

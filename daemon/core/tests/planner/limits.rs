@@ -62,11 +62,21 @@ fn ran(machine: &mut Machine, start: &Start, peak: Bytes) {
     machine.state.learned.insert(start.model.clone(), vec![way]);
 }
 
+/// What comes back after a reboot, where all of these are home.
+fn brought_back(gpus: usize, declared: &[(String, String)]) -> plan::Restoration {
+    let declared: Vec<(&str, &str)> =
+        declared.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let mut machine = Machine::bare(gpus);
+    machine.settings = settings(&declared);
+    machine.state.home =
+        Home { models: declared.iter().map(|(text, _)| name(text)).collect(), default: None };
+    plan::restore(&machine.settings, &machine.facts, &machine.state, &HeldBack::default())
+}
+
 /// After a reboot, with more models than a search through all their places could ever end with.
 #[test]
 fn many_models_of_home_are_brought_back_although_one_fits_nowhere() {
     for (gpus, small) in [(2, 12), (4, 8), (8, 8)] {
-        let mut machine = Machine::bare(gpus);
         let mut declared: Vec<(String, String)> = (0..small)
             .map(|number| {
                 let port = 9100 + number;
@@ -77,12 +87,7 @@ fn many_models_of_home_are_brought_back_although_one_fits_nowhere() {
             .collect();
         let big = "cmd = \"serve\"\nport = 9000\n[memory]\ngpu = \"900 GiB\"\n";
         declared.push(("big".to_owned(), big.to_owned()));
-        let declared: Vec<(&str, &str)> =
-            declared.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
-        machine.settings = settings(&declared);
-        machine.state.home =
-            Home { models: declared.iter().map(|(text, _)| name(text)).collect(), default: None };
-        let back = plan::restore(&machine.settings, &machine.facts, &machine.state, &HeldBack::default());
+        let back = brought_back(gpus, &declared);
         assert_eq!(back.plan.unwrap().starts[0].model, name("s0"));
         assert!(back.refused.contains_key(&name("big")));
     }
@@ -91,19 +96,13 @@ fn many_models_of_home_are_brought_back_although_one_fits_nowhere() {
 /// The same where all fit one by one and only together they don't.
 #[test]
 fn a_search_that_would_not_end_gives_way_to_one_after_the_other() {
-    let mut machine = Machine::bare(8);
     let declared: Vec<(String, String)> = (0..9)
         .map(|number| {
             let port = 9100 + number;
             (format!("m{number}"), format!("cmd = \"serve\"\nport = {port}\n[memory]\ngpu = \"15 GiB\"\n"))
         })
         .collect();
-    let declared: Vec<(&str, &str)> =
-        declared.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
-    machine.settings = settings(&declared);
-    machine.state.home =
-        Home { models: declared.iter().map(|(text, _)| name(text)).collect(), default: None };
-    let back = plan::restore(&machine.settings, &machine.facts, &machine.state, &HeldBack::default());
+    let back = brought_back(8, &declared);
     assert_eq!(back.plan.unwrap().starts[0].model, name("m0"));
 }
 

@@ -383,16 +383,20 @@ impl Swap {
         world.state.intent = Some(self.plan.clone());
         actions.push(Action::Say(What::SwapBegan { swap: self.summary.clone() }));
         let stops = self.plan.stops.clone();
-        if matches!(self.plan.verb, Verb::Stop | Verb::StopAll) {
-            // Should berthd die now, or memory come back late: what an operator stops stays stopped.
-            self.before = Some((world.state.home.clone(), world.state.previous.clone()));
-            world.state.home = self.plan.home.clone();
-            for model in stops.iter().chain(&self.plan.model) {
-                let stopped = Stopped { at_ms: world.now_ms, by_hand: false };
-                world.state.stopped.insert(model.clone(), stopped);
-            }
-        }
         self.drain(world, stops, actions);
+    }
+
+    /// From here on it is under way: should berthd die, or memory come back late, what an operator stops stays stopped.
+    fn take_stops(&mut self, world: &mut World) {
+        if !matches!(self.plan.verb, Verb::Stop | Verb::StopAll) {
+            return;
+        }
+        self.before = Some((world.state.home.clone(), world.state.previous.clone()));
+        world.state.home = self.plan.home.clone();
+        for model in self.plan.stops.iter().chain(&self.plan.model) {
+            let stopped = Stopped { at_ms: world.now_ms, by_hand: false };
+            world.state.stopped.insert(model.clone(), stopped);
+        }
     }
 
     fn resume(&mut self, world: &mut World, actions: &mut Vec<Action>) {

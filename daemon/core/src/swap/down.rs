@@ -16,6 +16,7 @@ impl Swap {
     pub(super) fn drain(&mut self, world: &mut World, stops: Vec<ModelName>, actions: &mut Vec<Action>) {
         if stops.is_empty() {
             self.passed(Step::Drained);
+            self.take_stops(world);
             return self.start(world, Direction::Forward, 0, actions);
         }
         let deadline = world.now + longest(world, &stops, |deadlines| deadlines.drain);
@@ -44,6 +45,7 @@ impl Swap {
                 self.ended_step(world, StepState::Done, detail, actions);
             }
         }
+        self.take_stops(world);
         self.stop(world, Direction::Forward, stops, actions);
     }
 

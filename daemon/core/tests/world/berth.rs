@@ -193,7 +193,6 @@ impl World {
             let home = self.state.home.clone();
             // What an operator stops stays stopped from the first moment, unless nothing could be stopped.
             let stopping = matches!(swap.verb(), Verb::Stop | Verb::StopAll);
-            let beginning = event == Event::Begin;
             let in_flight = &in_flight(self.answering.clone(), self.nature.now);
             let mut world = world(
                 &self.settings,
@@ -209,7 +208,9 @@ impl World {
                     matches!(action, Action::Say(What::SwapEnded { swap })
                         if swap.verb != Verb::Restore && (stopping || swap.outcome == Some(Outcome::Done)))
                 });
-                assert!(ended || stopping && beginning, "home changed without an operator's swap being done");
+                // Not before it is written down, and then at once.
+                let written = actions.contains(&Action::Record { first: true });
+                assert!(ended || stopping && written, "home changed without an operator's swap being done");
             }
             next = self.perform(actions);
         }
@@ -424,7 +425,7 @@ impl World {
     }
 
     /// A write to the ledger that is synced, unless the disk is full.
-    fn record(&mut self) {
+    pub(crate) fn record(&mut self) {
         if !self.ledger_fails {
             self.ledger = self.state.clone();
         }

@@ -161,6 +161,26 @@ fn answers_that_are_under_way_end_first() {
     }
 }
 
+/// What berthd dies over while it still waits for an answer has not begun: all is as it was.
+#[test]
+fn nothing_has_begun_while_answers_end() {
+    for (verb, model) in [(Verb::Stop, "aeon"), (Verb::Switch, "genesis")] {
+        let mut world = World::with(2, &["aeon"]);
+        let until = world.nature.now + 5000;
+        world.answering.insert(name("aeon"), until);
+        assert_eq!(world.ask(verb, Some(model)), None);
+        world.wait(1000);
+        assert!(world.busy(), "the answer is waited for");
+        // Whatever else is written down meanwhile.
+        world.record();
+        assert_eq!(world.home(), ["aeon"], "{verb:?}");
+        world.berthd_dies();
+        world.wait(20_000);
+        assert!(!world.busy() && world.nature.ready(&name("aeon")), "{verb:?}");
+        assert_eq!((world.home(), world.nature.ready(&name("genesis"))), (vec!["aeon"], false), "{verb:?}");
+    }
+}
+
 /// The time that a server has to end by itself begins when it is told to.
 #[test]
 fn a_slow_polkit_does_not_get_a_victim_killed() {

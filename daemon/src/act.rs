@@ -11,6 +11,7 @@ use berth_core::backend::{self, Failure};
 use berth_core::config::{BackendKind, Model, Settings};
 use berth_core::name::ModelName;
 use berth_core::plan::Start;
+use berth_core::report::{Request, Verb};
 use berth_core::swap::Event;
 use berth_core::upkeep::End;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio::time::Instant;
 use crate::driver::Message;
 use crate::fault;
 use crate::journal::{self, Tail};
-use crate::preflight;
+use crate::preflight::{self, Looker};
 use crate::probe::{self, Probe, ProbeTarget};
 use crate::systemd::{Job, Property, Systemd, SystemdError};
 use crate::ticket::Tickets;
@@ -52,6 +53,7 @@ pub struct Hands {
     pub tickets: Arc<Tickets>,
     /// What was declared.
     pub settings: Arc<Settings>,
+    looker: Looker,
     /// Where events go.
     pub driver: mpsc::Sender<Message>,
     /// Starts and stops, which reach systemd in the order in which they were asked for.
@@ -65,14 +67,10 @@ enum UnitJob {
 
 impl Hands {
     /// Hands that are ready to act.
-    pub fn new(
-        systemd: Systemd,
-        tickets: Tickets,
-        settings: Arc<Settings>,
-        driver: mpsc::Sender<Message>,
-    ) -> Self {
+    pub fn new(looker: Looker, tickets: Tickets, driver: mpsc::Sender<Message>) -> Self {
         let (units, mut jobs) = mpsc::unbounded_channel();
-        let hands = Self { systemd, tickets: Arc::new(tickets), settings, driver, units };
+        let (systemd, settings) = (looker.systemd.clone(), Arc::clone(&looker.settings));
+        let hands = Self { systemd, tickets: Arc::new(tickets), settings, looker, driver, units };
         let queueing = hands.clone();
         tokio::spawn(async move {
             while let Some(job) = jobs.recv().await {
@@ -107,6 +105,18 @@ impl Hands {
             if let Err(error) = hands.systemd.kill(&model, nix::libc::SIGKILL).await {
                 tracing::warn!(%model, %error, "the unit can't be killed");
             }
+        });
+    }
+
+    /// Looks up what decides whether this model can be loaded; the driver is told.
+    pub fn look_for_load(&self, model: &ModelName) {
+        let (hands, model) = (self.clone(), model.clone());
+        tokio::spawn(async move {
+            let name = Some(model.to_string());
+            let request = Request { verb: Verb::Load, model: name, set: BTreeMap::new() };
+            let looked = hands.looker.look(&request).await;
+            // The driver ends last.
+            _ = hands.driver.send(Message::Load(model, Box::new(looked))).await;
         });
     }
 

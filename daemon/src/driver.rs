@@ -1,11 +1,12 @@
 //! The driver: the one task that owns the state. Everybody else sends it messages.
 //!
-//! It lets core decide, for an operator (`decide`) and by itself (`upkeep`), tells people (`show`), and lets `act`
+//! It lets core decide, for an operator (`decide`), for clients (`load`) and by itself (`upkeep`), tells people (`show`), and lets `act`
 //! perform what comes of it. It waits for nothing but messages and the ledger's fsync.
 
 mod decide;
 mod device;
 mod health;
+mod load;
 mod repair;
 mod show;
 mod unnamed;
@@ -20,11 +21,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_core::config::Settings;
-use berth_core::facts::{Cpu, Facts, FileFacts, Gpu, Known, Moment, Preflight, Unit};
+use berth_core::facts::{Cpu, Facts, FileFacts, Gpu, Known, Moment, Unit};
 use berth_core::health::Verdict;
 use berth_core::name::ModelName;
 use berth_core::plan::Plan;
-use berth_core::proxy::Directory;
+use berth_core::proxy::{Directory, Turns};
 use berth_core::release::Proofs;
 use berth_core::report::{
     Accepted, Actor, Cleared, Outcome, PlanReport, Refusal, Repaired, Request, Status, SwapSummary, What,
@@ -46,12 +47,15 @@ use crate::health::Checking;
 use crate::ledger::{Ledger, LedgerError};
 use crate::nvml::Xid;
 use crate::observe::Order;
+use crate::preflight::Looked;
 use crate::proc::{host_memory, monotonic_now};
 use crate::proxy::{Names, Traffic};
 
 /// Between two looks at deadlines while a swap is under way, and otherwise.
 const TICK: Duration = Duration::from_millis(100);
 const IDLE_TICK: Duration = Duration::from_secs(1);
+/// Between two looks at what clients do: with many requests in a second each ends some model's last answer.
+const NEWS: Duration = Duration::from_millis(5);
 /// Between two signs of life to systemd, unless its watchdog is set so short that it needs more.
 const WATCHDOG: Duration = Duration::from_secs(5);
 /// A unit is told to stop, again where the bus was away, and its job waited for, this much longer than it has to end by
@@ -91,6 +95,8 @@ pub enum Message {
     },
     /// An operator asks, with what was looked up for it.
     Decide(Box<Decide>),
+    /// What was looked up for a model that clients wait for.
+    Load(ModelName, Box<Looked>),
     /// The driver of the GPUs reported an Xid.
     Xid(Xid),
     /// An operator takes this GPU as it is.
@@ -113,16 +119,8 @@ pub struct Decide {
     pub request: Request,
     /// Who asks; None for a dry run.
     pub by: Option<Actor>,
-    /// The GPUs, read for this; None once the driver has taken them over.
-    pub gpus: Option<Known<Vec<Gpu>>>,
-    /// The units; None where systemd did not answer, likewise.
-    pub units: Option<BTreeMap<ModelName, Unit>>,
-    /// What is known of files now.
-    pub files: BTreeMap<PathBuf, FileFacts>,
-    /// Files and ports.
-    pub preflight: BTreeMap<ModelName, Preflight>,
-    /// When the looking began.
-    pub began: Moment,
+    /// What was looked up.
+    pub looked: Looked,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Answer>,
 }
@@ -155,6 +153,9 @@ pub struct Driver {
     swap: Option<Swap>,
     probes: Probes,
     upkeep: Upkeep,
+    /// What is loaded next for clients, and whether that is being looked up.
+    turns: Turns,
+    looking: bool,
     checking: watch::Sender<Checking>,
     /// A request that waits for berthd's own swap to give way.
     waiting: Option<Decide>,
@@ -207,6 +208,8 @@ impl Driver {
             swap: None,
             probes: Probes::default(),
             upkeep,
+            turns: Turns::default(),
+            looking: false,
             waiting: None,
             names: watch::Sender::new(None),
             traffic: Traffic::default(),
@@ -227,7 +230,7 @@ impl Driver {
         for model in self.state.claims.keys() {
             self.hands.reference(model);
         }
-        let mut alive_at = Instant::now();
+        let (mut alive_at, mut heard_at) = (Instant::now(), Instant::now());
         let alive_every = sd_notify::watchdog_enabled().map_or(WATCHDOG, |within| WATCHDOG.min(within / 3));
         loop {
             let pause = if self.swap.is_some() { TICK } else { IDLE_TICK };
@@ -237,8 +240,11 @@ impl Driver {
                     None | Some(Message::Quit) => return,
                     Some(message) => self.take(message),
                 },
-                () = self.traffic.idle() => self.step(Event::Tick),
-                () = sleep_until(next) => self.step(Event::Tick),
+                () = news(&self.traffic, heard_at + NEWS) => {
+                    heard_at = Instant::now();
+                    self.tick();
+                }
+                () = sleep_until(next) => self.tick(),
             }
             if alive_at.elapsed() >= alive_every {
                 alive_at = Instant::now();
@@ -295,6 +301,7 @@ impl Driver {
                 self.decide(*decide);
                 self.keep_unnamed(None);
             }
+            Message::Load(model, looked) => self.load(&model, *looked),
             Message::Repair(reply) => {
                 let done = self.repair();
                 // Whether the asker still listens changes nothing.
@@ -455,19 +462,20 @@ impl Driver {
             "swap ended"
         );
         let deeds = self.with_world(|upkeep, world| upkeep.ended(world, swap));
+        self.load_ended(swap);
         self.fulfil(deeds);
         self.keep_unnamed(None);
     }
 
     /// Lets core look at the present state of things, and change what is its to change.
     fn with_world<T>(&mut self, decide: impl FnOnce(&mut Upkeep, &mut World) -> T) -> T {
-        let traffic = &self.traffic;
+        let clients = self.traffic.clients();
         let mut world = World {
             settings: &self.settings,
             facts: &self.facts,
             state: &mut self.state,
             proofs: &mut self.proofs,
-            in_flight: &|model| traffic.under_way(model),
+            clients: &clients,
             now: monotonic_now(),
             now_ms: now_ms(),
         };
@@ -486,6 +494,12 @@ impl Driver {
         }
         error.map(|error| error.to_string())
     }
+}
+
+/// Comes back at news of clients, not before `at`.
+async fn news(traffic: &Traffic, at: Instant) {
+    sleep_until(at).await;
+    traffic.news().await;
 }
 
 /// The wall clock in milliseconds since 1970.

@@ -35,13 +35,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::driver::{Answer, Decide, Message, refusal};
 use crate::events::Events;
-use crate::files::Files;
 use crate::journal;
-use crate::nvml::Nvml;
-use crate::observe;
-use crate::preflight::{self, LOOK_UP};
-use crate::proc::monotonic_now;
-use crate::systemd::Systemd;
+use crate::preflight::Looker;
 
 /// How long a decision may take: what berthd does by itself has to be given up first.
 const DECISION: Duration = Duration::from_secs(180);
@@ -60,12 +55,8 @@ pub struct Api {
     pub driver: mpsc::Sender<Message>,
     /// What happened.
     pub events: Events,
-    /// Read afresh for each decision.
-    pub nvml: Nvml,
-    /// Likewise.
-    pub systemd: Systemd,
-    /// Likewise.
-    pub files: Files,
+    /// Looks up what each decision needs.
+    pub looker: Looker,
     /// What was declared.
     pub settings: Arc<Settings>,
 }
@@ -376,21 +367,9 @@ impl Api {
 
     /// Looks up what a decision needs, outside the driver, and has it decided.
     async fn decide(&self, request: Request, by: Option<Actor>) -> Option<Answer> {
-        let began = monotonic_now();
-        let fresh = observe::fresh(&self.nvml, &self.systemd).await;
-        let (settings, asked) = (Arc::clone(&self.settings), request.clone());
-        let groups = fresh.control_groups;
-        let looked = tokio::task::spawn_blocking(move || preflight::look(&settings, &asked, &groups));
-        let preflight = match tokio::time::timeout(LOOK_UP, looked).await {
-            Ok(Ok(preflight)) => preflight,
-            // Its file system hangs: the model's server would, too.
-            _ => preflight::hung(&self.settings, &request, LOOK_UP),
-        };
-        let models = preflight::asked(&self.settings, &request).cloned().collect();
-        let files = self.files.look(models).await;
-        let (gpus, units) = (Some(fresh.gpus), fresh.units);
+        let looked = self.looker.look(&request).await;
         let (reply, answer) = oneshot::channel();
-        let decide = Decide { request, by, gpus, units, files, preflight, began, reply };
+        let decide = Decide { request, by, looked, reply };
         self.driver.send(Message::Decide(Box::new(decide))).await.ok()?;
         tokio::time::timeout(DECISION, answer).await.ok()?.ok()
     }

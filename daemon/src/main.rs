@@ -18,6 +18,7 @@ use berthd::http::{self, Api};
 use berthd::ledger::Ledger;
 use berthd::nvml::Nvml;
 use berthd::observe::{self, Order};
+use berthd::preflight::Looker;
 use berthd::proc::{host_memory, monotonic_now};
 use berthd::proxy;
 use berthd::rivals;
@@ -155,14 +156,19 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
     let (to_driver, messages) = mpsc::channel(256);
     let (order, orders) = watch::channel(Order::Idle);
     let events = Events::new(now_ms());
-    let hands = Hands::new(systemd.clone(), tickets, Arc::clone(&settings), to_driver.clone());
+    let looker = Looker {
+        nvml: nvml.clone(),
+        systemd: systemd.clone(),
+        files: files.clone(),
+        settings: Arc::clone(&settings),
+    };
+    let hands = Hands::new(looker.clone(), tickets, to_driver.clone());
     let listener = http::bind(&args.run.join("berth.sock")).context("the control socket can't be made")?;
     let driver = Driver::new(hands, ledger, events.clone(), order, state, facts, boot.trim());
-    observe::spawn(nvml.clone(), systemd.clone(), orders, to_driver.clone());
-    rivals::spawn(systemd.clone(), to_driver.clone());
-    files::spawn(files.clone(), Arc::clone(&settings), to_driver.clone());
-    let api =
-        Api { driver: to_driver.clone(), events, nvml, systemd, files, settings: Arc::clone(&settings) };
+    observe::spawn(nvml, systemd.clone(), orders, to_driver.clone());
+    rivals::spawn(systemd, to_driver.clone());
+    files::spawn(files, Arc::clone(&settings), to_driver.clone());
+    let api = Api { driver: to_driver.clone(), events, looker, settings: Arc::clone(&settings) };
     let server = tokio::spawn(http::serve(listener, api));
     let (names, traffic) = driver.for_proxy();
     let proxying = proxy::serve(settings.proxy.clone(), names, traffic, to_driver.clone());

@@ -5,15 +5,20 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use berth_core::config::{Model, Settings};
-use berth_core::facts::{Listener, Preflight};
+use berth_core::facts::{FileFacts, Gpu, Known, Listener, Moment, Preflight, Unit};
 use berth_core::name::ModelName;
 use berth_core::report::Request;
 
-use crate::proc;
+use crate::files::Files;
+use crate::nvml::Nvml;
+use crate::observe;
+use crate::proc::{self, monotonic_now};
 use crate::sockets;
+use crate::systemd::Systemd;
 
 /// How long the looking up of files may take: a network file system can hang for minutes.
 pub const LOOK_UP: Duration = Duration::from_secs(10);
@@ -21,8 +26,54 @@ pub const LOOK_UP: Duration = Duration::from_secs(10);
 /// Where a program given by its bare name is looked for; `berth-launch` looks in the same places.
 const SEARCHED: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
 
+/// Looks up what decisions need, outside the driver.
+#[derive(Clone)]
+pub struct Looker {
+    /// The GPUs.
+    pub nvml: Nvml,
+    /// The units.
+    pub systemd: Systemd,
+    /// Models' files.
+    pub files: Files,
+    /// What was declared.
+    pub settings: Arc<Settings>,
+}
+
+/// What was looked up for a decision, just now.
+pub struct Looked {
+    /// The GPUs; None once the driver has taken them over.
+    pub gpus: Option<Known<Vec<Gpu>>>,
+    /// The units; None where systemd did not answer, likewise.
+    pub units: Option<BTreeMap<ModelName, Unit>>,
+    /// What is known of files now.
+    pub files: BTreeMap<PathBuf, FileFacts>,
+    /// Files and ports.
+    pub preflight: BTreeMap<ModelName, Preflight>,
+    /// When the looking began.
+    pub began: Moment,
+}
+
+impl Looker {
+    /// Looks at everything that may decide this request. Answers within some seconds.
+    pub async fn look(&self, request: &Request) -> Looked {
+        let began = monotonic_now();
+        let fresh = observe::fresh(&self.nvml, &self.systemd).await;
+        let (settings, groups) = (Arc::clone(&self.settings), fresh.control_groups);
+        let wanted = request.clone();
+        let looked = tokio::task::spawn_blocking(move || look(&settings, &wanted, &groups));
+        let preflight = match tokio::time::timeout(LOOK_UP, looked).await {
+            Ok(Ok(preflight)) => preflight,
+            // Its file system hangs: the model's server would, too.
+            _ => hung(&self.settings, request, LOOK_UP),
+        };
+        let models = asked(&self.settings, request).cloned().collect();
+        let files = self.files.look(models).await;
+        Looked { gpus: Some(fresh.gpus), units: fresh.units, files, preflight, began }
+    }
+}
+
 /// Looks up the models that a request may start: the one it names, else all. Blocks on the file system.
-pub fn look(
+fn look(
     settings: &Settings,
     request: &Request,
     control_groups: &BTreeMap<ModelName, String>,
@@ -31,7 +82,7 @@ pub fn look(
 }
 
 /// What there is to say when looking did not end within `deadline`.
-pub fn hung(settings: &Settings, request: &Request, deadline: Duration) -> BTreeMap<ModelName, Preflight> {
+fn hung(settings: &Settings, request: &Request, deadline: Duration) -> BTreeMap<ModelName, Preflight> {
     let why = silent(deadline);
     asked(settings, request)
         .map(|model| {
@@ -42,7 +93,7 @@ pub fn hung(settings: &Settings, request: &Request, deadline: Duration) -> BTree
 }
 
 /// The models that a request may start: the one it names, else all.
-pub fn asked<'a>(settings: &'a Settings, request: &'a Request) -> impl Iterator<Item = &'a Model> {
+fn asked<'a>(settings: &'a Settings, request: &'a Request) -> impl Iterator<Item = &'a Model> {
     // What settings are tried with it makes no difference here.
     let asked = request.model.as_deref();
     let asked = asked.map(|name| {

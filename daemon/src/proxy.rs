@@ -192,7 +192,7 @@ impl Proxy {
         _ = stream.set_nodelay(true);
         let service = service_fn(|request| {
             let proxy = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(proxy.answer(request).await) }
+            async move { Ok::<_, Infallible>(proxy.answer(request, client).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -205,11 +205,11 @@ impl Proxy {
         }
     }
 
-    async fn answer(&self, mut request: Request<Incoming>) -> Response<Answer> {
+    async fn answer(&self, mut request: Request<Incoming>, client: SocketAddr) -> Response<Answer> {
         let path = request.uri().path().to_owned();
         let route = route(&path);
         let dialect = if let Route::Ask(dialect) = route { dialect } else { Dialect::OpenAi };
-        let answer = match keys::take(&self.settings.keys, request.headers_mut()) {
+        let answer = match keys::take(&self.settings.keys, request.headers_mut(), client.ip()) {
             Ok(may) => self.routed(request, &path, &route, may).await,
             Err(refused) => Err(refused),
         };
@@ -330,10 +330,14 @@ impl Proxy {
                 }
                 Verdict::Refused(refused) => return Err(refused),
                 Verdict::Wait(model) => model,
+                Verdict::Load(model) => {
+                    may.load(model)?;
+                    model
+                }
             };
             if waiting.as_ref().is_none_or(|waits| waits.counted.model() != model) {
                 let most = self.settings.queue as usize;
-                let Some(counted) = self.traffic.wait(model, most) else {
+                let Some(counted) = self.traffic.wait(model, &may.who(), most) else {
                     let why = format!("{most} requests wait for {model} already");
                     return Err(directory.give_up(model, 429, "queue_full", &why));
                 };

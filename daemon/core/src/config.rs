@@ -111,6 +111,8 @@ pub struct Settings {
     pub health: Health,
     /// The clients' one address.
     pub proxy: Proxy,
+    /// How models are loaded because a client asks, where a model does not say otherwise.
+    pub guests: Guests,
     /// How models may be placed, by name: those that ship with Berth and those of `policies.d`.
     pub policies: BTreeMap<String, Policy>,
     /// What is allowed and known to hurt.
@@ -175,6 +177,38 @@ pub struct Health {
     pub busy: Duration,
 }
 
+/// How a model is loaded because a client asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Guests {
+    /// At whose expense.
+    pub on_demand: OnDemand,
+    /// How long it may go without a request before home returns, from when it was ready or answered last.
+    pub idle: Duration,
+}
+
+/// At whose expense a model is loaded that a client asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDemand {
+    /// Only where home keeps its place; other guests give way.
+    Beside,
+    /// Home gives way too, where the model's policy lets it.
+    Evict,
+    /// It is not loaded.
+    Never,
+}
+
+impl OnDemand {
+    /// As it is declared.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Beside => "beside",
+            Self::Evict => "evict",
+            Self::Never => "never",
+        }
+    }
+}
+
 /// The clients' one address, and what is taken there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Proxy {
@@ -188,6 +222,8 @@ pub struct Proxy {
     pub queue: u32,
     /// How long one may wait for a model that is on its way.
     pub wait: Duration,
+    /// How long a model that others wait for in vain may go on being asked, before they get their turn.
+    pub turn: Duration,
     /// How long a model may take until its answer begins.
     pub first_byte: Duration,
     /// How long an answer, or a request's body, may pause.
@@ -207,6 +243,8 @@ pub struct ClientKey {
     pub hash: KeyHash,
     /// The names of models that it may ask for; None for all.
     pub models: Option<Vec<String>>,
+    /// Whether it may have a model loaded that does not serve.
+    pub loads: bool,
 }
 
 /// What becomes of a request for a name that nobody has.
@@ -274,6 +312,8 @@ pub struct Model {
     pub retired: bool,
     /// Who serves in its place while it can't.
     pub fallback: Option<ModelName>,
+    /// How it is loaded because a client asks for it.
+    pub guests: Guests,
     /// Of what served before, models with a higher one come back first; the policy's where it says nothing.
     pub priority: i32,
     /// How it shows that it serves.

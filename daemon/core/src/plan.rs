@@ -1,11 +1,12 @@
 //! What a request would do: settings + facts + state → a plan or a typed refusal. Nothing is touched here.
 //!
-//! `decide` knows the verbs, `restore` what berthd brings back by itself, `victims` who may have to go, `place` where a
+//! `decide` knows the verbs, `load` what clients ask for, `restore` what berthd brings back by itself, `victims` who may have to go, `place` where a
 //! model fits (`room` what there is, `attempts` what was tried and would fit), `missing` why one of home does not,
 //! `unnamed` which model settings make, `report` how it is shown.
 
 mod attempts;
 mod decide;
+mod load;
 mod missing;
 mod place;
 mod report;
@@ -29,6 +30,7 @@ use crate::state::{Home, Phase, State};
 use crate::tuning::Tuning;
 
 pub use attempts::WouldFit;
+pub use load::{Load, is_loaded_on_demand, load};
 pub use missing::{Missing, missing};
 pub use report::{forecast, report};
 pub use restore::{HeldBack, Restoration, restore};

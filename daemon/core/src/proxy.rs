@@ -4,8 +4,12 @@
 mod directory;
 pub mod finder;
 mod key;
+mod queue;
 mod route;
+mod turns;
 
 pub use directory::{Directory, Entry, Refused, Verdict, Way, directory};
 pub use key::KeyHash;
+pub use queue::{Clients, Queue, Usage};
 pub use route::{Dialect, Route, route};
+pub use turns::Turns;

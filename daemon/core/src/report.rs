@@ -55,9 +55,16 @@ pub enum Verb {
     Retry,
     /// berthd's own: bring home back after a failure or a boot. Refused when a client asks for it.
     Restore,
+    /// berthd's own: load what clients ask for; home stays what it is. Refused when an operator asks for it.
+    Load,
 }
 
 impl Verb {
+    /// Whether it is berthd's own: it changes nothing of what is desired, and gives way to an operator.
+    pub fn is_own(self) -> bool {
+        matches!(self, Self::Restore | Self::Load)
+    }
+
     /// As typed.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -69,6 +76,7 @@ impl Verb {
             Self::Back => "back",
             Self::Retry => "retry",
             Self::Restore => "restore",
+            Self::Load => "load",
         }
     }
 }

@@ -38,6 +38,10 @@ pub struct State {
     pub troubles: BTreeMap<ModelName, Trouble>,
     /// Who serves in whose place: the first in that of the second, which is of home and can't.
     pub stand_ins: BTreeMap<ModelName, ModelName>,
+    /// Models that serve because clients asked for them; never home's.
+    pub guests: BTreeMap<ModelName, Guest>,
+    /// Models of home that gave way to guests.
+    pub displaced: BTreeSet<ModelName>,
     /// When each model was ready last.
     pub served: BTreeMap<ModelName, Served>,
     /// Models that an operator stopped and nobody has started since.
@@ -104,6 +108,15 @@ pub struct Served {
     pub at_ms: u64,
     /// The kernel's boot id then.
     pub boot: String,
+}
+
+/// Why a model that is not of home serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// Since when, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// Who asked for it: a client's key or address.
+    pub cause: String,
 }
 
 /// How a model was stopped.
@@ -248,6 +261,24 @@ impl State {
             self.troubles.remove(&name);
             self.stopped.remove(&name);
         }
+    }
+
+    /// Whether this model of home gave way to guests that are still there: it comes back after them.
+    pub fn is_displaced(&self, model: &ModelName) -> bool {
+        self.displaced.contains(model) && !self.guests.is_empty() && !self.is_resident(model)
+    }
+
+    /// Forgets guests that are gone or have become home's, and that those that serve again or are no longer of home
+    /// gave way. True where there were such.
+    pub fn note_guests(&mut self) -> bool {
+        let (guests, displaced) = (self.guests.len(), self.displaced.len());
+        let mut all = std::mem::take(&mut self.guests);
+        all.retain(|model, _| self.is_resident(model) && !self.home.models.contains(model));
+        self.guests = all;
+        let mut all = std::mem::take(&mut self.displaced);
+        all.retain(|model| self.home.models.contains(model) && !self.is_serving(model));
+        self.displaced = all;
+        (guests, displaced) != (self.guests.len(), self.displaced.len())
     }
 
     /// Why this model is quarantined, if it is.

@@ -113,7 +113,7 @@ pub fn model_state(view: &View, model: &Model) -> ModelState {
         Some(Phase::Ending) => ModelState::Stopping,
         None if model.retired => ModelState::Retired,
         None if view.state.quarantine(name).is_some() => ModelState::Quarantined,
-        None if view.state.home.models.contains(name) => ModelState::Failed,
+        None if view.state.home.models.contains(name) && !view.state.is_displaced(name) => ModelState::Failed,
         None if view.memory.too_big.contains_key(name) => ModelState::TooBig,
         None => ModelState::Off,
     }
@@ -261,6 +261,9 @@ pub fn problems(view: &View) -> Vec<Problem> {
         let serves = view.state.claims.get(name).is_some_and(|claim| claim.phase == Phase::Serving);
         let model = view.settings.models.get(name);
         if serves || model.is_some_and(|model| model.retired) {
+            continue;
+        }
+        if view.state.is_displaced(name) {
             continue;
         }
         if let Some(quarantine) = view.state.quarantine(name) {

@@ -25,6 +25,7 @@ use crate::config::{Deadlines, Settings};
 use crate::facts::{Facts, Moment};
 use crate::name::ModelName;
 use crate::plan::{self, Plan, Start};
+use crate::proxy::{Clients, Usage};
 use crate::release::Proofs;
 use crate::report::{Actor, Step, StepForecast, StepReport, StepState, SwapSummary, Verb, What};
 use crate::state::{Home, Phase, State, Stopped};
@@ -48,8 +49,8 @@ pub struct World<'a> {
     pub state: &'a mut State,
     /// The proofs of release under way.
     pub proofs: &'a mut Proofs,
-    /// How many requests each model answers just now, as far as the proxy knows.
-    pub in_flight: &'a dyn Fn(&ModelName) -> usize,
+    /// What clients want of each model just now, as far as the proxy knows.
+    pub clients: &'a Clients,
     /// Now.
     pub now: Moment,
     /// Now by the wall clock, in milliseconds since 1970; only shown.
@@ -141,6 +142,10 @@ pub struct Swap {
     resumed: bool,
     /// Whether that berthd died over it: what is not ready now is not waited for.
     settling: bool,
+    /// Why it was called off before it was through.
+    called_off: Option<String>,
+    /// Which client a load is for.
+    cause: String,
     /// How far the lives of what is being stopped had come.
     phases: BTreeMap<ModelName, Phase>,
     /// `home` and `previous` as they were before a stop, whose word counts from the beginning.
@@ -254,6 +259,8 @@ impl Swap {
             undo: None,
         };
         let now = world.now;
+        let first = plan.model.as_ref().and_then(|model| world.usage(model)?.first.as_ref());
+        let cause = first.map_or("a client".to_owned(), |(_, who)| who.clone());
         Self {
             plan,
             stage: Stage::Planned,
@@ -261,6 +268,8 @@ impl Swap {
             going_back: false,
             resumed: false,
             settling: false,
+            called_off: None,
+            cause,
             phases: BTreeMap::new(),
             before: None,
             began: now,
@@ -284,6 +293,11 @@ impl Swap {
     /// Whether requests for this model are held back: answers of it that are under way are to end before it is stopped.
     pub fn holds_back(&self, model: &ModelName) -> bool {
         matches!(&self.stage, Stage::Draining { stops, .. } if stops.contains(model))
+    }
+
+    /// Whether it was called off: nothing is wrong with what it was to start.
+    pub fn was_called_off(&self) -> bool {
+        self.called_off.is_some()
     }
 
     /// Whether it waits for answers that are under way.
@@ -332,7 +346,7 @@ impl Swap {
             }
             (_, Event::RecordFailed(why)) => self.not_recorded(world, &why, &mut actions),
             (_, Event::GiveWay(_)) if self.going_back => {}
-            (_, Event::GiveWay(to)) => self.fail(world, format!("it gave way to {to}"), None, &mut actions),
+            (_, Event::GiveWay(to)) => self.call_off(world, format!("it gave way to {to}"), &mut actions),
             (Stage::Draining { .. }, _) => self.draining(world, &mut actions),
             (Stage::Stopping { .. }, Event::StopEnded(model, result)) => {
                 self.stop_ended(world, &model, result, &mut actions);
@@ -384,6 +398,20 @@ impl Swap {
         actions.push(Action::Say(What::SwapBegan { swap: self.summary.clone() }));
         let stops = self.plan.stops.clone();
         self.drain(world, stops, actions);
+    }
+
+    /// Ends it before it is through. What a load for a client has stopped is not started again: it is an operator's to
+    /// say what serves, and where nobody did, home comes back.
+    pub(super) fn call_off(&mut self, world: &mut World, why: String, actions: &mut Vec<Action>) {
+        self.called_off = Some(why.clone());
+        if self.plan.verb == Verb::Load {
+            self.restores.clear();
+            // Memory that is on its way back is waited for.
+            if matches!(self.stage, Stage::Stopping { .. } | Stage::Releasing { .. }) {
+                return;
+            }
+        }
+        self.fail(world, why, None, actions);
     }
 
     /// From here on it is under way: should berthd die, or memory come back late, what an operator stops stays stopped.
@@ -454,6 +482,18 @@ impl Swap {
         step.elapsed_ms = millis(world.now.saturating_sub(self.step_began));
         step.detail = detail;
         actions.push(Action::Say(What::SwapStep { swap: self.summary.id, step: step.clone() }));
+    }
+}
+
+impl World<'_> {
+    /// What clients want of this model; None where nobody ever did.
+    pub fn usage(&self, model: &ModelName) -> Option<&Usage> {
+        self.clients.get(model)
+    }
+
+    /// How many requests it answers.
+    fn under_way(&self, model: &ModelName) -> usize {
+        self.usage(model).map_or(0, |usage| usage.under_way)
     }
 }
 

@@ -12,6 +12,8 @@
 mod adopt;
 mod trouble;
 
+pub(crate) use trouble::pause;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +22,7 @@ use crate::facts::{Active, Moment};
 use crate::host;
 use crate::name::ModelName;
 use crate::plan::{self, HeldBack, Plan, Start};
+use crate::proxy::Usage;
 use crate::report::{ModelState, SwapSummary, Verb, What};
 use crate::state::{During, Phase, State, Stopped};
 use crate::swap::{Event, World};
@@ -83,6 +86,8 @@ pub struct Upkeep {
     undiagnosed: BTreeMap<ModelName, Moment>,
     strays: BTreeMap<ModelName, Stray>,
     looks: BTreeMap<ModelName, Look>,
+    /// Since when each guest serves, as far as this berthd has seen.
+    guests: BTreeMap<ModelName, Moment>,
 }
 
 /// A unit that runs and should not.
@@ -117,11 +122,31 @@ impl Upkeep {
         let mut news = world.state.note_units(world.facts);
         news |= !world.proofs.weigh(world.state, world.facts).is_empty();
         news |= take_over_found(world);
+        news |= world.state.note_guests();
+        self.note_guests(world);
         if news {
             deeds.push(Deed::Record);
         }
         self.stop_strays(world, &mut deeds);
         deeds
+    }
+
+    fn note_guests(&mut self, world: &World) {
+        let guests = world.state.guests.keys().filter(|model| world.state.is_serving(model));
+        self.guests = guests
+            .map(|model| (model.clone(), self.guests.get(model).copied().unwrap_or(world.now)))
+            .collect();
+    }
+
+    /// Guests that nobody has asked for long enough, counted from when they were ready or answered last.
+    fn leaving(&self, world: &World) -> BTreeSet<ModelName> {
+        let leaving = self.guests.iter().filter(|(model, ready)| {
+            let usage = world.usage(model);
+            let used = usage.and_then(|usage| usage.used).unwrap_or_default().max(**ready);
+            let idle = world.settings.models.get(*model).map_or(world.settings.guests, |m| m.guests).idle;
+            !usage.is_some_and(Usage::is_wanted) && world.now.saturating_sub(used) >= idle
+        });
+        leaving.map(|(model, _)| model.clone()).collect()
     }
 
     /// Models in service whose unit went down without berthd: what they hold has to be proved free, and how they
@@ -269,7 +294,7 @@ impl Upkeep {
     /// Which models are not started now, and why; that is kept in `waits`.
     fn held_back(&mut self, world: &World, deeds: &mut Vec<Deed>) -> HeldBack {
         self.waits.clear();
-        let mut held = HeldBack::default();
+        let mut held = HeldBack { leaving: self.leaving(world), ..HeldBack::default() };
         let state = &*world.state;
         // Those that may stand in are not looked up beforehand: their start says what is missing.
         held.waiting.extend(self.undiagnosed.keys().cloned());
@@ -363,7 +388,7 @@ impl Upkeep {
         }
         let mut deeds = Vec::new();
         for (model, why) in &failed {
-            if world.state.is_wanted(model) {
+            if world.state.is_wanted(model) || swap.verb == Verb::Load {
                 deeds.extend(self.failed(world, model, During::Start, (*why).to_owned()));
             }
         }
@@ -371,7 +396,7 @@ impl Upkeep {
         let missed: Vec<ModelName> =
             world.state.home.models.iter().chain(world.state.stand_ins.keys()).cloned().collect();
         for model in missed {
-            let told = failed.iter().any(|(known, _)| **known == model);
+            let told = failed.iter().any(|(known, _)| **known == model) || world.state.is_displaced(&model);
             if !swap.serving.contains(&model) && !told {
                 deeds.extend(self.failed(world, &model, During::Other, reason.clone()));
             }

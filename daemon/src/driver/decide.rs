@@ -1,24 +1,17 @@
 //! What an operator asks for is decided here, by core's planner.
 
 use berth_core::plan::{self, Verdict};
-use berth_core::report::{Accepted, PlanReport, Refusal, SCHEMA, SwapSummary, Verb, Verdict as Said};
+use berth_core::report::{Accepted, PlanReport, Refusal, SCHEMA, SwapSummary, Verdict as Said};
 use berth_core::state::{Phase, State};
 use berth_core::swap::{Event, Swap};
 
 use super::{Answer, Decide, Driver, millis};
+use crate::preflight::Looked;
 use crate::proc::monotonic_now;
 
 impl Driver {
     pub(super) fn decide(&mut self, mut decide: Decide) {
-        // What was observed since counts more: a model that has just come up would be taken for one that is down.
-        if let Some(gpus) = decide.gpus.take().filter(|_| self.gpus_at <= decide.began) {
-            self.facts.gpus = gpus;
-        }
-        if let Some(units) = decide.units.take().filter(|_| self.units_at <= decide.began) {
-            self.facts.units = units;
-        }
-        self.facts.files.clone_from(&decide.files);
-        self.observed();
+        self.take_looked(&mut decide.looked);
         if self.memory.ledger_error.is_some() {
             self.record();
         }
@@ -32,7 +25,7 @@ impl Driver {
         };
         let verdict = match (&self.swap, unrecorded) {
             (_, Some(refused)) => refused,
-            (Some(own), None) if own.verb() == Verb::Restore && self.waiting.is_none() => {
+            (Some(own), None) if own.verb().is_own() && self.waiting.is_none() => {
                 match self.beside_own(&decide, own) {
                     // What an operator asks for comes before what berthd does by itself.
                     BesideOwn::GiveWay => {
@@ -58,7 +51,7 @@ impl Driver {
         let after = self.events.newest();
         match verdict {
             Verdict::Go(go) => {
-                let checked_ms = millis(monotonic_now().saturating_sub(decide.began));
+                let checked_ms = millis(monotonic_now().saturating_sub(decide.looked.began));
                 let swap = Some(self.begin(go, Some(by), checked_ms, Event::Begin));
                 answer(decide, Answer::Accepted(Accepted { schema: SCHEMA, swap, after, plan }));
             }
@@ -69,11 +62,25 @@ impl Driver {
         }
     }
 
-    fn plan(&self, decide: &Decide, state: &State) -> Verdict {
-        if decide.request.verb == Verb::Restore {
-            return refused("bad_request", "`restore` is berthd's own".to_owned(), Vec::new());
+    /// Takes what was looked up for a decision. What was observed since counts more: a model that has just come up would be
+    /// taken for one that is down.
+    pub(super) fn take_looked(&mut self, looked: &mut Looked) {
+        if let Some(gpus) = looked.gpus.take().filter(|_| self.gpus_at <= looked.began) {
+            self.facts.gpus = gpus;
         }
-        plan::plan(&self.settings, &self.facts, state, &decide.request, &decide.preflight)
+        if let Some(units) = looked.units.take().filter(|_| self.units_at <= looked.began) {
+            self.facts.units = units;
+        }
+        self.facts.files.clone_from(&looked.files);
+        self.observed();
+    }
+
+    fn plan(&self, decide: &Decide, state: &State) -> Verdict {
+        if decide.request.verb.is_own() {
+            let text = format!("`{}` is berthd's own", decide.request.verb.as_str());
+            return refused("bad_request", text, Vec::new());
+        }
+        plan::plan(&self.settings, &self.facts, state, &decide.request, &decide.looked.preflight)
     }
 
     fn report(&self, decide: &Decide, verdict: &Verdict) -> PlanReport {

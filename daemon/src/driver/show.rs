@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use berth_core::name::ModelName;
-use berth_core::proxy::directory;
+use berth_core::proxy::{Usage, directory};
 use berth_core::report::{ModelState, Problem, What};
 use berth_core::state::State;
 use berth_core::status::{self, View};
@@ -67,8 +67,10 @@ impl Driver {
 
     /// Tells the proxy who answers to which name, where that has changed.
     pub(super) fn name_all(&self) {
-        self.traffic.awaited(self.swap.as_ref().is_some_and(Swap::is_draining));
-        let now = self.with_view(|view| directory(view, self.swap.as_ref()));
+        let waits = |usage: &Usage| usage.waiting > 0;
+        let draining = self.swap.as_ref().is_some_and(Swap::is_draining);
+        self.traffic.awaited(draining || self.traffic.clients().values().any(waits));
+        let now = self.with_view(|view| directory(view, self.swap.as_ref(), &self.turns));
         self.names.send_if_modified(|was| {
             let news = was.as_deref() != Some(&now);
             if news {

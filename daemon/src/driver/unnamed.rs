@@ -33,9 +33,9 @@ impl Driver {
         self.keep_unnamed(decide.request.model.as_deref());
         for name in self.settings.models.keys() {
             if let Some((base, _)) = name.settings()
-                && let Some(found) = decide.preflight.get(&base).cloned()
+                && let Some(found) = decide.looked.preflight.get(&base).cloned()
             {
-                decide.preflight.entry(name.clone()).or_insert(found);
+                decide.looked.preflight.entry(name.clone()).or_insert(found);
             }
         }
         Ok(())

@@ -66,6 +66,8 @@ impl Driver {
         self.fulfil(deeds);
         if let Some((plan, first)) = begun {
             self.begin(plan, None, 0, first);
+        } else {
+            self.look_for_load();
         }
     }
 

@@ -1,5 +1,7 @@
 //! Who may ask for what.
 
+use std::net::IpAddr;
+
 use berth_core::config::ClientKey;
 use berth_core::name::ModelName;
 use berth_core::proxy::{Directory, KeyHash, Refused};
@@ -9,15 +11,22 @@ use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
 /// Where Anthropic's clients put their key.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// What a client may ask for.
+/// A client, and what it may ask for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct May<'k>(Option<&'k ClientKey>);
+pub(super) struct May<'k> {
+    key: Option<&'k ClientKey>,
+    from: IpAddr,
+}
 
 /// Takes the client's key out of its request, and says what it may ask for. Where no keys are declared, what it brings goes
 /// on to the model's server, which may want one of its own.
-pub(super) fn take<'k>(keys: &'k [ClientKey], headers: &mut HeaderMap) -> Result<May<'k>, Refused> {
+pub(super) fn take<'k>(
+    keys: &'k [ClientKey],
+    headers: &mut HeaderMap,
+    from: IpAddr,
+) -> Result<May<'k>, Refused> {
     if keys.is_empty() {
-        return Ok(May(None));
+        return Ok(May { key: None, from });
     }
     let bearer = headers.remove(AUTHORIZATION);
     let bare = headers.remove(API_KEY);
@@ -32,13 +41,15 @@ pub(super) fn take<'k>(keys: &'k [ClientKey], headers: &mut HeaderMap) -> Result
     // All are looked at, whichever it is.
     let known = keys.iter().fold(None, |known, key| if key.hash.is(&hash) { Some(key) } else { known });
     let text = "this key is none of those that are declared. An operator makes one: berthctl key NAME";
-    known.map(|key| May(Some(key))).ok_or_else(|| refused(401, "invalid_api_key", text.to_owned()))
+    known
+        .map(|key| May { key: Some(key), from })
+        .ok_or_else(|| refused(401, "invalid_api_key", text.to_owned()))
 }
 
 impl May<'_> {
     /// Whether it may ask for this name, or for the model that answers to it now.
     pub(super) fn ask(self, directory: &Directory, asked: &str) -> Result<(), Refused> {
-        let Some((key, models)) = self.0.and_then(|key| Some((key, key.models.as_ref()?))) else {
+        let Some((key, models)) = self.key.and_then(|key| Some((key, key.models.as_ref()?))) else {
             return Ok(());
         };
         let model = directory.find(asked).map(|(name, _)| name.as_str());
@@ -49,9 +60,24 @@ impl May<'_> {
         Err(refused(403, "model_not_allowed", text))
     }
 
+    /// Whether it may have this model loaded.
+    pub(super) fn load(self, model: &ModelName) -> Result<(), Refused> {
+        let Some(key) = self.key.filter(|key| !key.loads) else { return Ok(()) };
+        let text = format!(
+            "{model} is not loaded, and the key of {} may have none loaded. An operator can: berthctl start {model}",
+            key.name
+        );
+        Err(refused(403, "load_not_allowed", text))
+    }
+
+    /// Who it is, for people: its key's name, or its address.
+    pub(super) fn who(self) -> String {
+        self.key.map_or_else(|| self.from.to_string(), |key| key.name.clone())
+    }
+
     /// Whether it may know of this model, by this name of it.
     pub(super) fn sees(self, name: &ModelName, id: &str) -> bool {
-        let models = self.0.and_then(|key| key.models.as_ref());
+        let models = self.key.and_then(|key| key.models.as_ref());
         models.is_none_or(|models| models.iter().any(|allowed| allowed == id || allowed == name.as_str()))
     }
 }
@@ -64,14 +90,18 @@ fn refused(status: u16, code: &'static str, text: String) -> Refused {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::collections::BTreeMap;
+    use std::net::Ipv4Addr;
 
     use super::*;
+
+    const FROM: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     fn keys() -> Vec<ClientKey> {
         let key = |name: &str, models: Option<&[&str]>| ClientKey {
             name: name.to_owned(),
             hash: KeyHash::of(format!("key of {name}").as_bytes()),
             models: models.map(|models| models.iter().map(|model| (*model).to_owned()).collect()),
+            loads: name == "all",
         };
         vec![key("all", None), key("some", Some(&["default", "glm"]))]
     }
@@ -88,7 +118,7 @@ mod tests {
         let keys = keys();
         for (name, value) in [("authorization", "Bearer key of all"), ("x-api-key", "key of all")] {
             let mut given = headers(name, value);
-            assert!(take(&keys, &mut given).is_ok());
+            assert!(take(&keys, &mut given, FROM).is_ok());
             assert_eq!(given.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-other"]);
         }
         for (name, value, code) in [
@@ -99,20 +129,21 @@ mod tests {
             ("authorization", "Bearer ", "invalid_api_key"),
             ("x-api-key", "Bearer key of all", "invalid_api_key"),
         ] {
-            let refused = take(&keys, &mut headers(name, value)).unwrap_err();
+            let refused = take(&keys, &mut headers(name, value), FROM).unwrap_err();
             assert_eq!((refused.status, refused.code), (401, code), "{name}: {value}");
             assert!(!refused.text.contains("key of"), "{}", refused.text);
         }
         // Where none is wanted, it may be the server's.
         let mut given = headers("authorization", "Bearer sk");
-        assert!(take(&[], &mut given).is_ok());
+        assert!(take(&[], &mut given, FROM).is_ok());
         assert!(given.contains_key(AUTHORIZATION));
     }
 
     #[test]
     fn a_key_opens_what_it_names() {
         let keys = keys();
-        let (all, some) = (May(Some(&keys[0])), May(Some(&keys[1])));
+        let may = |key| May { key: Some(key), from: FROM };
+        let (all, some) = (may(&keys[0]), may(&keys[1]));
         let directory = Directory {
             aliases: BTreeMap::from([("chat".to_owned(), "glm".parse().unwrap())]),
             default: Some("aeon".parse().unwrap()),
@@ -128,6 +159,9 @@ mod tests {
             assert_eq!(refused.text, "the key of some may ask for: default, glm");
         }
         let (aeon, glm) = ("aeon".parse().unwrap(), "glm".parse().unwrap());
+        assert_eq!((all.who(), May { key: None, from: FROM }.who()), ("all".into(), "127.0.0.1".into()));
+        assert!(all.load(&aeon).is_ok() && May { key: None, from: FROM }.load(&aeon).is_ok());
+        assert_eq!(some.load(&aeon).unwrap_err().code, "load_not_allowed");
         assert!(some.sees(&aeon, "default") && some.sees(&glm, "glm") && !some.sees(&aeon, "aeon"));
     }
 }

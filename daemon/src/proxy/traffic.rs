@@ -1,11 +1,14 @@
-//! How many requests each model answers and has waiting. The driver looks before it stops one.
+//! The requests that are here now, shared by the proxy, which counts them, and the driver, which looks before it stops or
+//! loads a model.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_core::name::ModelName;
+use berth_core::proxy::{Clients, Queue};
 use tokio::sync::Notify;
+
+use crate::proc::monotonic_now;
 
 /// Shared counts.
 #[derive(Debug, Default, Clone)]
@@ -13,16 +16,11 @@ pub struct Traffic(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    models: Mutex<BTreeMap<ModelName, Counts>>,
-    /// A model's last request ended, and somebody waits for that.
-    idle: Notify,
+    queue: Mutex<Queue>,
+    /// Something happened that may decide what is loaded or stopped next.
+    news: Notify,
+    /// Whether somebody waits for a model's last answer.
     awaited: AtomicBool,
-}
-
-#[derive(Debug, Default, Clone, Copy)]
-struct Counts {
-    under_way: usize,
-    waiting: usize,
 }
 
 /// A request that counts for a model until it is dropped.
@@ -31,45 +29,43 @@ struct Counts {
 pub struct Counted {
     traffic: Traffic,
     model: ModelName,
-    waiting: bool,
+    /// Of one that waits.
+    ticket: Option<u64>,
 }
 
 impl Traffic {
-    /// How many requests this model answers now.
-    pub fn under_way(&self, model: &ModelName) -> usize {
-        self.counts().get(model).map_or(0, |counts| counts.under_way)
+    /// What clients want of each model.
+    pub fn clients(&self) -> Clients {
+        self.queue().clients()
     }
 
     /// A request that goes to this model.
     pub fn enter(&self, model: &ModelName) -> Counted {
-        self.counts().entry(model.clone()).or_default().under_way += 1;
-        Counted { traffic: self.clone(), model: model.clone(), waiting: false }
+        self.queue().enter(model);
+        Counted { traffic: self.clone(), model: model.clone(), ticket: None }
     }
 
-    /// A request that waits for this model; None where so many do already.
-    pub fn wait(&self, model: &ModelName, most: usize) -> Option<Counted> {
-        let mut all = self.counts();
-        let counts = all.entry(model.clone()).or_default();
-        if counts.waiting >= most {
-            return None;
-        }
-        counts.waiting += 1;
-        Some(Counted { traffic: self.clone(), model: model.clone(), waiting: true })
+    /// A request of `who` that waits for this model; None where so many do already.
+    pub fn wait(&self, model: &ModelName, who: &str, most: usize) -> Option<Counted> {
+        let ticket = self.queue().wait(model, who, most, monotonic_now())?;
+        self.0.news.notify_one();
+        Some(Counted { traffic: self.clone(), model: model.clone(), ticket: Some(ticket) })
     }
 
-    /// Whether somebody waits for a model's last answer.
+    /// Whether the ends of models' last answers are news.
     pub fn awaited(&self, awaited: bool) {
         self.0.awaited.store(awaited, Ordering::Relaxed);
     }
 
-    /// Comes back when some model has answered its last request, while that is awaited. One that happened since the last call counts.
-    pub async fn idle(&self) {
-        self.0.idle.notified().await;
+    /// Comes back when a request begins to wait, when the last of those that wait for a model leaves, and while that is
+    /// awaited, when a model has answered its last one. What happened since the last call counts.
+    pub async fn news(&self) {
+        self.0.news.notified().await;
     }
 
-    fn counts(&self) -> MutexGuard<'_, BTreeMap<ModelName, Counts>> {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
         // Nothing panics while it holds the lock.
-        self.0.models.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -82,20 +78,15 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut all = self.traffic.counts();
-        let Some(counts) = all.get_mut(&self.model) else { return };
-        if self.waiting {
-            counts.waiting -= 1;
-        } else {
-            counts.under_way -= 1;
-        }
-        let idle = !self.waiting && counts.under_way == 0;
-        if counts.under_way + counts.waiting == 0 {
-            all.remove(&self.model);
-        }
-        drop(all);
-        if idle && self.traffic.0.awaited.load(Ordering::Relaxed) {
-            self.traffic.0.idle.notify_one();
+        let news = match self.ticket {
+            Some(ticket) => self.traffic.queue().give_back(&self.model, ticket),
+            None => {
+                let last = self.traffic.queue().leave(&self.model, monotonic_now());
+                last && self.traffic.0.awaited.load(Ordering::Relaxed)
+            }
+        };
+        if news {
+            self.traffic.0.news.notify_one();
         }
     }
 }
@@ -108,17 +99,18 @@ mod tests {
     #[tokio::test]
     async fn requests_count_until_they_are_dropped() {
         let (traffic, model) = (Traffic::default(), "genesis".parse::<ModelName>().unwrap());
+        let under_way = || traffic.clients().get(&model).map_or(0, |usage| usage.under_way);
         let (one, two) = (traffic.enter(&model), traffic.enter(&model));
+        let waits = traffic.wait(&model, "frank", 1);
+        assert!(waits.is_some() && traffic.wait(&model, "frank", 1).is_none());
+        traffic.news().await;
+        drop(waits);
+        traffic.news().await;
+        drop(one);
+        assert_eq!(under_way(), 1);
         traffic.awaited(true);
-        let waits = traffic.wait(&model, 1);
-        assert!(waits.is_some() && traffic.wait(&model, 1).is_none());
-        assert_eq!(traffic.under_way(&model), 2);
-        drop((one, waits));
-        assert_eq!(traffic.under_way(&model), 1);
-        assert!(traffic.wait(&model, 1).is_some());
         drop(two);
-        traffic.idle().await;
-        assert_eq!(traffic.under_way(&model), 0);
-        assert!(traffic.counts().is_empty());
+        traffic.news().await;
+        assert_eq!(under_way(), 0);
     }
 }

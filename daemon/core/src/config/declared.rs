@@ -9,7 +9,7 @@ use super::error::ConfigError;
 use super::main_file;
 use super::reader::{OneOrEach, Reader, Table};
 use super::tuned::{self, Tuned};
-use super::{BackendKind, Changes, Deadlines, Health, Memory, Settings};
+use super::{BackendKind, Changes, Deadlines, Guests, Health, Memory, Settings};
 use crate::bytes::Bytes;
 
 /// Everything that a file says.
@@ -29,6 +29,7 @@ pub(super) struct Declared {
     pub(super) aliases: Vec<Spanned<String>>,
     pub(super) retired: bool,
     pub(super) fallback: Option<Spanned<String>>,
+    pub(super) guests: Guests,
     pub(super) priority: Option<Spanned<i32>>,
     pub(super) memory: DeclaredMemory,
     pub(super) ready: Option<Spanned<String>>,
@@ -71,6 +72,7 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
         aliases: root.strings("aliases", "an array of names").map(Spanned::into_inner).unwrap_or_default(),
         retired: root.boolean("retired").unwrap_or(false),
         fallback: root.string("fallback", "the name of another model"),
+        guests: main_file::guests(root, node.guests),
         priority: root.whole("priority", -1000..=1000, "a whole number from -1000 to 1000"),
         memory: root.table("memory").map(|table| memory(table, reader)).unwrap_or_default(),
         ready: None,

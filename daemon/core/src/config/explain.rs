@@ -104,6 +104,9 @@ pub fn explain(settings: &Settings) -> Explanation {
     for (key, value) in health(&settings.health) {
         values.add(key, value, "default");
     }
+    for (key, value) in guests(settings.guests) {
+        values.add(key, value, "default");
+    }
     let proxy = &settings.proxy;
     let listen = if proxy.listen.is_empty() { "nowhere".to_owned() } else { joined(&proxy.listen) };
     values.add("proxy.listen", listen, "default");
@@ -115,6 +118,7 @@ pub fn explain(settings: &Settings) -> Explanation {
     values.add("proxy.body", proxy.body.to_string(), "default");
     values.add("proxy.queue", proxy.queue.to_string(), "default");
     values.add("proxy.wait", shown(proxy.wait), "default");
+    values.add("proxy.turn", shown(proxy.turn), "default");
     values.add("proxy.first_byte", shown(proxy.first_byte), "default");
     values.add("proxy.idle", shown(proxy.idle), "default");
     values.add("proxy.connections", proxy.connections.to_string(), "default");
@@ -190,6 +194,10 @@ fn health(health: &Health) -> [(&'static str, String); 4] {
         ("health.token", or_off(health.token)),
         ("health.busy", shown(health.busy)),
     ]
+}
+
+fn guests(guests: super::Guests) -> [(&'static str, String); 2] {
+    [("on_demand", guests.on_demand.as_str().to_owned()), ("guest_idle", shown(guests.idle))]
 }
 
 fn shown(time: Duration) -> String {
@@ -286,7 +294,8 @@ fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
     let generate = if model.ready.generate { "one token is generated" } else { "no token is asked for" };
     values.add("ready.generate", generate.to_owned(), derived("ready.generate"));
     let deadlines = deadlines(&model.deadlines).map(|(key, time)| (key, shown(time)));
-    for (key, value) in deadlines.into_iter().chain(health(&model.health)) {
+    let also_of_node = deadlines.into_iter().chain(health(&model.health)).chain(guests(model.guests));
+    for (key, value) in also_of_node {
         match (model.declared.get(key), settings.declared.get(key)) {
             _ if key == "health.token" && !model.ready.generate => {
                 let from = Origin::Derived { from: "`ready.generate` is false".to_owned() };

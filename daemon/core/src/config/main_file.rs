@@ -10,8 +10,8 @@ use toml::Spanned;
 use super::error::ConfigError;
 use super::reader::{Reader, Table};
 use super::{
-    API_PORT, Boot, ClientKey, Deadlines, Health, PROXY_PORT, PortRange, Proxy, Restart, Settings,
-    SourceFile, UnknownName,
+    API_PORT, Boot, ClientKey, Deadlines, Guests, Health, OnDemand, PROXY_PORT, PortRange, Proxy, Restart,
+    Settings, SourceFile, UnknownName,
 };
 use crate::bytes::Bytes;
 use crate::proxy::KeyHash;
@@ -58,6 +58,10 @@ const HEALTH: Health = Health {
     busy: Duration::from_mins(10),
 };
 
+/// No client takes production away unless an operator says so. Agents that think or run tools between two requests come back
+/// within minutes; a load costs about one.
+const GUESTS: Guests = Guests { on_demand: OnDemand::Beside, idle: Duration::from_mins(10) };
+
 /// Clients on other machines need an address that somebody chose. Bodies carry images and sound. Who waits longer than ten
 /// minutes has given up: that is when the usual clients do.
 fn proxy_defaults() -> Proxy {
@@ -67,6 +71,8 @@ fn proxy_defaults() -> Proxy {
         body: Bytes::mib(256),
         queue: 256,
         wait: Duration::from_mins(10),
+        // About what a load takes: then at least half of the time is served in.
+        turn: Duration::from_mins(1),
         first_byte: Duration::from_mins(30),
         idle: Duration::from_mins(10),
         connections: 4096,
@@ -88,6 +94,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         boot: BOOT,
         health: HEALTH,
         proxy: proxy_defaults(),
+        guests: GUESTS,
         policies: BTreeMap::new(),
         models: BTreeMap::new(),
         warnings: Vec::new(),
@@ -106,6 +113,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
     } else if let Some(table) = reader.parse() {
         let mut root = Table::root(&reader, &table);
         read_node(&mut root, &reader, &mut settings);
+        settings.guests = guests(&mut root, settings.guests);
         if let Some(mut gpu) = root.table("gpu") {
             if let Some(headroom) = gpu.parsed::<Bytes>("headroom", "a size, for example \"256 MiB\"") {
                 settings.headroom = headroom.into_inner();
@@ -164,6 +172,13 @@ pub(super) fn deadlines(root: &mut Table<'_, '_>, otherwise: Deadlines) -> Deadl
     Deadlines { drain, stop, release, start }
 }
 
+/// `on_demand` and `guest_idle`, where they are given; else what holds already.
+pub(super) fn guests(root: &mut Table<'_, '_>, otherwise: Guests) -> Guests {
+    let choices = [OnDemand::Beside, OnDemand::Evict, OnDemand::Never].map(|how| (how.as_str(), how));
+    let on_demand = root.choice("on_demand", &choices).map_or(otherwise.on_demand, Spanned::into_inner);
+    Guests { on_demand, idle: root.duration("guest_idle").unwrap_or(otherwise.idle) }
+}
+
 /// `[proxy]`, where it is given.
 fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, proxy: &mut Proxy) {
     const ADDRESSES: &str = "addresses with ports, for example [\"127.0.0.1:8010\", \"[::1]:8010\"]";
@@ -195,6 +210,7 @@ fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, proxy: &mut Proxy) {
     for (name, mut key) in table.tables("keys") {
         let hash = key.parsed::<KeyHash>("sha256", "the SHA-256 of a key; `berthctl key` makes one");
         let models = key.strings("models", "an array of models' names");
+        let loads = key.boolean("loads").unwrap_or(true);
         if hash.is_none() && !key.has("sha256") {
             reader.error(
                 format!("the key `{}` has no `sha256`", name.get_ref()),
@@ -204,7 +220,8 @@ fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, proxy: &mut Proxy) {
         }
         let models = models.map(|models| models.into_inner().into_iter().map(Spanned::into_inner).collect());
         if let Some(hash) = hash {
-            proxy.keys.push(ClientKey { name: name.get_ref().clone(), hash: hash.into_inner(), models });
+            let (name, hash) = (name.get_ref().clone(), hash.into_inner());
+            proxy.keys.push(ClientKey { name, hash, models, loads });
         }
         key.finish();
     }
@@ -218,6 +235,7 @@ fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, proxy: &mut Proxy) {
         reader.warn(ConfigError::new(message, place).help("`berthctl key NAME` makes a key for a client"));
     }
     proxy.wait = table.duration("wait").unwrap_or(proxy.wait);
+    proxy.turn = table.duration("turn").unwrap_or(proxy.turn);
     proxy.first_byte = table.duration("first_byte").unwrap_or(proxy.first_byte);
     proxy.idle = table.duration("idle").unwrap_or(proxy.idle);
     table.finish();

@@ -173,6 +173,7 @@ impl Derive<'_, '_> {
             aliases: declared.aliases.into_iter().map(Spanned::into_inner).collect(),
             retired: declared.retired,
             fallback: declared.fallback.and_then(|name| name.get_ref().parse().ok()),
+            guests: declared.guests,
             health: Health { token: declared.health.token.filter(|_| ready.generate), ..declared.health },
             ready,
             deadlines: declared.deadlines,

@@ -41,8 +41,9 @@ impl Context<'_> {
         let mut beside = vec![start.clone()];
         let mut displaced = Vec::new();
         for model in self.absent(&start.model) {
-            // What it left behind doesn't stand in its own way.
-            let gone: Vec<ModelName> = victims.iter().chain([&model.name]).cloned().collect();
+            // What it left behind doesn't stand in its own way, and no guest does for long.
+            let gone = victims.iter().chain([&model.name]).chain(self.state.guests.keys());
+            let gone: Vec<ModelName> = gone.cloned().collect();
             match self.place_beside(model, &gone, &beside) {
                 Ok(place) => beside.push(place),
                 Err(why) if why.certain => displaced.push(model.name.clone()),
@@ -54,15 +55,17 @@ impl Context<'_> {
     }
 
     /// Models of home other than `name` that don't run now and are to come back.
-    fn absent(&self, name: &ModelName) -> Vec<&Model> {
+    pub(super) fn absent(&self, name: &ModelName) -> Vec<&Model> {
         let away = self.state.home.models.iter().filter(|m| *m != name && !self.state.is_resident(m));
         away.filter_map(|m| self.settings.models.get(m)).filter(|model| !model.retired).collect()
     }
 
-    /// Whether all of `absent` can still come back, as far as can be known now, once `start` has its place.
-    fn leaves_room(&self, start: &Start, absent: &[&Model]) -> bool {
+    /// Whether all of `absent` can still come back, as far as can be known now, once `start` has its place and these
+    /// victims and all guests are gone.
+    pub(super) fn leaves_room(&self, start: &Start, absent: &[&Model], victims: &[ModelName]) -> bool {
         // What they left behind doesn't stand in their own way.
-        let gone: Vec<ModelName> = absent.iter().map(|model| model.name.clone()).collect();
+        let gone = absent.iter().map(|model| &model.name).chain(self.state.guests.keys()).chain(victims);
+        let gone: Vec<ModelName> = gone.cloned().collect();
         let beside = [start.clone()];
         let mut sure = Vec::new();
         for model in absent {
@@ -100,7 +103,7 @@ impl Context<'_> {
             Ok(places) => {
                 // Not the first place, if another one leaves room for those that are to come back.
                 let absent = self.absent(name);
-                let found = places.into_iter().find(|start| self.leaves_room(start, &absent));
+                let found = places.into_iter().find(|start| self.leaves_room(start, &absent, &[]));
                 match (found, absent.first()) {
                     (None, Some(absent)) => {
                         self.refuse(Verb::Start, name, Vec::new(), place_kept(name, &absent.name).into())

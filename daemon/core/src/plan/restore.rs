@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Context, Plan, Start};
+use super::{Context, Plan, Start, refusal};
 use crate::config::{Model, Settings};
 use crate::facts::Facts;
 use crate::name::ModelName;
@@ -16,6 +16,8 @@ pub struct HeldBack {
     pub waiting: BTreeSet<ModelName>,
     /// Models of home that won't be able to serve for long: somebody else may serve in their place.
     pub out: BTreeSet<ModelName>,
+    /// Guests that nobody has asked for long enough: they leave.
+    pub leaving: BTreeSet<ModelName>,
 }
 
 /// What there is to do for home.
@@ -30,12 +32,14 @@ pub struct Restoration {
 }
 
 /// Starts the first missing model of home that is not held back, or somebody in the place of one that is out, and
-/// stops what nobody wants: what an uncommitted swap left behind, and who served in the place of one that is back.
+/// stops what nobody wants: what an uncommitted swap left behind, who served in the place of one that is back, and
+/// guests that leave.
 /// Models come in the order of their priority, then `default`, then as they were started.
 pub fn restore(settings: &Settings, facts: &Facts, state: &State, held: &HeldBack) -> Restoration {
     let preflight = BTreeMap::new();
     let context = Context::new(settings, facts, state, &preflight);
     let mut stops = context.unwanted();
+    stops.extend(held.leaving.iter().filter(|name| state.is_serving(name)).cloned());
     let absent = context.missing(held);
     let may = |name: &ModelName| !held.waiting.contains(name);
     let mut done = Restoration::default();
@@ -51,7 +55,10 @@ pub fn restore(settings: &Settings, facts: &Facts, state: &State, held: &HeldBac
                     start = Some(place);
                 }
                 Ok(_) => {}
-                Err(refusal) => _ = done.refused.insert(model.name.clone(), *refusal),
+                Err(refusal) => {
+                    let displaced = state.is_displaced(&model.name).then(|| displaced(&model.name, state));
+                    done.refused.insert(model.name.clone(), displaced.unwrap_or(*refusal));
+                }
             }
         }
     }
@@ -72,6 +79,13 @@ pub fn restore(settings: &Settings, facts: &Facts, state: &State, held: &HeldBac
         });
     }
     done
+}
+
+/// Why a model of home that gave way does not come back yet.
+fn displaced(name: &ModelName, state: &State) -> Refusal {
+    let guests: Vec<&str> = state.guests.keys().map(ModelName::as_str).collect();
+    let text = format!("{name} comes back when nobody asks for {} any more", guests.join(" and "));
+    refusal("displaced", text, vec![format!("berthctl switch {name}")])
 }
 
 impl Context<'_> {

@@ -22,8 +22,8 @@ impl Context<'_> {
         may.cloned().collect()
     }
 
-    /// Sets of residents that could be stopped, fewest first, then cheapest; the last holds all. Up to ten residents
-    /// all sets are tried.
+    /// Sets of residents that could be stopped: those with the fewest of home, then the fewest, then the cheapest; the
+    /// last holds all. Up to ten residents all sets are tried.
     pub(super) fn victim_sets(&self, residents: &[ModelName]) -> Vec<Vec<ModelName>> {
         if residents.len() > 10 {
             return vec![Vec::new(), residents.to_vec()];
@@ -41,6 +41,7 @@ impl Context<'_> {
         // Among equally many, what counts least goes first, then `default`, which the operator replaces, then what has
         // served longest, then what is back soonest.
         let default = self.state.home.default.as_ref();
+        let wanted = |set: &[ModelName]| set.iter().filter(|name| self.state.is_wanted(name)).count();
         let models = |set: &[ModelName]| {
             let declared = set.iter().map(|name| self.settings.models.get(name));
             declared.map(|model| model.map_or(0, |model| i64::from(model.priority))).sum::<i64>()
@@ -55,7 +56,7 @@ impl Context<'_> {
         };
         sets.sort_by_cached_key(|set| {
             let default = !set.iter().any(|m| Some(m) == default);
-            (set.len(), models(set), default, since(set), reload(set))
+            (wanted(set), set.len(), models(set), default, since(set), reload(set))
         });
         sets
     }

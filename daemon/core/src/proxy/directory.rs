@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::Turns;
+use super::turns::UNKNOWN_LOAD;
 use crate::backend;
 use crate::config::{Changes, DEFAULT_ALIAS, UnknownName};
 use crate::name::ModelName;
+use crate::plan;
 use crate::report::ModelState;
 use crate::state::Times;
 use crate::status::{self, View};
 use crate::swap::Swap;
 
-/// Where nothing is known of how long a load takes, in seconds.
-const UNKNOWN_LOAD: u64 = 30;
 /// How much of a name that nobody has is shown, in characters.
 const SHOWN: usize = 100;
 
@@ -49,6 +50,10 @@ pub struct Entry {
     pub fallback: Option<ModelName>,
     /// Why it failed last.
     pub error: Option<String>,
+    /// Whether an operator stopped it.
+    pub stopped: bool,
+    /// Why it is not loaded for those who ask now.
+    pub refused: Option<Refused>,
     /// How long it takes to load, in seconds, as far as that was measured.
     pub load: Option<u64>,
 }
@@ -60,6 +65,8 @@ pub enum Way {
     Open(SocketAddr),
     /// It does not now, and may soon: it loads, or a swap under way decides it.
     Coming,
+    /// It does not, and is loaded for whoever asks.
+    OnDemand,
     /// It does not.
     Away,
 }
@@ -82,6 +89,8 @@ pub enum Verdict<'d> {
     },
     /// It waits for this model.
     Wait(&'d ModelName),
+    /// The same, and the model is loaded because it waits.
+    Load(&'d ModelName),
     /// It is refused.
     Refused(Refused),
 }
@@ -108,7 +117,10 @@ impl Directory {
         }
         let stand_in = entry.fallback.as_ref().and_then(|name| self.models.get_key_value(name));
         let stand_in = stand_in.and_then(|(name, entry)| serves(name, entry, asked, Some(model)));
-        stand_in.unwrap_or_else(|| Verdict::Refused(self.away(model, entry)))
+        stand_in.unwrap_or_else(|| {
+            let refused = entry.refused.clone();
+            Verdict::Refused(refused.unwrap_or_else(|| self.away(model, entry)))
+        })
     }
 
     /// The model of this name.
@@ -156,6 +168,10 @@ impl Directory {
                 let text = format!("{model} does not fit on this machine; {serves}");
                 (503, "model_too_big", format!("{text}. An operator sees why: berthctl plan switch {model}"))
             }
+            _ if entry.stopped => {
+                let text = format!("{model} was stopped by an operator; {serves}");
+                (409, "model_stopped", format!("{text}. An operator can: berthctl start {model}"))
+            }
             _ => {
                 let text = format!("{model} is not loaded; {serves}");
                 (409, "model_not_loaded", format!("{text}. An operator can: berthctl switch {model}"))
@@ -188,12 +204,13 @@ fn serves<'d>(
             Some(Verdict::Send { model, address, known_as, changes: &entry.request, instead_of })
         }
         Way::Coming => Some(Verdict::Wait(model)),
-        Way::Away => None,
+        Way::OnDemand if entry.refused.is_none() => Some(Verdict::Load(model)),
+        Way::OnDemand | Way::Away => None,
     }
 }
 
 /// Who answers to which name, as things are.
-pub fn directory(view: &View, swap: Option<&Swap>) -> Directory {
+pub fn directory(view: &View, swap: Option<&Swap>, turns: &Turns) -> Directory {
     let models = view.settings.models.values().filter(|model| !model.retired);
     let entries = models.clone().map(|model| {
         let name = &model.name;
@@ -206,6 +223,9 @@ pub fn directory(view: &View, swap: Option<&Swap>) -> Directory {
             (ModelState::Serving | ModelState::Loading | ModelState::Failed, _) => Way::Coming,
             (ModelState::Retired, _) => Way::Away,
             _ if concerned => Way::Coming,
+            (ModelState::Off | ModelState::Stopping, _) if plan::is_loaded_on_demand(view.state, model) => {
+                Way::OnDemand
+            }
             _ => Way::Away,
         };
         let kind = backend::of(model.backend);
@@ -220,6 +240,8 @@ pub fn directory(view: &View, swap: Option<&Swap>) -> Directory {
             aliases: model.aliases.clone(),
             fallback: model.fallback.clone(),
             error: view.upkeep.errors.get(name).cloned(),
+            stopped: view.state.stopped.contains_key(name),
+            refused: turns.refusal(name).cloned(),
             load: load.map(|ms| ms.div_ceil(1000)),
         };
         (name.clone(), entry)

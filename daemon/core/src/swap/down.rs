@@ -8,7 +8,7 @@ use crate::learned;
 use crate::name::ModelName;
 use crate::plan::{self, Plan, Start};
 use crate::release::{self, Reading};
-use crate::report::{Step, StepState};
+use crate::report::{Step, StepState, Verb};
 use crate::state::{Claim, Phase, Times};
 
 impl Swap {
@@ -25,9 +25,20 @@ impl Swap {
         actions.push(Action::HoldBack);
     }
 
+    /// Whether it is for clients who are gone. Once something was stopped for them it goes on: whoever asks again, after
+    /// a timeout of theirs, finds it further.
+    fn is_unwanted(&self, world: &World) -> bool {
+        let waits = |model| world.usage(model).is_some_and(|usage| usage.waiting > 0);
+        self.plan.verb == Verb::Load && !self.plan.model.as_ref().is_some_and(waits)
+    }
+
     pub(super) fn draining(&mut self, world: &mut World, actions: &mut Vec<Action>) {
         let Stage::Draining { stops, deadline } = self.stage.clone() else { return };
-        let under_way: usize = stops.iter().map(world.in_flight).sum();
+        let under_way: usize = stops.iter().map(|model| world.under_way(model)).sum();
+        if self.is_unwanted(world) {
+            let why = "nobody waits for it any more".to_owned();
+            return self.call_off(world, why, actions);
+        }
         let began = self.summary.steps.last().is_some_and(|step| step.step == Step::Drained);
         if under_way > 0 && world.now < deadline {
             if !began {

@@ -7,7 +7,7 @@ use crate::backend::Failure;
 use crate::name::ModelName;
 use crate::plan::Start;
 use crate::report::{Outcome, Step, StepReport, StepState, Verb, What};
-use crate::state::{Phase, State};
+use crate::state::{Guest, Phase, State};
 
 impl Swap {
     pub(super) fn all_started(&mut self, world: &mut World, direction: Direction, actions: &mut Vec<Action>) {
@@ -22,7 +22,9 @@ impl Swap {
                 for model in &self.plan.stops {
                     world.state.stand_ins.remove(model);
                 }
-                if self.plan.verb != Verb::Restore {
+                if self.plan.verb == Verb::Load {
+                    self.take_guest(world);
+                } else if !self.plan.verb.is_own() {
                     self.take_word(world);
                 }
                 world.state.home = self.plan.home.clone();
@@ -38,6 +40,17 @@ impl Swap {
                 self.end(world, outcome, actions);
             }
         }
+    }
+
+    /// What clients asked for is a guest, but where it is home's; what is home's and was stopped for it comes back.
+    fn take_guest(&self, world: &mut World) {
+        let guests = self.plan.starts.iter().filter(|start| !self.plan.home.models.contains(&start.model));
+        for Start { model, .. } in guests {
+            let guest = Guest { since_ms: world.now_ms, cause: self.cause.clone() };
+            world.state.guests.insert(model.clone(), guest);
+        }
+        let stopped = self.plan.stops.iter().filter(|model| self.plan.home.models.contains(*model));
+        world.state.displaced.extend(stopped.cloned());
     }
 
     /// An operator's word counts from now on, and what it started is ready: what was held against that is over.
@@ -133,6 +146,7 @@ impl Swap {
             }
         }
         leave_stopped(world.state);
+        world.state.note_guests();
         let summary = &mut self.summary;
         summary.outcome = Some(outcome);
         summary.elapsed_ms = millis(world.now.saturating_sub(self.began));
@@ -201,5 +215,6 @@ fn leave_stopped(state: &mut State) {
 
 /// Whether a model of home does not serve, nor another in its place.
 fn home_is_missed(world: &World) -> bool {
-    !world.state.home.models.iter().all(|model| world.state.is_provided(model))
+    let state = &world.state;
+    !state.home.models.iter().all(|model| state.is_provided(model) || state.is_displaced(model))
 }

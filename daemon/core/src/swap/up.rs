@@ -79,6 +79,9 @@ impl Swap {
         index: usize,
         actions: &mut Vec<Action>,
     ) {
+        if let (Some(why), Direction::Forward) = (&self.called_off, direction) {
+            return self.fail(world, why.clone(), None, actions);
+        }
         let Some(start) = self.start_at(direction, index).cloned() else {
             return self.all_started(world, direction, actions);
         };

@@ -86,6 +86,8 @@ fn another_boot(settings: &Settings, state: &mut State, now_ms: u64) {
         trouble::note(state, settings.restart, model, During::Boot, why, now_ms);
     }
     state.stand_ins.clear();
+    state.guests.clear();
+    state.displaced.clear();
 }
 
 /// Whether all that a swap was to start runs, and all that it was to stop is gone.

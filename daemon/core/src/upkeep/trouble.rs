@@ -38,7 +38,7 @@ impl Upkeep {
 }
 
 /// How long a model that failed is left alone from now on; None where it isn't.
-pub(super) fn pause(world: &World, model: &ModelName) -> Option<Duration> {
+pub(crate) fn pause(world: &World, model: &ModelName) -> Option<Duration> {
     let failures = &world.state.troubles.get(model)?.failures;
     let last = failures.back()?.at_ms;
     let restart = &world.settings.restart;

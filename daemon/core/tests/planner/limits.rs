@@ -8,6 +8,7 @@ use berth_core::bytes::Bytes;
 use berth_core::facts::{FileFacts, Known, Stamp};
 use berth_core::learned::{Learned, Run};
 use berth_core::plan::{self, HeldBack, Plan, Start, Verdict};
+use berth_core::proxy::Clients;
 use berth_core::release::Proofs;
 use berth_core::report::{AttemptOutcome, Verb};
 use berth_core::shape::Shape;
@@ -371,7 +372,7 @@ fn what_is_found_running_on_the_host_counts_there() {
         facts: &tower.facts,
         state: &mut tower.state,
         proofs: &mut Proofs::default(),
-        in_flight: &|_| 0,
+        clients: &Clients::new(),
         now: Duration::from_secs(60),
         now_ms: 60_000,
     };

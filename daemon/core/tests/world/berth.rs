@@ -10,6 +10,7 @@ use berth_core::config::Settings;
 use berth_core::facts::Facts;
 use berth_core::name::ModelName;
 use berth_core::plan::{self, Plan, Start, Verdict};
+use berth_core::proxy::{Clients, Queue, Turns};
 use berth_core::release::Proofs;
 use berth_core::report::{Actor, ModelState, Outcome, Request, SwapSummary, Verb, What};
 use berth_core::state::{Home, Phase, State};
@@ -35,7 +36,7 @@ const DEADLINES: &str = "[deadlines]\ndrain = \"8s\"\nstop = \"5s\"\nrelease = \
 
 /// What will happen, and when.
 #[derive(Debug, Clone)]
-enum Due {
+pub(super) enum Due {
     Observe,
     Tick,
     Unit(ModelName),
@@ -47,6 +48,9 @@ enum Due {
     Diagnosed(u64, ModelName),
     Ended(ModelName),
     Looked(ModelName),
+    LookedForLoad(ModelName),
+    Answered(ModelName, u64),
+    HangsUp(ModelName, u64),
 }
 
 /// Berth in the simulated world.
@@ -57,8 +61,14 @@ pub(crate) struct World {
     pub(crate) ledger_fails: bool,
     /// What systemd says of units does not arrive yet.
     pub(crate) unheard: bool,
-    /// Until when an answer of a model is under way.
-    pub(crate) answering: BTreeMap<ModelName, u64>,
+    /// What clients do, and which run of a model their answers come from.
+    pub(crate) clients: Queue,
+    pub(super) runs: BTreeMap<ModelName, u64>,
+    /// How many answers were cut off, and how many came to their end.
+    pub(crate) cut: usize,
+    pub(crate) answered: usize,
+    pub(crate) turns: Turns,
+    pub(super) looking: bool,
     /// When the swap under way held requests back.
     held_back: u64,
     /// Every swap that ended.
@@ -83,7 +93,7 @@ pub(crate) struct World {
     /// Where the newest `back` goes.
     pub(crate) back_to: Home,
     boots: u32,
-    waiting: Option<Request>,
+    pub(super) waiting: Option<Request>,
 }
 
 impl World {
@@ -96,7 +106,12 @@ impl World {
             state: State::default(),
             ledger_fails: false,
             unheard: false,
-            answering: BTreeMap::new(),
+            clients: Queue::default(),
+            runs: BTreeMap::new(),
+            cut: 0,
+            answered: 0,
+            turns: Turns::default(),
+            looking: false,
             held_back: 0,
             ended: Vec::new(),
             events: 0,
@@ -130,7 +145,7 @@ impl World {
         self.swap.is_some()
     }
 
-    fn due(&mut self, after: u64, due: Due) {
+    pub(super) fn due(&mut self, after: u64, due: Due) {
         self.sequence += 1;
         self.queue.insert((self.nature.now.saturating_add(after), self.sequence), due);
     }
@@ -150,7 +165,7 @@ impl World {
             Some(code.to_owned())
         };
         if let Some(swap) = &self.swap {
-            if swap.verb() == Verb::Restore && self.waiting.is_none() {
+            if swap.verb().is_own() && self.waiting.is_none() {
                 self.waiting = Some(request);
                 self.step(Event::GiveWay("an operator".to_owned()));
                 return Some("waiting".to_owned());
@@ -168,7 +183,7 @@ impl World {
         }
     }
 
-    fn begin(&mut self, plan: Plan, by: Option<Actor>, first: Event) {
+    pub(super) fn begin(&mut self, plan: Plan, by: Option<Actor>, first: Event) {
         if by.is_some() {
             self.upkeep.gives_way();
         }
@@ -178,14 +193,14 @@ impl World {
         self.state.last_swap_id += 1;
         let id = self.state.last_swap_id;
         self.began = self.nature.now;
-        let in_flight = &in_flight(self.answering.clone(), self.nature.now);
+        let clients = &self.clients.clients();
         let world =
-            world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, in_flight, self.nature.now);
+            world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, clients, self.nature.now);
         self.swap = Some(Swap::new(plan, id, by, 0, &world));
         self.step(first);
     }
 
-    fn step(&mut self, event: Event) {
+    pub(super) fn step(&mut self, event: Event) {
         let mut next = Some(event);
         while let Some(event) = next.take() {
             let Some(swap) = &mut self.swap else { return };
@@ -193,20 +208,20 @@ impl World {
             let home = self.state.home.clone();
             // What an operator stops stays stopped from the first moment, unless nothing could be stopped.
             let stopping = matches!(swap.verb(), Verb::Stop | Verb::StopAll);
-            let in_flight = &in_flight(self.answering.clone(), self.nature.now);
+            let clients = &self.clients.clients();
             let mut world = world(
                 &self.settings,
                 &self.facts,
                 &mut self.state,
                 &mut self.proofs,
-                in_flight,
+                clients,
                 self.nature.now,
             );
             let actions = swap.step(&mut world, event);
             if self.state.home != home {
                 let ended = actions.iter().any(|action| {
                     matches!(action, Action::Say(What::SwapEnded { swap })
-                        if swap.verb != Verb::Restore && (stopping || swap.outcome == Some(Outcome::Done)))
+                        if !swap.verb.is_own() && (stopping || swap.outcome == Some(Outcome::Done)))
                 });
                 // Not before it is written down, and then at once.
                 let written = actions.contains(&Action::Record { first: true });
@@ -275,7 +290,7 @@ impl World {
     /// Whether an answer of it is under way that should be let end. What failed or falls has none that counts.
     fn cuts_off(&self, model: &ModelName) -> bool {
         let back = self.swap.as_ref().is_some_and(Swap::is_going_back);
-        let under_way = in_flight(self.answering.clone(), self.nature.now)(model) > 0;
+        let under_way = self.clients.usage(model).under_way > 0;
         !back && under_way && self.nature.now < self.held_back + DRAIN
     }
 
@@ -314,6 +329,7 @@ impl World {
     }
 
     fn stop(&mut self, id: u64, model: &ModelName) {
+        self.cuts(model);
         let ran = !self.nature.is_down(model);
         let result = self.nature.stop(model);
         self.unit_changes(model);
@@ -359,7 +375,8 @@ impl World {
             }
             Outcome::Restored => {
                 for model in &self.state.home.models {
-                    assert!(self.state.is_provided(model), "{model} of home does not serve: {swap:?}");
+                    let provided = self.state.is_provided(model) || self.state.is_displaced(model);
+                    assert!(provided, "{model} of home does not serve: {swap:?}");
                 }
             }
             Outcome::Degraded => {}
@@ -370,6 +387,7 @@ impl World {
         assert_eq!(half, None, "{swap:?}");
         let deeds = self.with_upkeep(|upkeep, world| upkeep.ended(world, &swap));
         self.fulfil(deeds);
+        self.load_ended(&swap);
         self.ended.push(swap);
     }
 
@@ -385,21 +403,22 @@ impl World {
         self.restore();
     }
 
-    fn restore(&mut self) {
+    pub(super) fn restore(&mut self) {
         if self.swap.is_some() || self.ledger_fails || self.waiting.is_some() {
             return;
         }
         let (begun, deeds) = self.with_upkeep(Upkeep::next);
         self.fulfil(deeds);
         if let Some((plan, first)) = begun {
-            self.begin(plan, None, first);
+            return self.begin(plan, None, first);
         }
+        self.look_for_load();
     }
 
-    fn with_upkeep<T>(&mut self, decide: impl FnOnce(&mut Upkeep, &mut swap::World) -> T) -> T {
-        let in_flight = &in_flight(self.answering.clone(), self.nature.now);
+    pub(super) fn with_upkeep<T>(&mut self, decide: impl FnOnce(&mut Upkeep, &mut swap::World) -> T) -> T {
+        let clients = &self.clients.clients();
         let mut world =
-            world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, in_flight, self.nature.now);
+            world(&self.settings, &self.facts, &mut self.state, &mut self.proofs, clients, self.nature.now);
         decide(&mut self.upkeep, &mut world)
     }
 
@@ -434,6 +453,7 @@ impl World {
     /// berthd dies, and the next one takes over from the ledger what it finds.
     pub(crate) fn berthd_dies(&mut self) {
         (self.swap, self.waiting) = (None, None);
+        self.clients_are_cut_off();
         self.queue.clear();
         self.proofs = Proofs::default();
         self.watch = Watch::Idle;
@@ -506,7 +526,7 @@ impl World {
             }
             Due::Tick => {
                 self.due(if self.swap.is_some() { 100 } else { 1000 }, Due::Tick);
-                self.step(Event::Tick);
+                self.tick();
             }
             Due::Unit(model) if self.unheard => self.due(10, Due::Unit(model)),
             Due::Unit(model) => {
@@ -556,6 +576,9 @@ impl World {
                 self.upkeep.looked(&model, missing, Duration::from_millis(self.nature.now));
                 self.restore();
             }
+            Due::LookedForLoad(model) => self.load(&model),
+            Due::Answered(model, run) => self.answered(&model, run),
+            Due::HangsUp(model, ticket) => self.hangs_up(&model, ticket),
             Due::Diagnosed(id, model) => {
                 let failure =
                     Failure { class: FailureClass::Unclassified, line: "no".to_owned(), exit: None };
@@ -616,12 +639,8 @@ fn world<'a>(
     facts: &'a Facts,
     state: &'a mut State,
     proofs: &'a mut Proofs,
-    in_flight: &'a dyn Fn(&ModelName) -> usize,
+    clients: &'a Clients,
     now: u64,
 ) -> swap::World<'a> {
-    swap::World { settings, facts, state, proofs, in_flight, now: Duration::from_millis(now), now_ms: now }
-}
-
-fn in_flight(answering: BTreeMap<ModelName, u64>, now: u64) -> impl Fn(&ModelName) -> usize {
-    move |model| usize::from(answering.get(model).is_some_and(|until| *until > now))
+    swap::World { settings, facts, state, proofs, clients, now: Duration::from_millis(now), now_ms: now }
 }

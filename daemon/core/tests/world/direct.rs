@@ -13,14 +13,14 @@ const PATIENCE: u64 = 300_000;
 
 impl World {
     /// Asks, waits until that swap has ended and gives it back.
-    fn carries_out(&mut self, verb: Verb, model: Option<&str>) -> SwapSummary {
+    pub(super) fn carries_out(&mut self, verb: Verb, model: Option<&str>) -> SwapSummary {
         let before = self.ended.len();
         assert_eq!(self.ask(verb, model), None);
         assert!(self.wait_until(PATIENCE, |world| world.ended.len() > before), "stuck");
         self.ended[before].clone()
     }
 
-    fn with(gpus: usize, models: &[&str]) -> Self {
+    pub(super) fn with(gpus: usize, models: &[&str]) -> Self {
         let mut world = Self::new(gpus);
         for model in models {
             assert_eq!(world.carries_out(Verb::Start, Some(model)).outcome, Some(Outcome::Done));
@@ -29,11 +29,11 @@ impl World {
         world
     }
 
-    fn home(&self) -> Vec<&str> {
+    pub(super) fn home(&self) -> Vec<&str> {
         self.state.home.models.iter().map(ModelName::as_str).collect()
     }
 
-    fn phase(&self, model: &str) -> Option<Phase> {
+    pub(super) fn phase(&self, model: &str) -> Option<Phase> {
         self.state.claims.get(&name(model)).map(|claim| claim.phase)
     }
 }
@@ -148,8 +148,9 @@ fn a_victim_that_ignores_sigterm_is_killed() {
 fn answers_that_are_under_way_end_first() {
     for (answers, waits, cut) in [(0, 0..1, false), (3000, 3000..3200, false), (60_000, 8000..8200, true)] {
         let mut world = World::with(2, &["aeon"]);
-        let until = world.nature.now + answers;
-        world.answering.insert(name("aeon"), until);
+        if answers > 0 {
+            world.answers(&name("aeon"), answers);
+        }
         let swap = world.carries_out(Verb::Switch, Some("genesis"));
         assert_eq!(swap.outcome, Some(Outcome::Done), "{swap:?}");
         let drained = swap.steps.iter().find(|step| step.step == Step::Drained).unwrap();
@@ -166,8 +167,7 @@ fn answers_that_are_under_way_end_first() {
 fn nothing_has_begun_while_answers_end() {
     for (verb, model) in [(Verb::Stop, "aeon"), (Verb::Switch, "genesis")] {
         let mut world = World::with(2, &["aeon"]);
-        let until = world.nature.now + 5000;
-        world.answering.insert(name("aeon"), until);
+        world.answers(&name("aeon"), 5000);
         assert_eq!(world.ask(verb, Some(model)), None);
         world.wait(1000);
         assert!(world.busy(), "the answer is waited for");

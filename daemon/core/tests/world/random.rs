@@ -30,7 +30,7 @@ enum Happening {
     BerthdDies,
     PowerFails,
     Crash(usize),
-    Answers(usize, u64),
+    Client(usize, u64),
     StopByHand(usize),
     Unmounted(usize, u64),
 }
@@ -72,7 +72,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (0usize..2, 0u64..30_000).prop_map(|(gpu, ms)| Happening::Blind(gpu, ms)),
         1 => (0usize..2, 0u64..30_000).prop_map(|(gpu, ms)| Happening::Suspect(gpu, ms)),
         1 => prop::bool::weighted(0.3).prop_map(Happening::Ledger),
-        2 => (0usize..6, 1u64..20_000).prop_map(|(model, ms)| Happening::Answers(model, ms)),
+        2 => (0usize..6, 1u64..20_000).prop_map(|(model, ms)| Happening::Client(model, ms)),
         1 => Just(Happening::BerthdDies),
         1 => Just(Happening::PowerFails),
         2 => (0usize..6).prop_map(Happening::Crash),
@@ -120,10 +120,8 @@ impl Reference {
     fn check(&mut self, world: &World) -> Result<(), TestCaseError> {
         let ended = &world.ended[self.seen..];
         self.seen = world.ended.len();
-        let done: Vec<&SwapSummary> = ended
-            .iter()
-            .filter(|swap| swap.verb != Verb::Restore && swap.outcome == Some(Outcome::Done))
-            .collect();
+        let done: Vec<&SwapSummary> =
+            ended.iter().filter(|swap| !swap.verb.is_own() && swap.outcome == Some(Outcome::Done)).collect();
         // What was stopped by hand is stopped as by an operator's word.
         let by_hand = &world.stopped_by_hand[self.by_hand..];
         for model in by_hand {
@@ -195,10 +193,7 @@ fn whatever_happens_home_serves_in_the_end() {
                         let named = !matches!(verb, Verb::StopAll | Verb::Back);
                         world.ask(verb, named.then(|| names[model].as_str()));
                     }
-                    Happening::Answers(model, ms) => {
-                        let until = world.nature.now + ms;
-                        world.answering.insert(names[model].clone(), until);
-                    }
+                    Happening::Client(model, ms) => world.client(&names[model], ms),
                     Happening::Wait(ms) => world.wait(ms),
                     Happening::Manner(model, manner) => *world.nature.manner(names[model].as_str()) = manner,
                     Happening::Foreign(gpu, mib) => _ = world.nature.foreign.insert(gpu % gpus, mib),

@@ -20,6 +20,8 @@ fn entry(way: Way, state: ModelState) -> Entry {
         aliases: Vec::new(),
         fallback: None,
         error: None,
+        stopped: false,
+        refused: None,
         load: None,
     }
 }
@@ -51,6 +53,7 @@ fn fate(directory: &Directory, asked: &str) -> String {
             format!("{model}{known_as}{instead_of}")
         }
         Verdict::Wait(model) => format!("waits for {model}"),
+        Verdict::Load(model) => format!("has {model} loaded"),
         Verdict::Refused(refused) => format!("{} {}", refused.status, refused.code),
     }
 }

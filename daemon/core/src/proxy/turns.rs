@@ -1,0 +1,118 @@
+//! Whose turn it is: which of the models that clients wait for is loaded next.
+//!
+//! Lines are served in the order in which their first request came. Who has to give way is left alone while it is in use,
+//! but for no longer than a turn, counted from when the first line could have gone: nobody starves, and what was loaded
+//! serves for a while. Lines behind the first one are loaded meanwhile where nobody has to give way for them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Refused;
+use crate::facts::Moment;
+use crate::name::ModelName;
+use crate::plan::{self, Load};
+use crate::report::{Outcome, Refusal, SwapSummary, Verb};
+use crate::state::Times;
+use crate::swap::World;
+use crate::upkeep;
+
+/// For how long a refusal counts for those who come after: whatever it was for can change.
+const REFUSED: Duration = Duration::from_secs(1);
+/// Where nothing is known of how long a load takes, in seconds.
+pub(super) const UNKNOWN_LOAD: u64 = 30;
+
+/// Whose turn it is.
+#[derive(Debug, Clone, Default)]
+pub struct Turns {
+    /// When the last swap ended that anybody had to give way for.
+    began: Moment,
+    /// Models that were refused lately, and until when that counts.
+    refused: BTreeMap<ModelName, (Moment, Refused)>,
+}
+
+impl Turns {
+    /// The model whose load is to be tried now. Not while a swap is under way.
+    pub fn next(&mut self, world: &World) -> Option<ModelName> {
+        self.refused.retain(|_, (until, _)| world.now < *until);
+        let lines = self.lines(world);
+        let next = lines.iter().enumerate().find(|(place, (_, model))| {
+            let after_pause = upkeep::pause(world, model).is_none();
+            let found =
+                plan::load(world.settings, world.facts, world.state, &BTreeMap::new(), model, &|other| {
+                    *place > 0 || self.is_in_use(world, &lines, other)
+                });
+            match found {
+                Load::Go(_) => after_pause,
+                Load::Later => false,
+                Load::Refused(_) => true,
+            }
+        });
+        next.map(|(_, (_, model))| model.clone())
+    }
+
+    /// What comes of that model, with what was looked up about it since.
+    pub fn decide(
+        &mut self,
+        world: &World,
+        preflight: &BTreeMap<ModelName, crate::facts::Preflight>,
+        model: &ModelName,
+    ) -> Load {
+        let lines = self.lines(world);
+        let first = lines.first().is_some_and(|(_, first)| first == model);
+        let in_use = |other: &ModelName| !first || self.is_in_use(world, &lines, other);
+        plan::load(world.settings, world.facts, world.state, preflight, model, &in_use)
+    }
+
+    /// Models that clients wait for and that could be loaded for them, first the one that was asked for first.
+    fn lines(&self, world: &World) -> Vec<(Moment, ModelName)> {
+        let mut lines: Vec<(Moment, ModelName)> = world
+            .clients
+            .iter()
+            .filter_map(|(model, usage)| Some((usage.first.as_ref()?.0, model.clone())))
+            .filter(|(_, model)| !world.state.claims.contains_key(model) && !self.refused.contains_key(model))
+            .filter(|(_, model)| {
+                let declared = world.settings.models.get(model);
+                declared.is_some_and(|declared| plan::is_loaded_on_demand(world.state, declared))
+            })
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    /// Whether a model keeps its place before the first of these lines: it is in use, and its turn is not over.
+    fn is_in_use(&self, world: &World, lines: &[(Moment, ModelName)], model: &ModelName) -> bool {
+        let Some((since, _)) = lines.first() else { return true };
+        let over = world.now >= self.began.max(*since) + world.settings.proxy.turn;
+        !over && world.usage(model).is_some_and(super::Usage::is_wanted)
+    }
+
+    /// Those who wait for a model are told that it can't be loaded.
+    pub fn refuse(&mut self, world: &World, model: &ModelName, refusal: &Refusal) {
+        let load = world.state.times.get(model).and_then(|times| Times::expected(&times.load));
+        let again = upkeep::pause(world, model).unwrap_or_default().max(REFUSED);
+        let load = load.map_or(UNKNOWN_LOAD, |ms| ms.div_ceil(1000)).max(again.as_secs());
+        let next = refusal.hints.first().map(|hint| format!(". An operator can: {hint}")).unwrap_or_default();
+        let code = if refusal.code == "does_not_fit" { "no_room" } else { "load_failed" };
+        let text = format!("{}{next}", refusal.text);
+        let refused = Refused { status: 503, code, text, retry_after: Some(load) };
+        self.refused.insert(model.clone(), (world.now + again, refused));
+    }
+
+    /// Takes how a swap ended. A load that failed is not tried again for those who wait; `called_off` is no failure.
+    pub fn ended(&mut self, world: &World, swap: &SwapSummary, called_off: bool) {
+        if swap.verb != Verb::Load || !swap.stops.is_empty() {
+            self.began = world.now;
+        }
+        let failed = swap.verb == Verb::Load && swap.outcome != Some(Outcome::Done) && !called_off;
+        if let (true, Some(model)) = (failed, &swap.model) {
+            let text = swap.reason.clone().unwrap_or_default();
+            let hints = vec![format!("berthctl logs {model}")];
+            self.refuse(world, model, &Refusal { code: "load_failed".to_owned(), text, hints });
+        }
+    }
+
+    /// Why those who ask for a model now are refused.
+    pub fn refusal(&self, model: &ModelName) -> Option<&Refused> {
+        self.refused.get(model).map(|(_, refused)| refused)
+    }
+}

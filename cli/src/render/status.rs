@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 
 use berth_core::bytes::Bytes;
 use berth_core::facts::Known;
+use berth_core::name::ModelName;
 use berth_core::report::{
-    GpuBalance, GpuStatus, Holder, ModelState, ModelStatus, Outcome, Problem, Status, SwapSummary,
+    GpuBalance, GpuStatus, GuestStatus, Holder, ModelState, ModelStatus, Outcome, Problem, Status,
+    SwapSummary,
 };
 
 use super::text::{about, age, bar, clean, gib, gpus, join, names, paragraph, spread, took};
@@ -218,6 +220,11 @@ fn foot(status: &Status, paint: Paint) -> String {
             out.push_str(&paragraph("", &text));
         }
     }
+    for model in &status.models {
+        if let Some(guest) = &model.guest {
+            out.push_str(&paragraph("", &self::guest(model, guest, status)));
+        }
+    }
     if let Some(swap) = &status.swap {
         out.push_str(&now(swap, paint));
     }
@@ -237,6 +244,21 @@ fn foot(status: &Status, paint: Paint) -> String {
         out.push_str(&paragraph("", &last));
     }
     out
+}
+
+/// Why a model serves that no operator asked for, and until when.
+fn guest(model: &ModelStatus, guest: &GuestStatus, status: &Status) -> String {
+    let away = |name: &&ModelName| {
+        status.models.iter().any(|model| model.name == **name && model.state == ModelState::Off)
+    };
+    let away: Vec<ModelName> = status.home.iter().filter(away).cloned().collect();
+    let then = match away.len() {
+        0 => "it leaves".to_owned(),
+        1 => format!("{} comes back", names(&away)),
+        _ => format!("{} come back", names(&away)),
+    };
+    let (name, cause, idle) = (&model.name, clean(&guest.cause), about(guest.idle_ms));
+    format!("{name} serves because {cause} asked for it. When nobody has for {idle}, {then}.")
 }
 
 fn problem_lines(problem: &Problem, status: &Status) -> String {

@@ -32,6 +32,17 @@ fn a_swap_that_waits_for_memory() {
 }
 
 #[test]
+fn a_guest_says_who_asked_and_what_comes_after_it() {
+    let mut tower = tower();
+    tower.default = Some(name("genesis"));
+    tower.home = vec![name("genesis")];
+    tower.models[0].state = ModelState::Off;
+    tower.models[1].state = ModelState::Serving;
+    tower.models[1].guest = Some(GuestStatus { cause: "10.10.10.2".to_owned(), idle_ms: 600_000 });
+    insta::assert_snapshot!(shown(&tower));
+}
+
+#[test]
 fn a_gpu_that_is_lost_is_unknown_and_never_nought() {
     let mut tower = tower();
     let mut gpus = tower.gpus.value().unwrap().clone();

@@ -11,8 +11,8 @@ use crate::name::ModelName;
 use crate::plan;
 use crate::release::{Proofs, Reading, Unproved};
 use crate::report::{
-    GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Refusal, SCHEMA, Status,
-    SwapSummary,
+    GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Refusal,
+    SCHEMA, Status, SwapSummary,
 };
 use crate::rivals::Rivals;
 use crate::state::{Claim, Phase, State, Times};
@@ -152,6 +152,10 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
         short: view.memory.too_big.get(name).copied().filter(|_| claim.is_none()),
         last_error: unwell(view, name).or_else(|| last_error(view, name)),
         stands_in_for: claim.and_then(|_| view.state.stand_ins.get(name)).cloned(),
+        guest: view.state.guests.get(name).map(|guest| GuestStatus {
+            cause: guest.cause.clone(),
+            idle_ms: u64::try_from(model.guests.idle.as_millis()).unwrap_or(u64::MAX),
+        }),
     }
 }
 

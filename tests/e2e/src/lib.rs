@@ -26,6 +26,7 @@ pub mod bench;
 mod berth;
 mod builder;
 pub mod crash;
+pub mod crowd;
 mod declare;
 mod failure;
 mod http;

@@ -165,6 +165,9 @@ async fn generate(server: Arc<Server>, body: &Bytes, shape: Shape) -> Response {
     let Ok(body) = serde_json::from_slice::<Value>(body) else {
         return failure(StatusCode::BAD_REQUEST, "the body is not JSON", "invalid_request_error");
     };
+    if server.arguments.say_prompts {
+        println!("prompt: {}", body["prompt"].as_str().unwrap_or_default());
+    }
     if server.arguments.generate_error {
         return failure(
             StatusCode::INTERNAL_SERVER_ERROR,

@@ -113,6 +113,9 @@ pub(crate) struct Arguments {
     /// Answer nothing else while an answer is generated, and compute all the time.
     #[arg(long)]
     pub busy: bool,
+    /// Say each prompt on stdout before anything is generated for it.
+    #[arg(long)]
+    pub say_prompts: bool,
     /// Generate nothing: answer with the request's body as it came, under the key `request`.
     #[arg(long)]
     pub echo: bool,

@@ -136,6 +136,18 @@ pub struct ModelStatus {
     /// In whose place it serves, where that is so.
     #[serde(default)]
     pub stands_in_for: Option<ModelName>,
+    /// Why it serves, where it is not of home but clients asked for it.
+    #[serde(default)]
+    pub guest: Option<GuestStatus>,
+}
+
+/// A model that serves because clients asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStatus {
+    /// Who asked for it first: a client's key or address.
+    pub cause: String,
+    /// When nobody has for so long, it leaves.
+    pub idle_ms: u64,
 }
 
 /// What a model does, in the words of those who run models.

@@ -19,6 +19,7 @@ mod host;
 mod input;
 mod machine;
 mod memory;
+mod on_demand;
 mod placement;
 mod proxy;
 mod release;

@@ -53,7 +53,7 @@ fn one_address_for_every_client() {
         .model("aeon", &(fake(2, EACH, &["--alias", "aeon"]) + "aliases = [\"production\"]\n"))
         .model("genesis", &(fake(2, EACH, &[]) + "fallback = \"aeon\"\n"))
         .model("old", &(fake(2, EACH, &[]) + "retired = true\n"))
-        .model("lone", &fake(2, EACH, &[]))
+        .model("lone", &(fake(2, EACH, &[]) + "on_demand = \"never\"\n"))
         .boot();
     let (status, code, text) = error(&berth.completes("default"));
     assert_eq!((status, code.as_str()), (503, "nothing_serves"), "{text}");
@@ -162,7 +162,7 @@ fn a_switch_lets_answers_end() {
     let step = drained(id);
     assert!(began.elapsed() >= Duration::from_secs(4));
     assert!(step.detail.contains("1 answer still under way after 4."), "{step:?}");
-    assert_eq!(error(&third.join().unwrap()).1, "model_not_loaded");
+    assert_eq!(error(&third.join().unwrap()).1, "no_room");
     berth.assert_no_failed_allocation();
 }
 
@@ -228,7 +228,7 @@ fn the_usual_clients_are_served() {
     let berth = Berth::builder()
         .assets()
         .model("gemma", &declaration(&gemma, 1, "2000MiB"))
-        .model("absent", &fake(2, EACH, &[]))
+        .model("absent", &(fake(2, EACH, &[]) + "on_demand = \"never\"\n"))
         .boot();
     // The weights' own template knows no tools.
     berth.configure("chat.jinja", include_bytes!("../../clients/chat.jinja"));
@@ -419,7 +419,7 @@ fn keys_open_what_they_name() {
     let agent = "Authorization: Bearer key-of-agent\r\n";
     let (status, code, text) = error(&get("/upstream/aeon/health", agent));
     assert_eq!((status, code.as_str()), (403, "model_not_allowed"), "{text}");
-    assert_eq!(error(&get("/upstream/lone/health", agent)).1, "model_not_loaded");
+    assert_eq!(error(&get("/upstream/lone/health", agent)).1, "no_room");
     // It learns of no others either.
     for path in ["/v1/models/nobody", "/v1/models/aeon", "/upstream/nobody/x"] {
         let (status, code, text) = error(&get(path, agent));

@@ -10,6 +10,7 @@ mod headers;
 mod keys;
 mod listen;
 mod reply;
+mod telemetry;
 mod traffic;
 
 pub use traffic::Traffic;
@@ -45,6 +46,7 @@ use self::body::{Answer, Sent, too_large};
 use self::forward::Forward;
 use self::keys::May;
 use self::listen::Kept;
+use self::telemetry::Account;
 use self::traffic::Counted;
 
 /// Who answers to which name; None until the driver has looked.
@@ -209,11 +211,18 @@ impl Proxy {
         let path = request.uri().path().to_owned();
         let route = route(&path);
         let dialect = if let Route::Ask(dialect) = route { dialect } else { Dialect::OpenAi };
+        let mut account = self.traffic.telemetry().begin(&request);
         let answer = match keys::take(&self.settings.keys, request.headers_mut()) {
-            Ok(may) => self.routed(request, &path, &route, may).await,
+            Ok(may) => {
+                account.shows(may.key());
+                self.routed(request, &path, &route, may, &mut account).await
+            }
             Err(refused) => Err(refused),
         };
-        answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect).map(Answer::Own))
+        let refused = answer.as_ref().err().map(|refused| refused.code);
+        let mut answer = answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect).map(Answer::Own));
+        account.answered(&mut answer, refused);
+        answer
     }
 
     async fn routed(
@@ -222,6 +231,7 @@ impl Proxy {
         path: &str,
         route: &Route<'_>,
         may: May<'_>,
+        account: &mut Account,
     ) -> Result<Response<Answer>, Refused> {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         match route {
@@ -239,18 +249,23 @@ impl Proxy {
                 let text = "the list of models is asked for by GET".to_owned();
                 Err(Refused { status: 405, code: "method_not_allowed", text, retry_after: None })
             }
-            Route::Ask(_) => self.ask(request, may).await,
+            Route::Ask(_) => self.ask(request, may, account).await,
             Route::Upstream(model, rest) => {
                 let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
                 let target = format!("{}{query}", if rest.is_empty() { "/" } else { rest });
-                self.upstream(request, &decoded(model), &target, may).await
+                self.upstream(request, &decoded(model), &target, may, account).await
             }
             Route::Unknown => Err(not_found(path)),
         }
     }
 
     /// A request that names its model in its body, or in its query.
-    async fn ask(&self, request: Request<Incoming>, may: May<'_>) -> Result<Response<Answer>, Refused> {
+    async fn ask(
+        &self,
+        request: Request<Incoming>,
+        may: May<'_>,
+        account: &mut Account,
+    ) -> Result<Response<Answer>, Refused> {
         let (mut head, body) = request.into_parts();
         let most = self.settings.body.0;
         // Where both say how long it is, the chunks do (RFC 9112, 6.3).
@@ -278,7 +293,9 @@ impl Proxy {
         let asked = asked.or_else(|| in_query(head.uri.query()?));
         // Who names none takes what serves, as with a server that has one model.
         let asked = asked.filter(|asked| !asked.is_empty()).unwrap_or_else(|| DEFAULT_ALIAS.to_owned());
+        account.asks(&asked, &self.directory());
         let to = self.sending(&asked, may).await?;
+        account.goes_to(to.counted.model(), sent.taken());
         let mut longer = match &to.known_as {
             Some(known_as) => sent.rename(known_as)?,
             None => 0,
@@ -300,10 +317,14 @@ impl Proxy {
         asked: &str,
         target: &str,
         may: May<'_>,
+        account: &mut Account,
     ) -> Result<Response<Answer>, Refused> {
+        account.asks(asked, &self.directory());
         let to = self.sending(asked, may).await?;
         let (most, pause) = (self.settings.body.0, self.settings.idle);
-        self.forward.send(request.map(|body| Sent::unread(body, most, pause)), target, to).await
+        let request = request.map(|body| Sent::unread(body, most, pause));
+        account.goes_to(to.counted.model(), request.body().taken());
+        self.forward.send(request, target, to).await
     }
 
     /// Waits until whoever answers to this name can be asked, and counts the request there.

@@ -6,8 +6,8 @@ use berth_core::bytes::Bytes;
 use berth_core::facts::{Exit, Known};
 use berth_core::name::ModelName;
 use berth_core::report::{
-    Actor, GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Outcome, Problem, Status,
-    Step, StepReport, StepState, SwapSummary, Verb,
+    Actor, GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Outcome, Problem, Requests,
+    Status, Step, StepReport, StepState, SwapSummary, Verb,
 };
 
 pub(crate) const NOW: u64 = 1_763_000_000_000;
@@ -67,6 +67,7 @@ pub(crate) fn model(text: &str, state: ModelState) -> ModelStatus {
         short: None,
         last_error: None,
         stands_in_for: None,
+        requests: Requests::default(),
     }
 }
 

@@ -5,7 +5,10 @@ mod directory;
 pub mod finder;
 mod key;
 mod route;
+mod tally;
+pub mod usage;
 
 pub use directory::{Directory, Entry, Refused, Verdict, Way, directory};
 pub use key::KeyHash;
 pub use route::{Dialect, Route, route};
+pub use tally::{Ended, Tally};

@@ -15,7 +15,9 @@ use crate::bytes::Bytes;
 use crate::name::ModelName;
 
 pub use plan::{Attempt, AttemptOutcome, DeviceShare, GpuChange, PlanReport, StepForecast, Verdict};
-pub use status::{GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Status};
+pub use status::{
+    GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Requests, Status,
+};
 pub use swap::{Outcome, Step, StepReport, StepState, SwapSummary};
 
 /// The version of this schema, in every top-level answer.

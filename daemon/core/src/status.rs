@@ -11,8 +11,8 @@ use crate::name::ModelName;
 use crate::plan;
 use crate::release::{Proofs, Reading, Unproved};
 use crate::report::{
-    GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Refusal, SCHEMA, Status,
-    SwapSummary,
+    GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Refusal, Requests, SCHEMA,
+    Status, SwapSummary,
 };
 use crate::rivals::Rivals;
 use crate::state::{Claim, Phase, State, Times};
@@ -68,6 +68,8 @@ pub struct View<'a> {
     pub memory: &'a Memory,
     /// The swap under way.
     pub swap: Option<&'a SwapSummary>,
+    /// What clients asked of a model.
+    pub requests: &'a dyn Fn(&ModelName) -> Requests,
     /// Now.
     pub now: Moment,
     /// Now by the wall clock, milliseconds since 1970.
@@ -152,6 +154,7 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
         short: view.memory.too_big.get(name).copied().filter(|_| claim.is_none()),
         last_error: unwell(view, name).or_else(|| last_error(view, name)),
         stands_in_for: claim.and_then(|_| view.state.stand_ins.get(name)).cloned(),
+        requests: (view.requests)(name),
     }
 }
 

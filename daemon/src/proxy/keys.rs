@@ -36,6 +36,11 @@ pub(super) fn take<'k>(keys: &'k [ClientKey], headers: &mut HeaderMap) -> Result
 }
 
 impl May<'_> {
+    /// Whose key was shown.
+    pub(super) fn key(&self) -> Option<&str> {
+        self.0.map(|key| key.name.as_str())
+    }
+
     /// Whether it may ask for this name, or for the model that answers to it now.
     pub(super) fn ask(self, directory: &Directory, asked: &str) -> Result<(), Refused> {
         let Some((key, models)) = self.0.and_then(|key| Some((key, key.models.as_ref()?))) else {

@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_core::name::ModelName;
+use berth_core::report::Requests;
 use tokio::sync::Notify;
+
+use super::telemetry::Telemetry;
 
 /// Shared counts.
 #[derive(Debug, Default, Clone)]
@@ -17,6 +20,7 @@ struct Inner {
     /// A model's last request ended, and somebody waits for that.
     idle: Notify,
     awaited: AtomicBool,
+    telemetry: Telemetry,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -38,6 +42,17 @@ impl Traffic {
     /// How many requests this model answers now.
     pub fn under_way(&self, model: &ModelName) -> usize {
         self.counts().get(model).map_or(0, |counts| counts.under_way)
+    }
+
+    /// What clients asked of this model.
+    pub fn requests(&self, model: &ModelName) -> Requests {
+        let counts = self.counts().get(model).copied().unwrap_or_default();
+        self.0.telemetry.requests(model, counts.under_way, counts.waiting)
+    }
+
+    /// Where requests are told of that ended.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.0.telemetry
     }
 
     /// A request that goes to this model.

@@ -71,6 +71,10 @@ pub(crate) fn model(text: &str, state: ModelState) -> ModelStatus {
     }
 }
 
+fn used(speed: f64, ago_ms: u64) -> Requests {
+    Requests { tokens_per_second: Some(speed), last_used_ms: Some(NOW - ago_ms), ..Requests::default() }
+}
+
 /// The tower with genesis on both GPUs and the other models at rest.
 pub(crate) fn tower() -> Status {
     let genesis = ModelStatus {
@@ -79,9 +83,14 @@ pub(crate) fn tower() -> Status {
         since_ms: Some(NOW - 3 * DAY),
         pid: Some(4711),
         to_switch_ms: Some(64_000),
+        requests: Requests { under_way: 1, ..used(82.4, 4_000) },
         ..model("genesis", ModelState::Serving)
     };
-    let aeon = ModelStatus { to_switch_ms: Some(64_000), ..model("aeon", ModelState::Off) };
+    let aeon = ModelStatus {
+        to_switch_ms: Some(64_000),
+        requests: used(6.94, 50 * 3_600_000),
+        ..model("aeon", ModelState::Off)
+    };
     let gemma = ModelStatus { to_switch_ms: Some(19_200), ..model("supergemma", ModelState::Off) };
     let llama = ModelStatus { short: Some(Bytes::mib(1024)), ..model("llama70b", ModelState::TooBig) };
     Status {

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use berth_core::config::{Changes, DEFAULT_ALIAS, Proxy as Settings};
+use berth_core::config::{Changes, DEFAULT_ALIAS, Deadlines, Proxy as Settings};
 use berth_core::name::ModelName;
 use berth_core::proxy::finder::Finder;
 use berth_core::proxy::{Dialect, Directory, Refused, Route, Verdict, route};
@@ -76,6 +76,7 @@ struct Sending {
     address: SocketAddr,
     known_as: Option<String>,
     changes: Arc<Changes>,
+    deadlines: Deadlines,
     instead_of: Option<ModelName>,
     counted: Counted,
 }
@@ -109,8 +110,7 @@ pub async fn serve(
         .into_iter()
         .map(|worker| {
             let (settings, names, traffic) = (settings.clone(), names.clone(), traffic.clone());
-            let forward = Forward::new(settings.first_byte, settings.idle);
-            (worker, Arc::new(Proxy { names, traffic, settings, forward }))
+            (worker, Arc::new(Proxy { names, traffic, settings, forward: Forward::default() }))
         })
         .collect();
     for (address, listener) in listeners {
@@ -335,7 +335,7 @@ impl Proxy {
             let directory = self.directory();
             may.ask(&directory, asked)?;
             let model = match directory.verdict(asked) {
-                Verdict::Send { model, address, known_as, changes, instead_of } => {
+                Verdict::Send { model, address, known_as, changes, deadlines, instead_of } => {
                     let counted = self.traffic.enter(model);
                     // The driver holds requests back first and counts then; so it is counted first and looked at then.
                     if !Arc::ptr_eq(&directory, &self.directory()) {
@@ -345,6 +345,7 @@ impl Proxy {
                         address,
                         known_as: known_as.or_else(|| instead_of.map(|_| model.as_str())).map(str::to_owned),
                         changes: Arc::clone(changes),
+                        deadlines: *deadlines,
                         instead_of: instead_of.cloned(),
                         counted,
                     });

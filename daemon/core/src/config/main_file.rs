@@ -33,7 +33,14 @@ const DEADLINES: Deadlines = Deadlines {
     stop: Duration::from_secs(30),
     release: Duration::from_secs(60),
     start: Duration::from_secs(15 * 60),
+    // A server on this machine accepts at once, unless its queue is full.
+    connect: Duration::from_secs(5),
+    // Long prompts on a CPU take so long.
+    first_byte: Duration::from_mins(30),
+    idle: IDLE,
 };
+
+const IDLE: Duration = Duration::from_mins(10);
 
 /// A crash is mostly a single one, so the first restart comes at once as far as people notice; one that comes again
 /// and again shall cost a machine nothing. Five in ten minutes are no accident: with these pauses the fifth comes
@@ -67,8 +74,7 @@ fn proxy_defaults() -> Proxy {
         body: Bytes::mib(256),
         queue: 256,
         wait: Duration::from_mins(10),
-        first_byte: Duration::from_mins(30),
-        idle: Duration::from_mins(10),
+        idle: IDLE,
         connections: 4096,
         keys: Vec::new(),
     }
@@ -113,7 +119,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
             settings.sound = gpu.duration("sound").unwrap_or(settings.sound);
             gpu.finish();
         }
-        settings.deadlines = deadlines(&mut root, settings.deadlines);
+        settings.deadlines = node_deadlines(&mut root, settings.deadlines);
         settings.restart = restart(&mut root, settings.restart);
         if let Some(mut boot) = root.table("boot") {
             settings.boot.gpus = boot.duration("gpus").unwrap_or(settings.boot.gpus);
@@ -121,7 +127,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
             boot.finish();
         }
         settings.health = health(&mut root, settings.health);
-        proxy(&mut root, &reader, &mut settings.proxy);
+        proxy(&mut root, &reader, &mut settings);
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
                 match range(text.get_ref()) {
@@ -153,21 +159,34 @@ fn read_node(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Setti
     }
 }
 
-/// `[deadlines]`, where it is given; else what holds already.
+/// A model's `[deadlines]`, where it is given; else what holds already.
 pub(super) fn deadlines(root: &mut Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
     let Some(mut table) = root.table("deadlines") else { return otherwise };
+    let first_byte = table.duration("first_byte").unwrap_or(otherwise.first_byte);
+    let idle = table.duration("idle").unwrap_or(otherwise.idle);
+    steps(table, Deadlines { first_byte, idle, ..otherwise })
+}
+
+/// The node's. What it says of answers stands in `[proxy]`.
+fn node_deadlines(root: &mut Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
+    root.table("deadlines").map_or(otherwise, |table| steps(table, otherwise))
+}
+
+fn steps(mut table: Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
     let drain = table.duration("drain").unwrap_or(otherwise.drain);
     let stop = table.duration("stop").unwrap_or(otherwise.stop);
     let release = table.duration("release").unwrap_or(otherwise.release);
     let start = table.duration("start").unwrap_or(otherwise.start);
+    let connect = table.duration("connect").unwrap_or(otherwise.connect);
     table.finish();
-    Deadlines { drain, stop, release, start }
+    Deadlines { drain, stop, release, start, connect, ..otherwise }
 }
 
 /// `[proxy]`, where it is given.
-fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, proxy: &mut Proxy) {
+fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings) {
     const ADDRESSES: &str = "addresses with ports, for example [\"127.0.0.1:8010\", \"[::1]:8010\"]";
     let Some(mut table) = root.table("proxy") else { return };
+    let (proxy, deadlines) = (&mut settings.proxy, &mut settings.deadlines);
     if let Some(listen) = table.strings("listen", ADDRESSES) {
         proxy.listen = Vec::new();
         for text in listen.get_ref() {
@@ -218,8 +237,9 @@ fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, proxy: &mut Proxy) {
         reader.warn(ConfigError::new(message, place).help("`berthctl key NAME` makes a key for a client"));
     }
     proxy.wait = table.duration("wait").unwrap_or(proxy.wait);
-    proxy.first_byte = table.duration("first_byte").unwrap_or(proxy.first_byte);
+    deadlines.first_byte = table.duration("first_byte").unwrap_or(deadlines.first_byte);
     proxy.idle = table.duration("idle").unwrap_or(proxy.idle);
+    deadlines.idle = proxy.idle;
     table.finish();
 }
 

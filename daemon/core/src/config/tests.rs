@@ -140,14 +140,14 @@ fn the_designs_example_and_one_line() {
     let sources = Sources {
         main: Some(file(
             "/etc/berth/berth.toml",
-            "[gpu]\nheadroom = \"512 MiB\"\n[deadlines]\nstart = \"1h30m\"\n[health]\nfailures = 2\n[ports]\nrange = \"8200-8210\"\n",
+            "[gpu]\nheadroom = \"512 MiB\"\n[deadlines]\nstart = \"1h30m\"\n[health]\nfailures = 2\n[proxy]\nfirst_byte = \"20 min\"\n[ports]\nrange = \"8200-8210\"\n",
         )),
         models: vec![
             file("/etc/berth/models.d/genesis.toml", GENESIS),
             file("/etc/berth/models.d/supergemma.toml", ONE_LINE),
             file(
                 "/etc/berth/models.d/aeon.toml",
-                "cmd = \"vllm serve nvidia/aeon -tp 2 --gpu-memory-utilization=0.90\"\n\n[deadlines]\nstop = \"90 s\"\n[health]\ntoken = \"off\"\nbusy = \"30 min\"\n",
+                "cmd = \"vllm serve nvidia/aeon -tp 2 --gpu-memory-utilization=0.90\"\n\n[deadlines]\nstop = \"90 s\"\nidle = \"2 min\"\n[health]\ntoken = \"off\"\nbusy = \"30 min\"\n",
             ),
             file(
                 "/etc/berth/models.d/whisper.toml",

@@ -5,6 +5,7 @@
 //! is kept.
 
 mod body;
+mod cors;
 mod forward;
 mod headers;
 mod keys;
@@ -43,6 +44,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::driver::Message;
 
 use self::body::{Answer, Sent, too_large};
+use self::cors::Cors;
 use self::forward::Forward;
 use self::keys::May;
 use self::listen::Kept;
@@ -211,6 +213,10 @@ impl Proxy {
         let path = request.uri().path().to_owned();
         let route = route(&path);
         let dialect = if let Route::Ask(dialect) = route { dialect } else { Dialect::OpenAi };
+        let cors = Cors::of(&self.settings.cors, request.headers());
+        if let Some(answer) = cors.preflight(&request) {
+            return answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect)).map(Answer::Own);
+        }
         let mut account = self.traffic.telemetry().begin(&request);
         let answer = match keys::take(&self.settings.keys, request.headers_mut()) {
             Ok(may) => {
@@ -221,6 +227,7 @@ impl Proxy {
         };
         let refused = answer.as_ref().err().map(|refused| refused.code);
         let mut answer = answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect).map(Answer::Own));
+        cors.mark(answer.headers_mut());
         account.answered(&mut answer, refused);
         answer
     }

@@ -200,6 +200,8 @@ pub struct Proxy {
     pub connections: u32,
     /// Who may ask; everybody where there are none.
     pub keys: Vec<ClientKey>,
+    /// The origins of pages that may ask from a browser, or `*` for all; none where it is empty.
+    pub cors: Vec<String>,
 }
 
 /// A key that a client has to show.

@@ -118,6 +118,8 @@ pub fn explain(settings: &Settings) -> Explanation {
     values.add("proxy.first_byte", shown(settings.deadlines.first_byte), "default");
     values.add("proxy.idle", shown(proxy.idle), "default");
     values.add("proxy.connections", proxy.connections.to_string(), "default");
+    let cors = if proxy.cors.is_empty() { "off".to_owned() } else { joined(&proxy.cors) };
+    values.add("proxy.cors", cors, "default");
     if !proxy.keys.is_empty() {
         let keys: Vec<String> = proxy
             .keys

@@ -77,6 +77,7 @@ fn proxy_defaults() -> Proxy {
         idle: IDLE,
         connections: 4096,
         keys: Vec::new(),
+        cors: Vec::new(),
     }
 }
 
@@ -202,6 +203,7 @@ fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings)
             }
         }
     }
+    cors(&mut table, &mut proxy.cors);
     let unknown = [("refuse", UnknownName::Refuse), ("default", UnknownName::Default)];
     proxy.unknown = table.choice("unknown", &unknown).map_or(proxy.unknown, Spanned::into_inner);
     if let Some(body) = table.parsed::<Bytes>("body", "a size, for example \"256 MiB\"") {
@@ -241,6 +243,41 @@ fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings)
     proxy.idle = table.duration("idle").unwrap_or(proxy.idle);
     deadlines.idle = proxy.idle;
     table.finish();
+}
+
+fn cors(table: &mut Table<'_, '_>, origins: &mut Vec<String>) {
+    const ORIGINS: &str = "origins of web pages, for example [\"https://chat.example\"], or [\"*\"] for all";
+    let Some(declared) = table.strings("cors", ORIGINS).map(Spanned::into_inner) else { return };
+    for text in &declared {
+        let wrong = match text.get_ref().as_str() {
+            "*" if declared.len() > 1 => Some("with this the others have no effect"),
+            "*" => None,
+            origin => bad_origin(origin),
+        };
+        if let Some(why) = wrong {
+            table.complain("cors", ORIGINS, &text.span(), why);
+        }
+    }
+    *origins = declared.into_iter().map(Spanned::into_inner).collect();
+}
+
+/// Why no browser says this of a page.
+fn bad_origin(origin: &str) -> Option<&'static str> {
+    let Some((scheme, host)) = origin.split_once("://") else {
+        return Some("it begins with `https://` or the like");
+    };
+    let default_port = [("http", ":80"), ("https", ":443")];
+    if origin.contains(|c: char| !c.is_ascii_graphic() || c.is_ascii_uppercase()) {
+        Some("browsers write it in small letters, with ASCII for other ones")
+    } else if scheme.is_empty() || host.is_empty() {
+        Some("a scheme and a host are both needed")
+    } else if host.contains(['/', '?', '#', '@', '*', ',']) {
+        Some("it ends with the host or its port, and nothing stands for others")
+    } else if default_port.iter().any(|(of, port)| scheme == *of && host.ends_with(port)) {
+        Some("browsers leave this port out")
+    } else {
+        None
+    }
 }
 
 fn restart(root: &mut Table<'_, '_>, otherwise: Restart) -> Restart {

@@ -1,5 +1,6 @@
 //! The clients' one address.
 
+mod deadlines;
 mod telemetry;
 
 use std::io::{BufRead, BufReader, Read, Write};

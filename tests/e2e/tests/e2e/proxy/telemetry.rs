@@ -5,6 +5,8 @@ use berth_core::report::Requests;
 
 /// A word that stands in a prompt, and one in a key: neither may be told.
 const SECRETS: [&str; 2] = ["tell-nobody", "key-of-frank"];
+/// From where browsers may ask.
+const PAGE: &str = "https://chat.example";
 
 fn requests(berth: &Berth, model: &str) -> Requests {
     let status = berth.status();
@@ -12,7 +14,7 @@ fn requests(berth: &Berth, model: &str) -> Requests {
 }
 
 /// Waits until so many requests came to this.
-fn came(berth: &Berth, model: &str, outcome: &str, times: u64) -> Requests {
+pub(super) fn came(berth: &Berth, model: &str, outcome: &str, times: u64) -> Requests {
     berth.wait_for(outcome, SOON, |berth| {
         Some(requests(berth, model)).filter(|requests| requests.outcomes.get(outcome) == Some(&times))
     })
@@ -28,7 +30,10 @@ fn logged(berth: &Berth) -> Vec<Value> {
 
 #[test]
 fn what_is_known_of_requests() {
-    let keys = format!("[proxy.keys.frank]\nsha256 = \"{}\"\n", KeyHash::of(SECRETS[1].as_bytes()));
+    let keys = format!(
+        "[proxy]\ncors = [\"{PAGE}\"]\n[proxy.keys.frank]\nsha256 = \"{}\"\n",
+        KeyHash::of(SECRETS[1].as_bytes())
+    );
     let berth = Berth::builder()
         .main(&keys)
         .fake("aeon", EACH, &["--token-delay", "20ms"])
@@ -80,6 +85,19 @@ fn what_is_known_of_requests() {
     let known = came(&berth, "lone", "model_not_loaded", 1);
     assert_eq!((known.total, known.last_used_ms), (1, None), "{known:?}");
 
+    // A page may read all of that, and ask before it shows a key, which is no request of the model.
+    let preflight = |origin: &str| {
+        berth.says(&format!(
+            "OPTIONS /v1/completions HTTP/1.0\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\r\n"
+        ))
+    };
+    let reads = |answer: &Answer| answer.head.contains(&format!("access-control-allow-origin: {PAGE}\r\n"));
+    let asked = preflight(PAGE);
+    assert!(asked.status == 204 && reads(&asked), "{asked:?}");
+    assert_eq!(error(&preflight("https://other.example")).1, "origin_not_allowed");
+    let refused = berth.says(&format!("GET /v1/models HTTP/1.0\r\nOrigin: {PAGE}\r\n\r\n"));
+    assert!(refused.status == 401 && reads(&refused), "{refused:?}");
+
     // One that goes on, until its client hangs up, and one that is cut off.
     let endless = |tokens: u32| {
         let body =
@@ -109,7 +127,7 @@ fn what_is_known_of_requests() {
     let lines = logged(&berth);
     let outcomes: Vec<&str> = lines.iter().map(|line| line["BERTH_CODE"].as_str().unwrap()).collect();
     let [a, b, c] = ["model_not_loaded", "model_not_found", "missing_api_key"];
-    assert_eq!(outcomes, ["2xx", "2xx", "2xx", "4xx", a, b, c, "client_gone", "answer_cut"], "{lines:#?}");
+    assert_eq!(outcomes, ["2xx", "2xx", "2xx", "4xx", a, b, c, c, "client_gone", "answer_cut"], "{lines:#?}");
     for (field, value) in [
         ("MODEL", "aeon"),
         ("ASKED", "\"default\""),

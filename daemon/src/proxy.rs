@@ -1,8 +1,8 @@
 //! The clients' one address: a request names a model, and goes on to the server of that name, or waits for it, or is
 //! refused with what would help. Knows who answers to which name (`Directory`), and of the driver its messages.
 //!
-//! It goes on while the driver swaps. Bodies are read only as far as it takes to find the model, and nothing of an answer
-//! is kept.
+//! It goes on while the driver swaps. Bodies are read only as far as it takes to find the model, and of an answer only its
+//! end is kept until it is over.
 
 mod body;
 mod cors;

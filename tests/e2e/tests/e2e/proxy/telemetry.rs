@@ -22,10 +22,9 @@ pub(super) fn came(berth: &Berth, model: &str, outcome: &str, times: u64) -> Req
 
 /// A line for each request that the log has, as fields.
 fn logged(berth: &Berth) -> Vec<Value> {
-    let journal = ["journalctl", "--quiet", "--output=json", "--unit=berthd.service"];
+    let journal = ["journalctl", "-u", "berthd", "-o", "json", "-g", "^request$"];
     let all = berth.run(None, &journal).with_code(0).stdout;
-    let all = all.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    all.filter(|line| line["MESSAGE"] == "request").collect()
+    all.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
@@ -40,7 +39,10 @@ fn what_is_known_of_requests() {
         .fake("lone", EACH, &[])
         .boot();
     let drop_in = "/run/systemd/system/berthd.service.d/debug.conf";
-    berth.sandbox().write_file(drop_in, b"[Service]\nEnvironment=BERTH_LOG=berthd=debug\n").unwrap();
+    berth
+        .sandbox()
+        .write_file(drop_in, b"[Service]\nEnvironment=BERTH_LOG=info,berthd::proxy=debug\n")
+        .unwrap();
     _ = berth.systemctl(&["daemon-reload"]).with_code(0);
     berth.restart_berthd();
     berth.switch("aeon");

@@ -35,7 +35,7 @@ fn what_is_known_of_requests() {
     );
     let berth = Berth::builder()
         .main(&keys)
-        .fake("aeon", EACH, &["--token-delay", "20ms"])
+        .fake("aeon", EACH, &["--token-delay", "20ms", "--load-time", "2s"])
         .fake("lone", EACH, &[])
         .boot();
     let drop_in = "/run/systemd/system/berthd.service.d/debug.conf";
@@ -101,9 +101,9 @@ fn what_is_known_of_requests() {
     assert!(refused.status == 401 && reads(&refused), "{refused:?}");
 
     // One that goes on, until its client hangs up, and one that is cut off.
-    let endless = |tokens: u32| {
-        let body =
-            json!({ "model": "aeon", "prompt": "x", "max_tokens": tokens, "stream": true }).to_string();
+    let asks = || {
+        let body = json!({ "model": "aeon", "prompt": "x", "max_tokens": 100_000, "stream": true });
+        let body = body.to_string();
         let mut stream = connect(berth.pid1().unwrap(), PROXY_PORT, SOON).unwrap();
         let head = format!(
             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nx-api-key: {}\r\nContent-Length: {}\r\n\r\n{body}",
@@ -111,25 +111,31 @@ fn what_is_known_of_requests() {
             body.len()
         );
         stream.write_all(head.as_bytes()).unwrap();
-        stream.read_exact(&mut [0; 1000]).unwrap();
         stream
     };
-    let stream = endless(100_000);
+    let mut stream = asks();
+    stream.read_exact(&mut [0; 1000]).unwrap();
     let known = requests(&berth, "aeon");
     assert_eq!((known.total, known.under_way), (4, 1), "{known:?}");
     assert!(berth.ctl(&["status"]).with_code(0).stdout.contains(" tok/s  now "));
     drop(stream);
     assert_eq!(came(&berth, "aeon", "client_gone", 1).under_way, 0);
-    let stream = endless(100_000);
+    let mut stream = asks();
+    stream.read_exact(&mut [0; 1000]).unwrap();
     _ = berth.systemctl(&["kill", "--signal=KILL", "berth-model@aeon.service"]).with_code(0);
     came(&berth, "aeon", "answer_cut", 1);
     drop(stream);
+    // While it comes back, one waits, and leaves.
+    let stream = asks();
+    berth.wait_for("it waits", SOON, |berth| (requests(berth, "aeon").waiting == 1).then_some(()));
+    drop(stream);
+    assert_eq!(came(&berth, "aeon", "client_gone", 2).waiting, 0);
 
     // The log has them all, and nothing that is nobody's business.
     let lines = logged(&berth);
     let outcomes: Vec<&str> = lines.iter().map(|line| line["BERTH_CODE"].as_str().unwrap()).collect();
-    let [a, b, c] = ["model_not_loaded", "model_not_found", "missing_api_key"];
-    assert_eq!(outcomes, ["2xx", "2xx", "2xx", "4xx", a, b, c, c, "client_gone", "answer_cut"], "{lines:#?}");
+    let [a, b, c, gone] = ["model_not_loaded", "model_not_found", "missing_api_key", "client_gone"];
+    assert_eq!(outcomes, ["2xx", "2xx", "2xx", "4xx", a, b, c, c, gone, "answer_cut", gone], "{lines:#?}");
     for (field, value) in [
         ("MODEL", "aeon"),
         ("ASKED", "\"default\""),

@@ -1,15 +1,17 @@
 //! The clients' one address: a request names a model, and goes on to the server of that name, or waits for it, or is
 //! refused with what would help. Knows who answers to which name (`Directory`), and of the driver its messages.
 //!
-//! It goes on while the driver swaps. Bodies are read only as far as it takes to find the model, and nothing of an answer
-//! is kept.
+//! It goes on while the driver swaps. Bodies are read only as far as it takes to find the model, and of an answer only its
+//! end is kept until it is over.
 
 mod body;
+mod cors;
 mod forward;
 mod headers;
 mod keys;
 mod listen;
 mod reply;
+mod telemetry;
 mod traffic;
 
 pub use traffic::Traffic;
@@ -23,7 +25,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use berth_core::config::{Changes, DEFAULT_ALIAS, Proxy as Settings};
+use berth_core::config::{Changes, DEFAULT_ALIAS, Deadlines, Proxy as Settings};
 use berth_core::name::ModelName;
 use berth_core::proxy::finder::Finder;
 use berth_core::proxy::{Dialect, Directory, Refused, Route, Verdict, route};
@@ -42,9 +44,11 @@ use tokio::time::{Instant, timeout_at};
 use crate::driver::Message;
 
 use self::body::{Answer, Sent, too_large};
+use self::cors::Cors;
 use self::forward::Forward;
 use self::keys::May;
 use self::listen::Kept;
+use self::telemetry::Account;
 use self::traffic::Counted;
 
 /// Who answers to which name; None until the driver has looked.
@@ -74,6 +78,7 @@ struct Sending {
     address: SocketAddr,
     known_as: Option<String>,
     changes: Arc<Changes>,
+    deadlines: Deadlines,
     instead_of: Option<ModelName>,
     counted: Counted,
 }
@@ -107,8 +112,7 @@ pub async fn serve(
         .into_iter()
         .map(|worker| {
             let (settings, names, traffic) = (settings.clone(), names.clone(), traffic.clone());
-            let forward = Forward::new(settings.first_byte, settings.idle);
-            (worker, Arc::new(Proxy { names, traffic, settings, forward }))
+            (worker, Arc::new(Proxy { names, traffic, settings, forward: Forward::default() }))
         })
         .collect();
     for (address, listener) in listeners {
@@ -209,11 +213,23 @@ impl Proxy {
         let path = request.uri().path().to_owned();
         let route = route(&path);
         let dialect = if let Route::Ask(dialect) = route { dialect } else { Dialect::OpenAi };
+        let cors = Cors::of(&self.settings.cors, request.headers());
+        if let Some(answer) = cors.preflight(&request) {
+            return answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect)).map(Answer::Own);
+        }
+        let mut account = self.traffic.telemetry().begin(&request);
         let answer = match keys::take(&self.settings.keys, request.headers_mut(), client.ip()) {
-            Ok(may) => self.routed(request, &path, &route, may).await,
+            Ok(may) => {
+                account.shows(may.key());
+                self.routed(request, &path, &route, may, &mut account).await
+            }
             Err(refused) => Err(refused),
         };
-        answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect).map(Answer::Own))
+        let refused = answer.as_ref().err().map(|refused| refused.code);
+        let mut answer = answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect).map(Answer::Own));
+        cors.mark(answer.headers_mut());
+        account.answered(&mut answer, refused);
+        answer
     }
 
     async fn routed(
@@ -222,6 +238,7 @@ impl Proxy {
         path: &str,
         route: &Route<'_>,
         may: May<'_>,
+        account: &mut Account,
     ) -> Result<Response<Answer>, Refused> {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         match route {
@@ -239,18 +256,23 @@ impl Proxy {
                 let text = "the list of models is asked for by GET".to_owned();
                 Err(Refused { status: 405, code: "method_not_allowed", text, retry_after: None })
             }
-            Route::Ask(_) => self.ask(request, may).await,
+            Route::Ask(_) => self.ask(request, may, account).await,
             Route::Upstream(model, rest) => {
                 let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
                 let target = format!("{}{query}", if rest.is_empty() { "/" } else { rest });
-                self.upstream(request, &decoded(model), &target, may).await
+                self.upstream(request, &decoded(model), &target, may, account).await
             }
             Route::Unknown => Err(not_found(path)),
         }
     }
 
     /// A request that names its model in its body, or in its query.
-    async fn ask(&self, request: Request<Incoming>, may: May<'_>) -> Result<Response<Answer>, Refused> {
+    async fn ask(
+        &self,
+        request: Request<Incoming>,
+        may: May<'_>,
+        account: &mut Account,
+    ) -> Result<Response<Answer>, Refused> {
         let (mut head, body) = request.into_parts();
         let most = self.settings.body.0;
         // Where both say how long it is, the chunks do (RFC 9112, 6.3).
@@ -278,7 +300,9 @@ impl Proxy {
         let asked = asked.or_else(|| in_query(head.uri.query()?));
         // Who names none takes what serves, as with a server that has one model.
         let asked = asked.filter(|asked| !asked.is_empty()).unwrap_or_else(|| DEFAULT_ALIAS.to_owned());
+        account.asks(&asked, &self.directory());
         let to = self.sending(&asked, may).await?;
+        account.goes_to(to.counted.model(), sent.taken());
         let mut longer = match &to.known_as {
             Some(known_as) => sent.rename(known_as)?,
             None => 0,
@@ -300,10 +324,14 @@ impl Proxy {
         asked: &str,
         target: &str,
         may: May<'_>,
+        account: &mut Account,
     ) -> Result<Response<Answer>, Refused> {
+        account.asks(asked, &self.directory());
         let to = self.sending(asked, may).await?;
         let (most, pause) = (self.settings.body.0, self.settings.idle);
-        self.forward.send(request.map(|body| Sent::unread(body, most, pause)), target, to).await
+        let request = request.map(|body| Sent::unread(body, most, pause));
+        account.goes_to(to.counted.model(), request.body().taken());
+        self.forward.send(request, target, to).await
     }
 
     /// Waits until whoever answers to this name can be asked, and counts the request there.
@@ -314,7 +342,7 @@ impl Proxy {
             let directory = self.directory();
             may.ask(&directory, asked)?;
             let model = match directory.verdict(asked) {
-                Verdict::Send { model, address, known_as, changes, instead_of } => {
+                Verdict::Send { model, address, known_as, changes, deadlines, instead_of } => {
                     let counted = self.traffic.enter(model);
                     // The driver holds requests back first and counts then; so it is counted first and looked at then.
                     if !Arc::ptr_eq(&directory, &self.directory()) {
@@ -324,6 +352,7 @@ impl Proxy {
                         address,
                         known_as: known_as.or_else(|| instead_of.map(|_| model.as_str())).map(str::to_owned),
                         changes: Arc::clone(changes),
+                        deadlines: *deadlines,
                         instead_of: instead_of.cloned(),
                         counted,
                     });

@@ -6,8 +6,8 @@ use berth_core::bytes::Bytes;
 use berth_core::facts::{Exit, Known};
 use berth_core::name::ModelName;
 use berth_core::report::{
-    Actor, GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Outcome, Problem, Status,
-    Step, StepReport, StepState, SwapSummary, Verb,
+    Actor, GpuBalance, GpuStatus, Holder, HostStatus, ModelState, ModelStatus, Outcome, Problem, Requests,
+    Status, Step, StepReport, StepState, SwapSummary, Verb,
 };
 
 pub(crate) const NOW: u64 = 1_763_000_000_000;
@@ -68,7 +68,12 @@ pub(crate) fn model(text: &str, state: ModelState) -> ModelStatus {
         last_error: None,
         stands_in_for: None,
         guest: None,
+        requests: Requests::default(),
     }
+}
+
+fn used(speed: f64, ago_ms: u64) -> Requests {
+    Requests { tokens_per_second: Some(speed), last_used_ms: Some(NOW - ago_ms), ..Requests::default() }
 }
 
 /// The tower with genesis on both GPUs and the other models at rest.
@@ -79,9 +84,14 @@ pub(crate) fn tower() -> Status {
         since_ms: Some(NOW - 3 * DAY),
         pid: Some(4711),
         to_switch_ms: Some(64_000),
+        requests: Requests { under_way: 1, ..used(82.4, 4_000) },
         ..model("genesis", ModelState::Serving)
     };
-    let aeon = ModelStatus { to_switch_ms: Some(64_000), ..model("aeon", ModelState::Off) };
+    let aeon = ModelStatus {
+        to_switch_ms: Some(64_000),
+        requests: used(6.94, 50 * 3_600_000),
+        ..model("aeon", ModelState::Off)
+    };
     let gemma = ModelStatus { to_switch_ms: Some(19_200), ..model("supergemma", ModelState::Off) };
     let llama = ModelStatus { short: Some(Bytes::mib(1024)), ..model("llama70b", ModelState::TooBig) };
     Status {

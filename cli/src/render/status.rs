@@ -6,7 +6,7 @@ use berth_core::bytes::Bytes;
 use berth_core::facts::Known;
 use berth_core::name::ModelName;
 use berth_core::report::{
-    GpuBalance, GpuStatus, GuestStatus, Holder, ModelState, ModelStatus, Outcome, Problem, Status,
+    GpuBalance, GpuStatus, GuestStatus, Holder, ModelState, ModelStatus, Outcome, Problem, Requests, Status,
     SwapSummary,
 };
 
@@ -157,23 +157,38 @@ fn models(status: &Status, paint: Paint) -> String {
     let mut models: Vec<&ModelStatus> = status.models.iter().collect();
     models.sort_by(|a, b| (rank(a.state), &a.name).cmp(&(rank(b.state), &b.name)));
     let (left, right, wrap) = (Column::Left, Column::Right, Column::Wrap);
-    let mut table = Table::new(0, &[wrap, left, wrap, right, wrap, right, left]);
-    table.plain(Tone::Dim, &["MODEL", "STATE", "WHERE", "GIB", "ADDRESS", "FOR", "TO SWITCH"]);
+    let mut table = Table::new(0, &[wrap, left, wrap, right, right, left, left]);
+    table.plain(Tone::Dim, &["MODEL", "STATE", "WHERE", "FOR", "SPEED", "LAST USED", "TO SWITCH"]);
     for model in models {
         let (tone, word) = state(model.state);
-        let held = model.memory.map_or_else(|| "-".to_owned(), gib);
         let since = model.since_ms.map_or_else(|| "-".to_owned(), |at| age(status.at_ms.saturating_sub(at)));
         table.row(vec![
             (Tone::Plain, model.name.to_string()),
             (tone, word.to_owned()),
             (Tone::Plain, gpus(&model.gpus)),
-            (Tone::Plain, held),
-            (Tone::Plain, model.address.clone()),
             (Tone::Plain, since),
+            (Tone::Plain, speed(&model.requests)),
+            (Tone::Plain, last_used(&model.requests, status.at_ms)),
             (Tone::Plain, to_switch(model)),
         ]);
     }
     table.render(paint)
+}
+
+fn speed(requests: &Requests) -> String {
+    match requests.tokens_per_second {
+        None => "-".to_owned(),
+        Some(speed) if speed < 9.95 => format!("{speed:.1} tok/s"),
+        Some(speed) => format!("{speed:.0} tok/s"),
+    }
+}
+
+fn last_used(requests: &Requests, at_ms: u64) -> String {
+    match requests.last_used_ms {
+        _ if requests.under_way > 0 => "now".to_owned(),
+        Some(last) => format!("{} ago", age(at_ms.saturating_sub(last))),
+        None => "-".to_owned(),
+    }
 }
 
 fn to_switch(model: &ModelStatus) -> String {

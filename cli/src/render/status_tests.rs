@@ -180,6 +180,11 @@ fn whatever_the_names_and_sizes_it_fits_eighty_columns() {
         address: "[2001:db8:1234:5678:9abc:def0:1234:5678]:18022".into(),
         short: Some(Bytes::mib(1_000_000)),
         since_ms: Some(NOW - 400 * DAY),
+        requests: Requests {
+            tokens_per_second: Some(123_456.7),
+            last_used_ms: Some(NOW - 400 * DAY),
+            ..Requests::default()
+        },
         last_error: Some("e".repeat(300)),
         ..model(&long, ModelState::TooBig)
     }];

@@ -101,7 +101,7 @@ pub struct Settings {
     pub headroom: Bytes,
     /// For how long a GPU that misbehaved must be read soundly before it is used again.
     pub sound: Duration,
-    /// How long each step of a swap may take, where a model does not say otherwise.
+    /// How long each step may take, where a model does not say otherwise.
     pub deadlines: Deadlines,
     /// How models that fail are brought back.
     pub restart: Restart,
@@ -127,7 +127,7 @@ pub struct Settings {
     pub declared: BTreeMap<String, usize>,
 }
 
-/// How long the steps of a swap may take.
+/// How long the steps of a swap, and of a request, may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Deadlines {
     /// For answers that are under way, before the model is stopped.
@@ -138,6 +138,12 @@ pub struct Deadlines {
     pub release: Duration,
     /// From the unit's start until it must be ready.
     pub start: Duration,
+    /// Until it takes a connection of a request.
+    pub connect: Duration,
+    /// From then until its answer begins; the node's is `[proxy] first_byte`.
+    pub first_byte: Duration,
+    /// The longest pause of its answer; the node's is `[proxy] idle`.
+    pub idle: Duration,
 }
 
 /// How a model of home that fails is brought back, and when it no longer is.
@@ -224,14 +230,14 @@ pub struct Proxy {
     pub wait: Duration,
     /// How long a model that others wait for in vain may go on being asked, before they get their turn.
     pub turn: Duration,
-    /// How long a model may take until its answer begins.
-    pub first_byte: Duration,
-    /// How long an answer, or a request's body, may pause.
+    /// How long a request's body may pause.
     pub idle: Duration,
     /// How many clients may be connected at a time.
     pub connections: u32,
     /// Who may ask; everybody where there are none.
     pub keys: Vec<ClientKey>,
+    /// The origins of pages that may ask from a browser, or `*` for all; none where it is empty.
+    pub cors: Vec<String>,
 }
 
 /// A key that a client has to show.

@@ -6,10 +6,13 @@ pub mod finder;
 mod key;
 mod queue;
 mod route;
+mod tally;
 mod turns;
+pub mod usage;
 
 pub use directory::{Directory, Entry, Refused, Verdict, Way, directory};
 pub use key::KeyHash;
 pub use queue::{Clients, Queue, Usage};
 pub use route::{Dialect, Route, route};
+pub use tally::{Ended, Tally};
 pub use turns::Turns;

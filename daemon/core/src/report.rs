@@ -16,7 +16,8 @@ use crate::name::ModelName;
 
 pub use plan::{Attempt, AttemptOutcome, DeviceShare, GpuChange, PlanReport, StepForecast, Verdict};
 pub use status::{
-    GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Status,
+    GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Requests,
+    Status,
 };
 pub use swap::{Outcome, Step, StepReport, StepState, SwapSummary};
 

@@ -12,7 +12,7 @@ use crate::plan;
 use crate::release::{Proofs, Reading, Unproved};
 use crate::report::{
     GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Refusal,
-    SCHEMA, Status, SwapSummary,
+    Requests, SCHEMA, Status, SwapSummary,
 };
 use crate::rivals::Rivals;
 use crate::state::{Claim, Phase, State, Times};
@@ -68,6 +68,8 @@ pub struct View<'a> {
     pub memory: &'a Memory,
     /// The swap under way.
     pub swap: Option<&'a SwapSummary>,
+    /// What clients asked of a model.
+    pub requests: &'a dyn Fn(&ModelName) -> Requests,
     /// Now.
     pub now: Moment,
     /// Now by the wall clock, milliseconds since 1970.
@@ -156,6 +158,7 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
             cause: guest.cause.clone(),
             idle_ms: u64::try_from(model.guests.idle.as_millis()).unwrap_or(u64::MAX),
         }),
+        requests: (view.requests)(name),
     }
 }
 

@@ -91,6 +91,7 @@ impl Driver {
             upkeep: &self.upkeep,
             memory: &self.memory,
             swap: swap.as_ref(),
+            requests: &|model| self.traffic.requests(model),
             now,
             now_ms: now_ms(),
             uptime_ms: millis(now.saturating_sub(self.began)),

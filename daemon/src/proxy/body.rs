@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
+use super::telemetry::{Account, Taken};
 use super::traffic::Counted;
 
 /// A time that begins anew with each frame.
@@ -48,7 +50,7 @@ pub(super) struct Sent {
     finder: Option<Finder>,
     /// Another name was written in the place of the one that was found.
     renamed: bool,
-    taken: u64,
+    taken: Taken,
     most: u64,
     pause: Pause,
     fault: Fault,
@@ -65,7 +67,7 @@ impl Sent {
             rest: Some(body),
             finder: None,
             renamed: false,
-            taken: 0,
+            taken: Taken::default(),
             most,
             pause: Pause::new(pause),
             fault: Fault::default(),
@@ -150,9 +152,15 @@ impl Sent {
         Arc::clone(&self.fault)
     }
 
+    /// How much of it came in.
+    pub(super) fn taken(&self) -> Taken {
+        Arc::clone(&self.taken)
+    }
+
     fn take(&mut self, bytes: usize) -> Result<(), Refused> {
-        self.taken = self.taken.saturating_add(bytes as u64);
-        if self.taken > self.most { Err(too_large(self.most)) } else { Ok(()) }
+        let bytes = bytes as u64;
+        let taken = self.taken.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        if taken > self.most { Err(too_large(self.most)) } else { Ok(()) }
     }
 
     /// What has come in may go on, as far as can be seen.
@@ -238,12 +246,37 @@ pub(super) enum Answer {
 /// What goes with a model's answer.
 pub(super) struct PausedAnswer {
     pause: Pause,
+    /// Told of before it no longer counts.
+    account: Option<Account>,
     counted: Counted,
+}
+
+impl PausedAnswer {
+    fn seen(&mut self, what: impl FnOnce(&mut Account)) {
+        if let Some(account) = &mut self.account {
+            what(account);
+        }
+    }
 }
 
 impl Answer {
     pub(super) fn model(body: Incoming, counted: Counted, pause: Duration) -> Self {
-        Self::Model { body, pause: Box::new(PausedAnswer { pause: Pause::new(pause), counted }) }
+        let pause = PausedAnswer { pause: Pause::new(pause), account: None, counted };
+        Self::Model { body, pause: Box::new(pause) }
+    }
+
+    /// Lets it be seen as it passes.
+    pub(super) fn follow(&mut self, mut account: Account) {
+        if self.is_end_stream() {
+            account.ends();
+        }
+        match self {
+            Self::Own(body) => {
+                account.sends(body.size_hint().lower());
+                account.ends();
+            }
+            Self::Model { pause, .. } => pause.account = Some(account),
+        }
     }
 }
 
@@ -257,14 +290,26 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match self.get_mut() {
             Self::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
-            Self::Model { body, pause } => match Pin::new(body).poll_frame(context) {
+            Self::Model { body, pause } => match Pin::new(&mut *body).poll_frame(context) {
                 Poll::Pending => {
                     ready!(pause.pause.poll(context));
                     tracing::debug!(model = %pause.counted.model(), "its answer paused for too long");
+                    pause.seen(|account| account.breaks("answer_paused"));
                     Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())))
                 }
                 Poll::Ready(frame) => {
                     pause.pause.ends();
+                    pause.seen(|account| match &frame {
+                        Some(Ok(frame)) => {
+                            frame.data_ref().into_iter().for_each(|bytes| account.passes(bytes));
+                            // Nobody asks on for an end that is known.
+                            if body.is_end_stream() {
+                                account.ends();
+                            }
+                        }
+                        Some(Err(_)) => account.breaks("answer_cut"),
+                        None => account.ends(),
+                    });
                     Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
                 }
             },

@@ -1,7 +1,10 @@
 //! A request goes on to a model's server, and its answer back.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use berth_core::config::Deadlines;
 use berth_core::proxy::Refused;
 use hyper::body::Incoming;
 use hyper::header::{HOST, HeaderName, HeaderValue};
@@ -16,8 +19,6 @@ use super::Sending;
 use super::body::{Answer, Sent};
 use super::headers;
 
-/// A server on this machine accepts at once, unless its queue is full.
-const CONNECT: Duration = Duration::from_secs(5);
 /// How long a connection to a server is kept for the next request. Servers close theirs after 5 s, uvicorn and llama.cpp's
 /// among them, and a request that meets that is lost.
 const KEPT: Duration = Duration::from_secs(4);
@@ -29,24 +30,25 @@ const MODEL: HeaderName = HeaderName::from_static("x-berth-model");
 /// In whose place.
 const INSTEAD_OF: HeaderName = HeaderName::from_static("x-berth-instead-of");
 
-/// Connections to models' servers.
-pub(super) struct Forward {
-    client: Client<HttpConnector, Sent>,
-    first_byte: Duration,
-    idle: Duration,
-}
+/// Connections to models' servers, by how long one may take. Nearly always that is the same for all.
+#[derive(Default)]
+pub(super) struct Forward(Mutex<BTreeMap<Duration, Client<HttpConnector, Sent>>>);
 
 impl Forward {
-    pub(super) fn new(first_byte: Duration, idle: Duration) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(KEPT)
-            .pool_max_idle_per_host(KEPT_EACH)
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        Self { client, first_byte, idle }
+    fn client(&self, connect: Duration) -> Client<HttpConnector, Sent> {
+        // Nothing panics while it holds the lock.
+        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = clients.entry(connect).or_insert_with(|| {
+            let mut connector = HttpConnector::new();
+            connector.set_nodelay(true);
+            connector.set_connect_timeout(Some(connect));
+            Client::builder(TokioExecutor::new())
+                .pool_idle_timeout(KEPT)
+                .pool_max_idle_per_host(KEPT_EACH)
+                .pool_timer(TokioTimer::new())
+                .build(connector)
+        });
+        client.clone()
     }
 
     /// Sends a request on under this target (a path with its query), and gives the answer as it begins.
@@ -68,7 +70,8 @@ impl Forward {
             .build()
             .map_err(|error| failed(400, "bad_path", format!("{target} can't be asked for: {error}")))?;
         let fault = request.body().fault();
-        let answer = timeout(self.first_byte, self.client.request(request)).await;
+        let Deadlines { connect, first_byte, idle, .. } = to.deadlines;
+        let answer = timeout(first_byte, self.client(connect).request(request)).await;
         let mut response = match answer {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
@@ -86,7 +89,7 @@ impl Forward {
                 return Err(failed(502, "backend_failed", format!("{what}; {next}")));
             }
             Err(_) => {
-                let after = self.first_byte.as_secs();
+                let after = first_byte.as_secs();
                 let text = format!("{model} did not begin to answer within {after} s");
                 return Err(failed(504, "backend_timeout", text));
             }
@@ -105,20 +108,20 @@ impl Forward {
             });
             return Ok(response.map(|_| Answer::Own(http_body_util::Full::default())));
         }
-        Ok(self.back(response, to))
+        Ok(back(response, to, idle))
     }
+}
 
-    fn back(&self, response: Response<Incoming>, to: Sending) -> Response<Answer> {
-        let (mut head, body) = response.into_parts();
-        headers::onward(&mut head.headers, None);
-        if let Ok(model) = HeaderValue::from_str(to.counted.model().as_str()) {
-            head.headers.insert(MODEL, model);
-        }
-        if let Some(Ok(other)) = to.instead_of.map(|other| HeaderValue::from_str(other.as_str())) {
-            head.headers.insert(INSTEAD_OF, other);
-        }
-        Response::from_parts(head, Answer::model(body, to.counted, self.idle))
+fn back(response: Response<Incoming>, to: Sending, idle: Duration) -> Response<Answer> {
+    let (mut head, body) = response.into_parts();
+    headers::onward(&mut head.headers, None);
+    if let Ok(model) = HeaderValue::from_str(to.counted.model().as_str()) {
+        head.headers.insert(MODEL, model);
     }
+    if let Some(Ok(other)) = to.instead_of.map(|other| HeaderValue::from_str(other.as_str())) {
+        head.headers.insert(INSTEAD_OF, other);
+    }
+    Response::from_parts(head, Answer::model(body, to.counted, idle))
 }
 
 fn failed(status: u16, code: &'static str, text: String) -> Refused {

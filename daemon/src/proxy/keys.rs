@@ -47,6 +47,11 @@ pub(super) fn take<'k>(
 }
 
 impl May<'_> {
+    /// Whose key was shown.
+    pub(super) fn key(&self) -> Option<&str> {
+        self.key.map(|key| key.name.as_str())
+    }
+
     /// Whether it may ask for this name, or for the model that answers to it now.
     pub(super) fn ask(self, directory: &Directory, asked: &str) -> Result<(), Refused> {
         let Some((key, models)) = self.key.and_then(|key| Some((key, key.models.as_ref()?))) else {

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_core::name::ModelName;
 use berth_core::proxy::{Clients, Queue};
+use berth_core::report::Requests;
 use tokio::sync::Notify;
 
+use super::telemetry::Telemetry;
 use crate::proc::monotonic_now;
 
 /// Shared counts.
@@ -21,6 +23,7 @@ struct Inner {
     news: Notify,
     /// Whether somebody waits for a model's last answer.
     awaited: AtomicBool,
+    telemetry: Telemetry,
 }
 
 /// A request that counts for a model until it is dropped.
@@ -37,6 +40,17 @@ impl Traffic {
     /// What clients want of each model.
     pub fn clients(&self) -> Clients {
         self.queue().clients()
+    }
+
+    /// What clients asked of this model.
+    pub fn requests(&self, model: &ModelName) -> Requests {
+        let usage = self.queue().usage(model);
+        self.0.telemetry.requests(model, usage.under_way, usage.waiting)
+    }
+
+    /// Where requests are told of that ended.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.0.telemetry
     }
 
     /// A request that goes to this model.

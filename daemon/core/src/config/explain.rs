@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{BackendKind, Health, Memory, Model, Settings, UnknownName};
+use super::{BackendKind, Deadlines, Health, Memory, Model, Settings, UnknownName};
 use crate::backend;
 use crate::layout::Layout;
 use crate::name::ModelName;
@@ -119,9 +119,11 @@ pub fn explain(settings: &Settings) -> Explanation {
     values.add("proxy.queue", proxy.queue.to_string(), "default");
     values.add("proxy.wait", shown(proxy.wait), "default");
     values.add("proxy.turn", shown(proxy.turn), "default");
-    values.add("proxy.first_byte", shown(proxy.first_byte), "default");
+    values.add("proxy.first_byte", shown(settings.deadlines.first_byte), "default");
     values.add("proxy.idle", shown(proxy.idle), "default");
     values.add("proxy.connections", proxy.connections.to_string(), "default");
+    let cors = if proxy.cors.is_empty() { "off".to_owned() } else { joined(&proxy.cors) };
+    values.add("proxy.cors", cors, "default");
     if !proxy.keys.is_empty() {
         let keys: Vec<String> = proxy
             .keys
@@ -177,12 +179,13 @@ fn joined<T: fmt::Display>(all: &[T]) -> String {
     all.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn deadlines(deadlines: &super::Deadlines) -> [(&'static str, Duration); 4] {
+fn deadlines(deadlines: &Deadlines) -> [(&'static str, Duration); 5] {
     [
         ("deadlines.drain", deadlines.drain),
         ("deadlines.stop", deadlines.stop),
         ("deadlines.release", deadlines.release),
         ("deadlines.start", deadlines.start),
+        ("deadlines.connect", deadlines.connect),
     ]
 }
 
@@ -293,10 +296,17 @@ fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
     values.add("ready.health", format!("GET {} answers 200", model.ready.health), derived("ready.health"));
     let generate = if model.ready.generate { "one token is generated" } else { "no token is asked for" };
     values.add("ready.generate", generate.to_owned(), derived("ready.generate"));
-    let deadlines = deadlines(&model.deadlines).map(|(key, time)| (key, shown(time)));
-    let also_of_node = deadlines.into_iter().chain(health(&model.health)).chain(guests(model.guests));
-    for (key, value) in also_of_node {
-        match (model.declared.get(key), settings.declared.get(key)) {
+    let Deadlines { first_byte, idle, .. } = model.deadlines;
+    let answers = [("deadlines.first_byte", first_byte), ("deadlines.idle", idle)];
+    let deadlines = deadlines(&model.deadlines).into_iter().chain(answers);
+    let deadlines = deadlines.map(|(key, time)| (key, shown(time)));
+    for (key, value) in deadlines.chain(health(&model.health)).chain(guests(model.guests)) {
+        let of_node = match key {
+            "deadlines.first_byte" => "proxy.first_byte",
+            "deadlines.idle" => "proxy.idle",
+            key => key,
+        };
+        match (model.declared.get(key), settings.declared.get(of_node)) {
             _ if key == "health.token" && !model.ready.generate => {
                 let from = Origin::Derived { from: "`ready.generate` is false".to_owned() };
                 values.push(key, value, from);

@@ -33,7 +33,14 @@ const DEADLINES: Deadlines = Deadlines {
     stop: Duration::from_secs(30),
     release: Duration::from_secs(60),
     start: Duration::from_secs(15 * 60),
+    // A server on this machine accepts at once, unless its queue is full.
+    connect: Duration::from_secs(5),
+    // Long prompts on a CPU take so long.
+    first_byte: Duration::from_mins(30),
+    idle: IDLE,
 };
+
+const IDLE: Duration = Duration::from_mins(10);
 
 /// A crash is mostly a single one, so the first restart comes at once as far as people notice; one that comes again
 /// and again shall cost a machine nothing. Five in ten minutes are no accident: with these pauses the fifth comes
@@ -73,10 +80,10 @@ fn proxy_defaults() -> Proxy {
         wait: Duration::from_mins(10),
         // About what a load takes: then at least half of the time is served in.
         turn: Duration::from_mins(1),
-        first_byte: Duration::from_mins(30),
-        idle: Duration::from_mins(10),
+        idle: IDLE,
         connections: 4096,
         keys: Vec::new(),
+        cors: Vec::new(),
     }
 }
 
@@ -121,7 +128,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
             settings.sound = gpu.duration("sound").unwrap_or(settings.sound);
             gpu.finish();
         }
-        settings.deadlines = deadlines(&mut root, settings.deadlines);
+        settings.deadlines = node_deadlines(&mut root, settings.deadlines);
         settings.restart = restart(&mut root, settings.restart);
         if let Some(mut boot) = root.table("boot") {
             settings.boot.gpus = boot.duration("gpus").unwrap_or(settings.boot.gpus);
@@ -129,7 +136,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
             boot.finish();
         }
         settings.health = health(&mut root, settings.health);
-        proxy(&mut root, &reader, &mut settings.proxy);
+        proxy(&mut root, &reader, &mut settings);
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
                 match range(text.get_ref()) {
@@ -161,15 +168,27 @@ fn read_node(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Setti
     }
 }
 
-/// `[deadlines]`, where it is given; else what holds already.
+/// A model's `[deadlines]`, where it is given; else what holds already.
 pub(super) fn deadlines(root: &mut Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
     let Some(mut table) = root.table("deadlines") else { return otherwise };
+    let first_byte = table.duration("first_byte").unwrap_or(otherwise.first_byte);
+    let idle = table.duration("idle").unwrap_or(otherwise.idle);
+    steps(table, Deadlines { first_byte, idle, ..otherwise })
+}
+
+/// The node's. What it says of answers stands in `[proxy]`.
+fn node_deadlines(root: &mut Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
+    root.table("deadlines").map_or(otherwise, |table| steps(table, otherwise))
+}
+
+fn steps(mut table: Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
     let drain = table.duration("drain").unwrap_or(otherwise.drain);
     let stop = table.duration("stop").unwrap_or(otherwise.stop);
     let release = table.duration("release").unwrap_or(otherwise.release);
     let start = table.duration("start").unwrap_or(otherwise.start);
+    let connect = table.duration("connect").unwrap_or(otherwise.connect);
     table.finish();
-    Deadlines { drain, stop, release, start }
+    Deadlines { drain, stop, release, start, connect, ..otherwise }
 }
 
 /// `on_demand` and `guest_idle`, where they are given; else what holds already.
@@ -180,9 +199,10 @@ pub(super) fn guests(root: &mut Table<'_, '_>, otherwise: Guests) -> Guests {
 }
 
 /// `[proxy]`, where it is given.
-fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, proxy: &mut Proxy) {
+fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings) {
     const ADDRESSES: &str = "addresses with ports, for example [\"127.0.0.1:8010\", \"[::1]:8010\"]";
     let Some(mut table) = root.table("proxy") else { return };
+    let (proxy, deadlines) = (&mut settings.proxy, &mut settings.deadlines);
     if let Some(listen) = table.strings("listen", ADDRESSES) {
         proxy.listen = Vec::new();
         for text in listen.get_ref() {
@@ -198,6 +218,7 @@ fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, proxy: &mut Proxy) {
             }
         }
     }
+    cors(&mut table, &mut proxy.cors);
     let unknown = [("refuse", UnknownName::Refuse), ("default", UnknownName::Default)];
     proxy.unknown = table.choice("unknown", &unknown).map_or(proxy.unknown, Spanned::into_inner);
     if let Some(body) = table.parsed::<Bytes>("body", "a size, for example \"256 MiB\"") {
@@ -236,9 +257,45 @@ fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, proxy: &mut Proxy) {
     }
     proxy.wait = table.duration("wait").unwrap_or(proxy.wait);
     proxy.turn = table.duration("turn").unwrap_or(proxy.turn);
-    proxy.first_byte = table.duration("first_byte").unwrap_or(proxy.first_byte);
+    deadlines.first_byte = table.duration("first_byte").unwrap_or(deadlines.first_byte);
     proxy.idle = table.duration("idle").unwrap_or(proxy.idle);
+    deadlines.idle = proxy.idle;
     table.finish();
+}
+
+fn cors(table: &mut Table<'_, '_>, origins: &mut Vec<String>) {
+    const ORIGINS: &str = "origins of web pages, for example [\"https://chat.example\"], or [\"*\"] for all";
+    let Some(declared) = table.strings("cors", ORIGINS).map(Spanned::into_inner) else { return };
+    for text in &declared {
+        let wrong = match text.get_ref().as_str() {
+            "*" if declared.len() > 1 => Some("with this the others have no effect"),
+            "*" => None,
+            origin => bad_origin(origin),
+        };
+        if let Some(why) = wrong {
+            table.complain("cors", ORIGINS, &text.span(), why);
+        }
+    }
+    *origins = declared.into_iter().map(Spanned::into_inner).collect();
+}
+
+/// Why no browser says this of a page.
+fn bad_origin(origin: &str) -> Option<&'static str> {
+    let Some((scheme, host)) = origin.split_once("://") else {
+        return Some("it begins with `https://` or the like");
+    };
+    let default_port = [("http", ":80"), ("https", ":443")];
+    if origin.contains(|c: char| !c.is_ascii_graphic() || c.is_ascii_uppercase()) {
+        Some("browsers write it in small letters, with ASCII for other ones")
+    } else if scheme.is_empty() || host.is_empty() {
+        Some("a scheme and a host are both needed")
+    } else if host.contains(['/', '?', '#', '@', '*', ',']) {
+        Some("it ends with the host or its port, and nothing stands for others")
+    } else if default_port.iter().any(|(of, port)| scheme == *of && host.ends_with(port)) {
+        Some("browsers leave this port out")
+    } else {
+        None
+    }
 }
 
 fn restart(root: &mut Table<'_, '_>, otherwise: Restart) -> Restart {

@@ -116,6 +116,11 @@ fn the_clients_address() {
         ("frank", hash, Some(&["a".to_owned()][..]))
     );
     assert!(load("[proxy]\nlisten = []\n").unwrap().proxy.listen.is_empty());
+    for declared in
+        [&["*"] as &[&str], &["https://chat.example", "http://[::1]:3000", "app://obsidian.md"], &[]]
+    {
+        assert_eq!(load(&format!("[proxy]\ncors = {declared:?}\n")).unwrap().proxy.cors, declared);
+    }
     for (toml, says) in [
         ("listen = \"127.0.0.1:8010\"", "`proxy.listen` must be addresses with ports"),
         ("listen = [\"8010\"]", "`proxy.listen` must be addresses with ports"),
@@ -128,6 +133,15 @@ fn the_clients_address() {
         ("keys.a = {}", "the key `a` has no `sha256`"),
         ("keys.a = { sha256 = \"secret\" }", "`proxy.keys.a.sha256` must be the SHA-256 of a key"),
         ("keys.a = { sha256 = 1, model = [] }", "unknown key `proxy.keys.a.model`"),
+        ("cors = \"*\"", "`proxy.cors` must be origins of web pages"),
+        ("cors = [\"*\", \"https://chat.example\"]", "with this the others have no effect"),
+        ("cors = [\"chat.example\"]", "it begins with `https://` or the like"),
+        ("cors = [\"null\"]", "it begins with `https://` or the like"),
+        ("cors = [\"https://\"]", "a scheme and a host are both needed"),
+        ("cors = [\"https://chat.example/\"]", "it ends with the host or its port"),
+        ("cors = [\"https://*.example\"]", "it ends with the host or its port"),
+        ("cors = [\"https://Chat.example\"]", "browsers write it in small letters"),
+        ("cors = [\"https://chat.example:443\"]", "browsers leave this port out"),
     ] {
         let errors = load(&format!("[proxy]\n{toml}\n")).unwrap_err();
         let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
@@ -140,14 +154,14 @@ fn the_designs_example_and_one_line() {
     let sources = Sources {
         main: Some(file(
             "/etc/berth/berth.toml",
-            "[gpu]\nheadroom = \"512 MiB\"\n[deadlines]\nstart = \"1h30m\"\n[health]\nfailures = 2\n[ports]\nrange = \"8200-8210\"\n",
+            "[gpu]\nheadroom = \"512 MiB\"\n[deadlines]\nstart = \"1h30m\"\n[health]\nfailures = 2\n[proxy]\nfirst_byte = \"20 min\"\n[ports]\nrange = \"8200-8210\"\n",
         )),
         models: vec![
             file("/etc/berth/models.d/genesis.toml", GENESIS),
             file("/etc/berth/models.d/supergemma.toml", ONE_LINE),
             file(
                 "/etc/berth/models.d/aeon.toml",
-                "cmd = \"vllm serve nvidia/aeon -tp 2 --gpu-memory-utilization=0.90\"\n\n[deadlines]\nstop = \"90 s\"\n[health]\ntoken = \"off\"\nbusy = \"30 min\"\n",
+                "cmd = \"vllm serve nvidia/aeon -tp 2 --gpu-memory-utilization=0.90\"\n\n[deadlines]\nstop = \"90 s\"\nidle = \"2 min\"\n[health]\ntoken = \"off\"\nbusy = \"30 min\"\n",
             ),
             file(
                 "/etc/berth/models.d/whisper.toml",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Turns;
 use super::turns::UNKNOWN_LOAD;
 use crate::backend;
-use crate::config::{Changes, DEFAULT_ALIAS, UnknownName};
+use crate::config::{Changes, DEFAULT_ALIAS, Deadlines, UnknownName};
 use crate::name::ModelName;
 use crate::plan;
 use crate::report::ModelState;
@@ -42,6 +42,8 @@ pub struct Entry {
     pub known_as: Option<String>,
     /// What is changed about requests to it.
     pub request: Arc<Changes>,
+    /// How long its answers may take.
+    pub deadlines: Deadlines,
     /// Tokens of one request that it has room for, where that is known.
     pub context: Option<u64>,
     /// Other names of it.
@@ -84,6 +86,8 @@ pub enum Verdict<'d> {
         known_as: Option<&'d str>,
         /// What is changed about the request besides.
         changes: &'d Arc<Changes>,
+        /// How long its answer may take.
+        deadlines: &'d Deadlines,
         /// It answers in the place of this one.
         instead_of: Option<&'d ModelName>,
     },
@@ -201,7 +205,14 @@ fn serves<'d>(
     match entry.way {
         Way::Open(address) => {
             let known_as = entry.known_as.as_deref().filter(|known_as| *known_as != asked);
-            Some(Verdict::Send { model, address, known_as, changes: &entry.request, instead_of })
+            Some(Verdict::Send {
+                model,
+                address,
+                known_as,
+                changes: &entry.request,
+                deadlines: &entry.deadlines,
+                instead_of,
+            })
         }
         Way::Coming => Some(Verdict::Wait(model)),
         Way::OnDemand if entry.refused.is_none() => Some(Verdict::Load(model)),
@@ -236,6 +247,7 @@ pub fn directory(view: &View, swap: Option<&Swap>, turns: &Turns) -> Directory {
             state,
             known_as: model.known_as.clone().or_else(|| kind.known_as(model)),
             request: Arc::new(model.request.clone()),
+            deadlines: model.deadlines,
             context: now.or_else(|| kind.effective(model, &view.facts.files).ctx),
             aliases: model.aliases.clone(),
             fallback: model.fallback.clone(),

@@ -1,5 +1,7 @@
 //! How a node is: its GPUs, its host, its models and what is wrong.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::SwapSummary;
@@ -139,6 +141,9 @@ pub struct ModelStatus {
     /// Why it serves, where it is not of home but clients asked for it.
     #[serde(default)]
     pub guest: Option<GuestStatus>,
+    /// What clients asked of it through the proxy.
+    #[serde(default)]
+    pub requests: Requests,
 }
 
 /// A model that serves because clients asked for it.
@@ -148,6 +153,35 @@ pub struct GuestStatus {
     pub cause: String,
     /// When nobody has for so long, it leaves.
     pub idle_ms: u64,
+}
+
+/// The requests for one model since berthd started. Medians are of the newest 100 that reached it; None where nothing is
+/// known.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Requests {
+    /// How many have ended.
+    pub total: u64,
+    /// The same by what came of them: the `code` of a refusal; for those that the model answered `2xx`, `4xx` …; for
+    /// answers that did not come to their end `client_gone`, `answer_cut`, `answer_paused`.
+    pub outcomes: BTreeMap<String, u64>,
+    /// How many it answers now.
+    pub under_way: u64,
+    /// How many wait for it.
+    pub waiting: u64,
+    /// Tokens of what was asked, as far as its server said.
+    pub prompt_tokens: u64,
+    /// Tokens of its answers, likewise.
+    pub completion_tokens: u64,
+    /// Median of how long one waited.
+    pub queued_ms: Option<u64>,
+    /// Median from then until the answer began.
+    pub first_byte_ms: Option<u64>,
+    /// Median from then until the first token of a stream.
+    pub first_token_ms: Option<u64>,
+    /// Median of its speed in one answer: as its server measured it, else of streams from their first token to their end.
+    pub tokens_per_second: Option<f64>,
+    /// When the last answer ended.
+    pub last_used_ms: Option<u64>,
 }
 
 /// What a model does, in the words of those who run models.

@@ -6,7 +6,7 @@ use berth_core::bytes::Bytes;
 use berth_core::facts::Known;
 use berth_core::plan;
 use berth_core::release::Proofs;
-use berth_core::report::Problem;
+use berth_core::report::{Problem, Requests};
 use berth_core::rivals::{Rivals, Service};
 use berth_core::status::{self, Memory, View};
 use berth_core::upkeep::Upkeep;
@@ -22,6 +22,7 @@ fn problems(machine: &Machine, memory: &Memory) -> Vec<Problem> {
         upkeep: &Upkeep::default(),
         memory,
         swap: None,
+        requests: &|_| Requests::default(),
         now: Duration::from_secs(100),
         now_ms: 0,
         uptime_ms: 0,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use berth_core::name::ModelName;
 use berth_core::plan::Load;
 use berth_core::proxy::{Directory, Queue, Turns, directory};
-use berth_core::report::SwapSummary;
+use berth_core::report::{Requests, SwapSummary};
 use berth_core::status::{Memory, View};
 use berth_core::swap::{Event, Swap};
 
@@ -77,6 +77,7 @@ impl World {
             now: self.at(),
             now_ms: self.nature.now,
             uptime_ms: 0,
+            requests: &|_| Requests::default(),
         };
         directory(&view, self.swap.as_ref(), &self.turns)
     }

@@ -144,8 +144,8 @@ fn what_is_asked_for_is_loaded() {
     assert_eq!(berth.serving(), ["aeon"]);
 
     // What an operator stopped stays stopped.
-    berth.change(&["start", "small"]).with_code(0);
-    berth.change(&["stop", "small"]).with_code(0);
+    _ = berth.change(&["start", "small"]).with_code(0);
+    _ = berth.change(&["stop", "small"]).with_code(0);
     let (status, code, text, _) = refused(&completes(&berth, "agents", "small"));
     assert_eq!((status, code.as_str()), (409, "model_stopped"), "{text}");
     berth.assert_no_failed_allocation();

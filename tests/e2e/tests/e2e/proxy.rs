@@ -1,5 +1,8 @@
 //! The clients' one address.
 
+mod deadlines;
+mod telemetry;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::thread;
@@ -242,6 +245,11 @@ fn the_usual_clients_are_served() {
         let output = berth.run_within(Duration::from_mins(3), None, &argv).with_code(0);
         assert_eq!(output.stdout.lines().count(), checks, "{output}");
     }
+    // What the real server says of its answers is understood.
+    let status = berth.status();
+    let gemma = &status.models.iter().find(|model| model.name.as_str() == "gemma").unwrap().requests;
+    assert!(gemma.tokens_per_second.is_some() && gemma.first_token_ms.is_some(), "{gemma:?}");
+    assert!(gemma.prompt_tokens > 0 && gemma.completion_tokens > 0, "{gemma:?}");
 }
 
 /// Two readers of the same bytes must see the same requests (RFC 9112, 11.2), and nobody may hold the proxy up.

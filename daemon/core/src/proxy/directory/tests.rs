@@ -16,6 +16,7 @@ fn entry(way: Way, state: ModelState) -> Entry {
         state,
         known_as: None,
         request: Arc::default(),
+        deadlines: crate::config::load(&crate::config::Sources::default(), "tower").unwrap().deadlines,
         context: None,
         aliases: Vec::new(),
         fallback: None,

@@ -5,6 +5,7 @@
 //! end is kept until it is over.
 
 mod body;
+mod comments;
 mod cors;
 mod forward;
 mod headers;
@@ -28,7 +29,7 @@ use std::time::Duration;
 use berth_core::config::{Changes, DEFAULT_ALIAS, Deadlines, Proxy as Settings};
 use berth_core::name::ModelName;
 use berth_core::proxy::finder::Finder;
-use berth_core::proxy::{Dialect, Directory, Refused, Route, Verdict, route};
+use berth_core::proxy::{Directory, Refused, Route, Verdict, route};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use hyper::server::conn::http1;
@@ -196,7 +197,7 @@ impl Proxy {
         _ = stream.set_nodelay(true);
         let service = service_fn(|request| {
             let proxy = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(proxy.answer(request, client).await) }
+            async move { Ok::<_, Infallible>(proxy.respond(request, client).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -209,10 +210,26 @@ impl Proxy {
         }
     }
 
+    /// The answer, after comments where the client wants them and has to wait.
+    async fn respond(self: Arc<Self>, request: Request<Incoming>, client: SocketAddr) -> Response<Answer> {
+        if !comments::wanted(request.headers()) {
+            return self.answer(request, client).await;
+        }
+        let dialect = route(request.uri().path()).dialect();
+        let cors = Cors::of(&self.settings.cors, request.headers());
+        let proxy = Arc::clone(&self);
+        let answering = async move { proxy.answer(request, client).await };
+        let mut response = comments::beside(answering, dialect).await;
+        if matches!(response.body(), Answer::Commented(_)) {
+            cors.mark(response.headers_mut());
+        }
+        response
+    }
+
     async fn answer(&self, mut request: Request<Incoming>, client: SocketAddr) -> Response<Answer> {
         let path = request.uri().path().to_owned();
         let route = route(&path);
-        let dialect = if let Route::Ask(dialect) = route { dialect } else { Dialect::OpenAi };
+        let dialect = route.dialect();
         let cors = Cors::of(&self.settings.cors, request.headers());
         if let Some(answer) = cors.preflight(&request) {
             return answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect)).map(Answer::Own);

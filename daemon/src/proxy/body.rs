@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
+use super::comments::Commented;
 use super::telemetry::{Account, Taken};
 use super::traffic::Counted;
 
@@ -241,6 +242,8 @@ pub(super) enum Answer {
         /// How long it may pause.
         pause: Box<PausedAnswer>,
     },
+    /// One that begins with comments.
+    Commented(Box<Commented>),
 }
 
 /// What goes with a model's answer.
@@ -276,6 +279,8 @@ impl Answer {
                 account.ends();
             }
             Self::Model { pause, .. } => pause.account = Some(account),
+            // What it comes to is followed itself.
+            Self::Commented(_) => {}
         }
     }
 }
@@ -290,6 +295,7 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match self.get_mut() {
             Self::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+            Self::Commented(body) => body.poll(context),
             Self::Model { body, pause } => match Pin::new(&mut *body).poll_frame(context) {
                 Poll::Pending => {
                     ready!(pause.pause.poll(context));
@@ -320,6 +326,7 @@ impl Body for Answer {
         match self {
             Self::Own(body) => body.is_end_stream(),
             Self::Model { body, .. } => body.is_end_stream(),
+            Self::Commented(_) => false,
         }
     }
 
@@ -327,6 +334,7 @@ impl Body for Answer {
         match self {
             Self::Own(body) => body.size_hint(),
             Self::Model { body, .. } => body.size_hint(),
+            Self::Commented(_) => SizeHint::default(),
         }
     }
 }

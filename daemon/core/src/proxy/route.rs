@@ -24,6 +24,13 @@ pub enum Route<'a> {
     Unknown,
 }
 
+impl Route<'_> {
+    /// Whose errors who asks for it understands.
+    pub fn dialect(&self) -> Dialect {
+        if let Self::Ask(dialect) = self { *dialect } else { Dialect::OpenAi }
+    }
+}
+
 const PATHS: &[(&str, Dialect)] = &[
     ("/v1/chat/completions", Dialect::OpenAi),
     ("/v1/completions", Dialect::OpenAi),

@@ -68,7 +68,7 @@ fn what_is_asked_for_is_loaded() {
         .main(&main)
         .model("aeon", &fake(2, "8000MiB", &slow))
         .model("small", &fake(1, "4000MiB", &load))
-        .model("genesis", &(fake(2, "14300MiB", &load) + evict))
+        .model("genesis", &(fake(2, "14300MiB", &["--load-time", "1500ms"]) + evict))
         .model("large", &fake(2, "14300MiB", &load))
         .model("never", &(fake(1, "1000MiB", &load) + "on_demand = \"never\"\n"))
         .model("broken", &(fake(1, "1000MiB", &["--exit-at-once"])))
@@ -143,7 +143,25 @@ fn what_is_asked_for_is_loaded() {
     answered(&long.join().unwrap(), "aeon");
     assert_eq!(berth.serving(), ["aeon"]);
 
+    // Who streams may be told that it waits, also of what is refused in the end.
+    let body = json!({ "model": "genesis", "prompt": "x", "max_tokens": 4, "stream": true }).to_string();
+    let waits = |body: &str| {
+        let request = format!(
+            "POST /v1/completions HTTP/1.0\r\nAuthorization: Bearer agents\r\nX-Berth-Wait: comments\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        say(berth.pid1().unwrap(), PROXY_PORT, request.as_bytes(), SOON).unwrap()
+    };
+    let streamed = waits(&body);
+    assert!(
+        streamed.status == 200 && streamed.body.starts_with(": waiting for the model\n\ndata: {"),
+        "{streamed:?}"
+    );
+    assert!(streamed.body.ends_with("data: [DONE]\n\n"), "{streamed:?}");
+
     // What an operator stopped stays stopped.
+    _ = berth.change(&["switch", "aeon"]).with_code(0);
     _ = berth.change(&["start", "small"]).with_code(0);
     _ = berth.change(&["stop", "small"]).with_code(0);
     let (status, code, text, _) = refused(&completes(&berth, "agents", "small"));

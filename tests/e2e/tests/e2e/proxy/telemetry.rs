@@ -80,11 +80,11 @@ fn what_is_known_of_requests() {
 
     // What came of others: the server's own errors, and the proxy's.
     assert_eq!(ask("/upstream/aeon/nothing", json!({})).status, 404);
-    assert_eq!(error(&ask("/v1/completions", json!({ "model": "lone" }))).1, "model_not_loaded");
+    assert_eq!(error(&ask("/v1/completions", json!({ "model": "lone" }))).1, "no_room");
     assert_eq!(error(&ask("/v1/completions", json!({ "model": "nobody" }))).1, "model_not_found");
     assert_eq!(error(&berth.completes("aeon")).1, "missing_api_key");
     came(&berth, "aeon", "4xx", 1);
-    let known = came(&berth, "lone", "model_not_loaded", 1);
+    let known = came(&berth, "lone", "no_room", 1);
     assert_eq!((known.total, known.last_used_ms), (1, None), "{known:?}");
 
     // A page may read all of that, and ask before it shows a key, which is no request of the model.

@@ -154,7 +154,7 @@ fn the_designs_example_and_one_line() {
     let sources = Sources {
         main: Some(file(
             "/etc/berth/berth.toml",
-            "[gpu]\nheadroom = \"512 MiB\"\n[deadlines]\nstart = \"1h30m\"\n[health]\nfailures = 2\n[proxy]\nfirst_byte = \"20 min\"\n[ports]\nrange = \"8200-8210\"\n",
+            "[gpu]\nheadroom = \"512 MiB\"\n[deadlines]\nstart = \"1h30m\"\nconnect = \"2 s\"\n[health]\nfailures = 2\n[proxy]\nfirst_byte = \"20 min\"\nidle = \"5 min\"\n[ports]\nrange = \"8200-8210\"\n",
         )),
         models: vec![
             file("/etc/berth/models.d/genesis.toml", GENESIS),

@@ -42,8 +42,6 @@ impl Usage {
 pub struct Reader {
     /// The end of what has come.
     tail: Vec<u8>,
-    /// More came than is kept.
-    cut: bool,
     /// A stream of events, and how it begins.
     events: Option<Beginning>,
 }
@@ -67,7 +65,7 @@ impl Reader {
         let kind = content_type.split(';').next().unwrap_or_default().trim();
         let events = kind.eq_ignore_ascii_case("text/event-stream");
         let known = events || kind.eq_ignore_ascii_case("application/json");
-        known.then(|| Self { tail: Vec::new(), cut: false, events: events.then(Beginning::default) })
+        known.then(|| Self { tail: Vec::new(), events: events.then(Beginning::default) })
     }
 
     /// Takes the next bytes. True once: the first token of a stream came with them.
@@ -78,7 +76,6 @@ impl Reader {
 
     fn keep(&mut self, bytes: &[u8]) {
         if bytes.len() >= TAIL {
-            self.cut |= bytes.len() > TAIL || !self.tail.is_empty();
             self.tail.clear();
             self.tail.extend_from_slice(&bytes[bytes.len() - TAIL..]);
             return;
@@ -86,23 +83,21 @@ impl Reader {
         // Moved only now and then: most pieces are small.
         if self.tail.len() + bytes.len() > 2 * TAIL {
             self.tail.drain(..self.tail.len() - TAIL);
-            self.cut = true;
         }
         self.tail.extend_from_slice(bytes);
     }
 
     /// What was said, once all has come.
     pub fn usage(&self) -> Usage {
-        let Some(events) = &self.events else { return numbers(&self.tail, !self.cut) };
+        let Some(events) = &self.events else { return numbers(&self.tail) };
         let mut found = Usage::default();
         let mut rest = self.tail.as_slice();
         loop {
             let end = memrchr(b'\n', rest);
             let line = &rest[end.map_or(0, |end| end + 1)..];
-            if let Some(data) = data(line) {
-                found = found.or(numbers(data, true));
-            } else if end.is_none() && self.cut {
-                found = found.or(numbers(line, false));
+            // Where the first line is cut, what it was is not known: it counts as data.
+            if let Some(data) = data(line).or(Some(line).filter(|_| end.is_none())) {
+                found = found.or(numbers(data));
             }
             let Some(end) = end else { return found.or(events.said) };
             rest = &rest[..end];
@@ -200,10 +195,10 @@ impl Numbers {
     }
 }
 
-/// What the object at the end of this text says. The text may begin anywhere in it where it is not whole.
+/// What the object at the end of this text says. The text may begin anywhere in it.
 ///
 /// Read backwards: from the end it is known what is inside a string, and how deep, also where the beginning is missing.
-fn numbers(text: &[u8], whole: bool) -> Usage {
+fn numbers(text: &[u8]) -> Usage {
     let text = text.trim_ascii_end();
     let (mut said, mut timed) = (Usage::default(), Usage::default());
     // Of the member of the outermost object that is being read, and may have no beginning here.
@@ -226,7 +221,7 @@ fn numbers(text: &[u8], whole: bool) -> Usage {
             }
         }
         match byte {
-            b'"' => match opening(text, at, whole) {
+            b'"' => match opening(text, at) {
                 Some(begin) => at = begin,
                 None => break,
             },
@@ -289,20 +284,14 @@ fn value_of<'m>(member: &'m [u8], key: &str) -> Option<&'m [u8]> {
     rest.strip_prefix(b"\"")?.trim_ascii_start().strip_prefix(b":")
 }
 
-/// Where the string begins that ends here; None where that is not in this text.
-fn opening(text: &[u8], end: usize, whole: bool) -> Option<usize> {
-    let mut before = end;
+/// Where the string begins that ends here: at the quote before it that is not escaped; None where that is not in this text.
+fn opening(text: &[u8], end: usize) -> Option<usize> {
+    let mut quote = end;
     loop {
-        let quote = memrchr(b'"', &text[..before])?;
-        let escapes = text[..quote].iter().rev().take_while(|byte| **byte == b'\\').count();
-        if escapes == quote && !whole {
-            // How many more there were is not known.
-            return None;
-        }
-        if escapes % 2 == 0 {
+        quote = memrchr(b'"', &text[..quote])?;
+        if quote == 0 || text[quote - 1] != b'\\' {
             return Some(quote);
         }
-        before = quote - escapes;
     }
 }
 

@@ -48,6 +48,11 @@ fn each_server_says_it_in_its_own_way() {
     assert_eq!(whole(anthropic), usage(7, 5, None));
     let embedding = r#"{"object":"list","data":[{"embedding":[0.5,-1e-3]}],"usage":{"prompt_tokens":7,"total_tokens":7}}"#;
     assert_eq!(whole(embedding), Usage { prompt: Some(7), ..Usage::default() });
+    // Before what it is of, which has quotes and brackets.
+    for text in [r#"a\"}{"#, r#"\\\"]"#, r#"{\\"#] {
+        let first = format!(r#"{{"usage":{{"prompt_tokens":7,"completion_tokens":5}},"text":"{text}"}}"#);
+        assert_eq!(whole(&first), usage(7, 5, None), "{first}");
+    }
 }
 
 #[test]
@@ -80,6 +85,8 @@ fn a_stream_says_it_last_and_its_first_token_is_the_first_with_content() {
         r#"{"type":"message_stop"}"#,
     ];
     assert_eq!(stream(&events), (usage(7, 5, None), Some(1)));
+    let long: Vec<&str> = [&events[..1], &events[1..2].repeat(TAIL / 10), &events[2..]].concat();
+    assert_eq!(stream(&long), (usage(7, 5, None), Some(1)));
     // The whole answer once more, of which only the end is kept.
     for length in [10, 3 * TAIL] {
         let text = "x".repeat(length);
@@ -192,7 +199,7 @@ proptest! {
                 for at in 0..given.len() {
                     _ = read(kind, [&given[..at], &given[at..]]);
                 }
-                _ = numbers(given, false);
+                _ = numbers(given);
             }
         }
     }

@@ -134,7 +134,7 @@ fn what_is_known_of_requests() {
     // The log has them all, and nothing that is nobody's business.
     let lines = logged(&berth);
     let outcomes: Vec<&str> = lines.iter().map(|line| line["BERTH_CODE"].as_str().unwrap()).collect();
-    let [a, b, c, gone] = ["model_not_loaded", "model_not_found", "missing_api_key", "client_gone"];
+    let [a, b, c, gone] = ["no_room", "model_not_found", "missing_api_key", "client_gone"];
     assert_eq!(outcomes, ["2xx", "2xx", "2xx", "4xx", a, b, c, c, gone, "answer_cut", gone], "{lines:#?}");
     for (field, value) in [
         ("MODEL", "aeon"),

@@ -112,7 +112,8 @@ crash: deps stage-faults
 	$(CARGO) build -p berth-tests --bin crash
 	$(as_root) target/debug/crash $(CRASH)
 
-# 200 switches in a row, then nothing may have grown or stayed behind: ten minutes. SOAK="SWITCHES MAX_LINGER_MS".
+# 200 switches in a row, then nothing may have grown or stayed behind; then 64 clients on three models that don't fit
+# together: twenty minutes. SOAK="SWITCHES MAX_LINGER_MS CROWD_SECONDS".
 soak: PROFILE = release
 soak:
 	$(MAKE) --no-print-directory stage PROFILE=$(PROFILE) stage=$(stage)-$(PROFILE)

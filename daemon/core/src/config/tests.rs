@@ -95,6 +95,24 @@ fn changes_to_requests() {
 }
 
 #[test]
+fn what_clients_have_loaded() {
+    let hash = KeyHash::of(b"x");
+    let main = format!(
+        "on_demand = \"evict\"\nguest_idle = \"30s\"\n[proxy]\nturn = \"2m\"\n\
+         [proxy.keys.a]\nsha256 = \"{hash}\"\nloads = false\n[proxy.keys.b]\nsha256 = \"{hash}\"\n"
+    );
+    let models = models(&[("a.toml", "cmd = \"x\""), ("b.toml", "cmd = \"x\"\non_demand = \"never\"")]);
+    let settings = load(&Sources { main: Some(file("berth.toml", &main)), ..models }, "tower").unwrap();
+    let of = |model: &str| settings.models[&model.parse().unwrap()].guests;
+    let guests = Guests { on_demand: OnDemand::Evict, idle: Duration::from_secs(30) };
+    assert_eq!((settings.guests, of("a"), settings.proxy.turn), (guests, guests, Duration::from_mins(2)));
+    assert_eq!(of("b"), Guests { on_demand: OnDemand::Never, ..guests });
+    assert_eq!(settings.proxy.keys.iter().map(|key| key.loads).collect::<Vec<_>>(), [false, true]);
+    let error = one("cmd = \"x\"\non_demand = \"beside it\"").unwrap_err();
+    assert!(error.contains("`on_demand` must be one of \"beside\", \"evict\", \"never\""), "{error}");
+}
+
+#[test]
 fn the_clients_address() {
     let load =
         |toml: &str| load(&Sources { main: Some(file("berth.toml", toml)), ..Sources::default() }, "tower");
@@ -128,6 +146,8 @@ fn the_clients_address() {
         ("listen = [\"127.0.0.1:0\"]", "`proxy.listen` must be addresses with ports"),
         ("listen = [\"[::1]:1\", \"[::1]:1\"]", "`proxy.listen` names [::1]:1 twice"),
         ("unknown = \"any\"", "`proxy.unknown` must be one of \"refuse\", \"default\""),
+        ("turn = 5", "`proxy.turn` must be"),
+        ("on_demand = \"evict\"", "unknown key `proxy.on_demand`"),
         ("queue = 0", "`proxy.queue` must be a whole number from 1 to 100000"),
         ("port = 8010", "unknown key `proxy.port`"),
         ("keys.a = {}", "the key `a` has no `sha256`"),

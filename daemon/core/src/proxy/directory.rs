@@ -253,7 +253,7 @@ pub fn directory(view: &View, swap: Option<&Swap>, turns: &Turns) -> Directory {
             fallback: model.fallback.clone(),
             error: view.upkeep.errors.get(name).cloned(),
             stopped: view.state.stopped.contains_key(name),
-            refused: turns.refusal(name).cloned(),
+            refused: turns.refusal(name, view.now).cloned(),
             load: load.map(|ms| ms.div_ceil(1000)),
         };
         (name.clone(), entry)

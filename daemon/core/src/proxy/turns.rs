@@ -112,7 +112,7 @@ impl Turns {
     }
 
     /// Why those who ask for a model now are refused.
-    pub fn refusal(&self, model: &ModelName) -> Option<&Refused> {
-        self.refused.get(model).map(|(_, refused)| refused)
+    pub fn refusal(&self, model: &ModelName, now: Moment) -> Option<&Refused> {
+        self.refused.get(model).filter(|(until, _)| now < *until).map(|(_, refused)| refused)
     }
 }

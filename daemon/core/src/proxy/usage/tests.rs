@@ -49,7 +49,7 @@ fn each_server_says_it_in_its_own_way() {
     let embedding = r#"{"object":"list","data":[{"embedding":[0.5,-1e-3]}],"usage":{"prompt_tokens":7,"total_tokens":7}}"#;
     assert_eq!(whole(embedding), Usage { prompt: Some(7), ..Usage::default() });
     // Before what it is of, which has quotes and brackets.
-    for text in [r#"a\"}{"#, r#"\\\"]"#, r#"{\\"#] {
+    for text in [r#"a\"}{"#, r#"\\\"]"#, r"{\\"] {
         let first = format!(r#"{{"usage":{{"prompt_tokens":7,"completion_tokens":5}},"text":"{text}"}}"#);
         assert_eq!(whole(&first), usage(7, 5, None), "{first}");
     }

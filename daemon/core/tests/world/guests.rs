@@ -76,6 +76,8 @@ fn a_guest_comes_beside_home_and_leaves_when_nobody_asks() {
 #[test]
 fn home_gives_way_only_where_that_is_declared_and_returns() {
     let mut world = World::with(2, &["aeon"]);
+    // That is said of guests: what is home's is loaded again for whoever asks.
+    world.on_demand("aeon", OnDemand::Never);
     world.on_demand("glm", OnDemand::Never);
     assert_eq!(world.fate("glm"), "409 model_not_loaded");
     world.on_demand("glm", OnDemand::Beside);
@@ -133,8 +135,9 @@ fn who_hangs_up_has_nothing_loaded() {
     world.client(&name("glm"), TURN + 3000);
     world.wait(TURN + 2000);
     assert!(world.swap.as_ref().is_some_and(|swap| swap.holds_back(&name("aeon"))));
-    world.wait(2000);
-    assert!(!world.busy() && world.serving() == ["aeon"] && world.cut == 0, "{:#?}", world.ended);
+    assert!(world.wait_until(2000, |world| !world.busy()));
+    assert!(world.serving() == ["aeon"] && world.cut == 0, "{:#?}", world.ended);
+    assert_eq!(world.fate("glm"), "has glm loaded", "nothing failed");
     // Once something was stopped for it, it goes on: its client may come again.
     world.client(&name("glm"), TURN + 9000);
     world.wait(TURN + 9500);
@@ -162,6 +165,49 @@ fn a_load_that_fails_is_told_and_not_tried_on_and_on() {
     let loads = world.ended.iter().filter(|swap| swap.verb == Verb::Load).count();
     assert_eq!((loads, world.fate("genesis").as_str()), (2, "503 model_quarantined"));
     assert_eq!((world.serving(), world.home()), (vec!["aeon"], vec!["aeon"]));
+    // One that served since the boot may fail more often, after pauses that grow.
+    world.nature.manner("glm").load = 500;
+    world.client(&name("glm"), 2000);
+    world.comes_to_serve(&["glm"]);
+    assert!(world.wait_until(2 * IDLE, |world| world.serving() == ["aeon"]));
+    world.nature.manner("glm").dies = 100;
+    let before = world.ended.len();
+    let mut failed = Vec::new();
+    while world.fate("glm") != "503 model_quarantined" {
+        world.client(&name("glm"), 100);
+        world.wait(100);
+        let loads = world.ended[before..].iter().filter(|swap| swap.verb == Verb::Load).count();
+        if loads > failed.len() {
+            failed.push(world.nature.now);
+        }
+        assert!(failed.len() <= 5, "{failed:?}");
+    }
+    let pauses: Vec<u64> = failed.windows(2).map(|two| (two[1] - two[0]) / 1000).collect();
+    assert!(pauses.iter().zip([1, 2, 4, 8]).all(|(paused, least)| *paused >= least), "{pauses:?}");
+}
+
+/// Who is not first in line takes nobody's place, not even one that nobody uses: or the first would wait for it next.
+#[test]
+fn only_the_first_in_line_displaces() {
+    let mut world = World::with(2, &[]);
+    world.evict();
+    // These two never serve at once.
+    let port = world.settings.models[&name("small")].port;
+    world.settings.models.get_mut(&name("tiny")).unwrap().port = port;
+    for model in ["glm", "small"] {
+        world.client(&name(model), 5000);
+    }
+    world.comes_to_serve(&["glm", "small"]);
+    world.wait(5000);
+    world.answers(&name("glm"), 300_000);
+    world.client(&name("aeon"), 300_000);
+    world.wait(1000);
+    world.client(&name("tiny"), 300_000);
+    // Nobody has to give way for this one.
+    world.client(&name("host"), 300_000);
+    world.wait(20_000);
+    assert_eq!(world.serving(), ["glm", "host", "small"]);
+    assert!(world.wait_until(TURN, |world| world.serving() == ["aeon", "host"]), "{:?}", world.serving());
 }
 
 #[test]
@@ -182,6 +228,8 @@ fn an_operator_comes_before_guests() {
     world.wait(3000);
     let asked = world.nature.now;
     assert_eq!(world.ask(Verb::Switch, Some("glm")).as_deref(), Some("waiting"));
+    world.wait(500);
+    assert_ne!(world.fate("genesis"), "503 load_failed", "its load did not fail");
     world.comes_to_serve(&["glm"]);
     assert!(world.nature.now < asked + 8000, "nothing was started again in between");
     assert_eq!((world.home(), world.state.guests.len()), (vec!["glm"], 0));

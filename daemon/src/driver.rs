@@ -461,8 +461,9 @@ impl Driver {
             elapsed_ms = swap.elapsed_ms,
             "swap ended"
         );
-        let deeds = self.with_world(|upkeep, world| upkeep.ended(world, swap));
-        self.load_ended(swap);
+        let called_off = self.swap.as_ref().is_some_and(Swap::was_called_off);
+        let deeds = self.with_world(|upkeep, world| upkeep.ended(world, swap, called_off));
+        self.load_ended(swap, called_off);
         self.fulfil(deeds);
         self.keep_unnamed(None);
     }

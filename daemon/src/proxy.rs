@@ -5,6 +5,7 @@
 //! end is kept until it is over.
 
 mod body;
+mod client;
 mod comments;
 mod cors;
 mod forward;
@@ -31,7 +32,7 @@ use berth_core::name::ModelName;
 use berth_core::proxy::finder::Finder;
 use berth_core::proxy::{Directory, Refused, Route, Verdict, route};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use hyper::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
@@ -45,6 +46,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::driver::Message;
 
 use self::body::{Answer, Sent, too_large};
+use self::client::{Client, Waits};
 use self::cors::Cors;
 use self::forward::Forward;
 use self::keys::May;
@@ -85,9 +87,10 @@ struct Sending {
 }
 
 /// A request that waits.
-struct Waiting {
+struct Waiting<'c> {
     counted: Counted,
     names: Names,
+    _shown: Waits<'c>,
 }
 
 /// Serves clients until the process ends.
@@ -182,8 +185,9 @@ async fn accept(listener: TcpListener, workers: &[(Handle, Arc<Proxy>)], connect
         };
         let (proxy, (stream, client)) = (Arc::clone(proxy), accepted);
         worker.spawn(async move {
-            match TcpStream::from_std(stream) {
-                Ok(stream) => proxy.converse(stream, client).await,
+            let client = Client::new(&stream, client).map(Arc::new);
+            match client.and_then(|client| Ok((TcpStream::from_std(stream)?, client))) {
+                Ok((stream, client)) => proxy.converse(stream, client).await,
                 Err(error) => tracing::warn!(%error, "a client can't be talked to"),
             }
             drop(permit);
@@ -192,11 +196,11 @@ async fn accept(listener: TcpListener, workers: &[(Handle, Arc<Proxy>)], connect
 }
 
 impl Proxy {
-    async fn converse(self: Arc<Self>, stream: TcpStream, client: SocketAddr) {
+    async fn converse(self: Arc<Self>, stream: TcpStream, client: Arc<Client>) {
         // An answer's pieces are small, and each is waited for.
         _ = stream.set_nodelay(true);
         let service = service_fn(|request| {
-            let proxy = Arc::clone(&self);
+            let (proxy, client) = (Arc::clone(&self), Arc::clone(&client));
             async move { Ok::<_, Infallible>(proxy.respond(request, client).await) }
         });
         let connection = http1::Builder::new()
@@ -206,27 +210,33 @@ impl Proxy {
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         if let Err(error) = connection.await {
-            tracing::debug!(%client, %error, "a client's connection ended");
+            tracing::debug!(client = %client.address, %error, "a client's connection ended");
         }
     }
 
     /// The answer, after comments where the client wants them and has to wait.
-    async fn respond(self: Arc<Self>, request: Request<Incoming>, client: SocketAddr) -> Response<Answer> {
+    async fn respond(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        client: Arc<Client>,
+    ) -> Response<Answer> {
         if !comments::wanted(request.headers()) {
-            return self.answer(request, client).await;
+            return self.answer(request, &client).await;
         }
+        // Comments can't be put before an encoded answer.
+        request.headers_mut().remove(ACCEPT_ENCODING);
         let dialect = route(request.uri().path()).dialect();
         let cors = Cors::of(&self.settings.cors, request.headers());
-        let proxy = Arc::clone(&self);
-        let answering = async move { proxy.answer(request, client).await };
-        let mut response = comments::beside(answering, dialect).await;
+        let (proxy, waiting) = (Arc::clone(&self), Arc::clone(&client));
+        let answering = async move { proxy.answer(request, &waiting).await };
+        let mut response = comments::beside(answering, || client.is_waiting(), dialect).await;
         if matches!(response.body(), Answer::Commented(_)) {
             cors.mark(response.headers_mut());
         }
         response
     }
 
-    async fn answer(&self, mut request: Request<Incoming>, client: SocketAddr) -> Response<Answer> {
+    async fn answer(&self, mut request: Request<Incoming>, client: &Client) -> Response<Answer> {
         let path = request.uri().path().to_owned();
         let route = route(&path);
         let dialect = route.dialect();
@@ -235,7 +245,7 @@ impl Proxy {
             return answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect)).map(Answer::Own);
         }
         let mut account = self.traffic.telemetry().begin(&request);
-        let answer = match keys::take(&self.settings.keys, request.headers_mut(), client.ip()) {
+        let answer = match keys::take(&self.settings.keys, request.headers_mut(), client) {
             Ok(may) => {
                 account.shows(may.key());
                 self.routed(request, &path, &route, may, &mut account).await
@@ -354,7 +364,7 @@ impl Proxy {
     /// Waits until whoever answers to this name can be asked, and counts the request there.
     async fn sending(&self, asked: &str, may: May<'_>) -> Result<Sending, Refused> {
         let end = Instant::now() + self.settings.wait;
-        let mut waiting: Option<Waiting> = None;
+        let mut waiting: Option<Waiting<'_>> = None;
         loop {
             let directory = self.directory();
             may.ask(&directory, asked)?;
@@ -383,17 +393,25 @@ impl Proxy {
             };
             if waiting.as_ref().is_none_or(|waits| waits.counted.model() != model) {
                 let most = self.settings.queue as usize;
-                let Some(counted) = self.traffic.wait(model, &may.who(), most) else {
+                let Some(counted) = self.traffic.wait(model, (&may.who(), may.loads()), most) else {
                     let why = format!("{most} requests wait for {model} already");
                     return Err(directory.give_up(model, 429, "queue_full", &why));
                 };
                 let mut names = self.names.clone();
                 // What has changed since is seen at once.
                 names.mark_changed();
-                waiting = Some(Waiting { counted, names });
+                let shown = may.client.waits();
+                waiting = Some(Waiting { counted, names, _shown: shown });
             }
             let Some(waits) = &mut waiting else { continue };
-            if timeout_at(end, waits.names.changed()).await.is_err() {
+            let news = tokio::select! {
+                news = timeout_at(end, waits.names.changed()) => news,
+                () = may.client.hangs_up() => {
+                    let text = "the client hung up while it waited".to_owned();
+                    return Err(Refused { status: 499, code: "client_gone", text, retry_after: None });
+                }
+            };
+            if news.is_err() {
                 let why = format!("{model} was not there after {} s", self.settings.wait.as_secs());
                 return Err(directory.give_up(model, 503, "model_not_ready", &why));
             }

@@ -126,6 +126,9 @@ pub struct Stopped {
     pub at_ms: u64,
     /// Whether by hand, past Berth: `systemctl stop`.
     pub by_hand: bool,
+    /// Whether all were stopped together: until an operator starts one, none is loaded for clients.
+    #[serde(default)]
+    pub with_all: bool,
 }
 
 /// The set of models that an operator wants to serve.

@@ -270,9 +270,6 @@ pub fn problems(view: &View) -> Vec<Problem> {
         if serves || model.is_some_and(|model| model.retired) {
             continue;
         }
-        if view.state.is_displaced(name) {
-            continue;
-        }
         if let Some(quarantine) = view.state.quarantine(name) {
             let instead = match view.state.stand_in(name).filter(|stand_in| view.state.is_serving(stand_in)) {
                 Some(stand_in) => format!("; {stand_in} serves in its place"),
@@ -287,7 +284,7 @@ pub fn problems(view: &View) -> Vec<Problem> {
             );
             continue;
         }
-        if view.swap.is_some() {
+        if view.swap.is_some() || view.state.is_displaced(name) {
             continue;
         }
         let wait = view.upkeep.waits.get(name);

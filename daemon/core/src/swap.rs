@@ -10,8 +10,10 @@
 //! The way back uses the same stages: what was started is stopped and its memory proved free, then what was
 //! stopped is started again where it was. Prewarming and draining are not built yet and recorded as skipped.
 //!
-//! `down` stops and proves memory free, `up` starts and waits until ready, `end` commits, goes back or gives up.
+//! `down` stops and proves memory free, `up` starts and waits until ready, `end` commits, goes back or gives up; `beside`
+//! says what an operator's request means for a swap of berthd's own.
 
+mod beside;
 mod down;
 mod end;
 mod up;
@@ -29,6 +31,7 @@ use crate::proxy::{Clients, Usage};
 use crate::release::Proofs;
 use crate::report::{Actor, Step, StepForecast, StepReport, StepState, SwapSummary, Verb, What};
 use crate::state::{Home, Phase, State, Stopped};
+pub use beside::Beside;
 use up::{Loading, Symptom};
 use words::{millis, placed_for_display, spare_sentence};
 
@@ -421,8 +424,10 @@ impl Swap {
         }
         self.before = Some((world.state.home.clone(), world.state.previous.clone()));
         world.state.home = self.plan.home.clone();
-        for model in self.plan.stops.iter().chain(&self.plan.model) {
-            let stopped = Stopped { at_ms: world.now_ms, by_hand: false };
+        let with_all = self.plan.verb == Verb::StopAll;
+        let others = world.settings.models.keys().filter(|_| with_all);
+        for model in self.plan.stops.iter().chain(&self.plan.model).chain(others) {
+            let stopped = Stopped { at_ms: world.now_ms, by_hand: false, with_all };
             world.state.stopped.insert(model.clone(), stopped);
         }
     }

@@ -111,6 +111,15 @@ struct Look {
 }
 
 impl Upkeep {
+    /// Whether what clients ask for has to wait for home: how a model ended is being looked up, an operator's stop by hand
+    /// or a shutdown among it, or one of home that failed is tried again within `soon`.
+    pub fn is_awaited(&self, world: &World, soon: Duration) -> bool {
+        let missed = world.state.home.models.iter().filter(|model| !world.state.is_resident(model));
+        let mut missed = missed.filter(|model| !world.state.is_displaced(model));
+        !self.undiagnosed.is_empty()
+            || missed.any(|model| trouble::pause(world, model).is_some_and(|pause| pause <= soon))
+    }
+
     /// Weighs new facts. While a swap is under way that is the machine's; what is left are models that fall besides.
     pub fn observe(&mut self, world: &mut World, swapping: bool) -> Vec<Deed> {
         let mut deeds = Vec::new();
@@ -224,7 +233,7 @@ impl Upkeep {
             state.home.default = state.home.default.take().filter(|default| default != model);
         }
         state.stand_ins.remove(model);
-        state.stopped.insert(model.clone(), Stopped { at_ms: world.now_ms, by_hand: true });
+        state.stopped.insert(model.clone(), Stopped { at_ms: world.now_ms, by_hand: true, with_all: false });
         self.errors.remove(model);
         let what = What::Model { model: model.clone(), state: ModelState::Stopping, text };
         vec![Deed::Record, Deed::Say(what)]
@@ -360,7 +369,8 @@ impl Upkeep {
     }
 
     /// Takes how a swap ended: models that did not start have failed, and all that is missed is tried again later.
-    pub fn ended(&mut self, world: &mut World, swap: &SwapSummary) -> Vec<Deed> {
+    /// One that was `called_off` says nothing of any model.
+    pub fn ended(&mut self, world: &mut World, swap: &SwapSummary, called_off: bool) -> Vec<Deed> {
         use crate::report::{Outcome, Step, StepState};
         for model in &swap.serving {
             self.errors.remove(model);
@@ -376,14 +386,14 @@ impl Upkeep {
             })
             .filter(|(model, _)| !swap.serving.contains(model))
             .collect();
-        if let Some(reason) = &swap.reason {
+        if let Some(reason) = swap.reason.as_ref().filter(|_| !called_off || swap.verb != Verb::Load) {
             let failed = swap.steps.iter().rfind(|step| step.state == StepState::Failed);
             let model = failed.and_then(|step| step.model.clone()).or_else(|| swap.model.clone());
             if let Some(model) = model.filter(|model| !swap.serving.contains(model)) {
                 self.errors.insert(model, reason.clone());
             }
         }
-        if swap.outcome == Some(Outcome::Done) {
+        if swap.outcome == Some(Outcome::Done) || called_off && swap.verb == Verb::Load {
             return Vec::new();
         }
         let mut deeds = Vec::new();

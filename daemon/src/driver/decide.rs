@@ -2,8 +2,8 @@
 
 use berth_core::plan::{self, Verdict};
 use berth_core::report::{Accepted, PlanReport, Refusal, SCHEMA, SwapSummary, Verdict as Said};
-use berth_core::state::{Phase, State};
-use berth_core::swap::{Event, Swap};
+use berth_core::state::State;
+use berth_core::swap::{Beside, Event};
 
 use super::{Answer, Decide, Driver, millis};
 use crate::preflight::Looked;
@@ -26,14 +26,16 @@ impl Driver {
         let verdict = match (&self.swap, unrecorded) {
             (_, Some(refused)) => refused,
             (Some(own), None) if own.verb().is_own() && self.waiting.is_none() => {
-                match self.beside_own(&decide, own) {
+                match own
+                    .beside(&self.settings, &self.state, &decide.request, &|state| self.plan(&decide, state))
+                {
                     // What an operator asks for comes before what berthd does by itself.
-                    BesideOwn::GiveWay => {
+                    Beside::GiveWay => {
                         let to = format!("`{}` by {}", decide.request.verb.as_str(), by.user);
                         self.waiting = Some(decide);
                         return self.step(Event::GiveWay(to));
                     }
-                    BesideOwn::Same => {
+                    Beside::Same => {
                         let (swap, after) = (Some(own.id()), self.events.newest());
                         let plan = self.report(&decide, &Verdict::Nothing("It is being started.".to_owned()));
                         return answer(
@@ -41,7 +43,13 @@ impl Driver {
                             Answer::Accepted(Accepted { schema: SCHEMA, swap, after, plan }),
                         );
                     }
-                    BesideOwn::Refused(verdict) => *verdict,
+                    Beside::TakesOver(plan) => {
+                        let report = self.report(&decide, &Verdict::Go(plan.clone()));
+                        let (swap, after) = (self.take_over(plan, by), self.events.newest());
+                        let accepted = Accepted { schema: SCHEMA, swap, after, plan: report };
+                        return answer(decide, Answer::Accepted(accepted));
+                    }
+                    Beside::Answered(verdict) => verdict,
                 }
             }
             (Some(swap), None) => busy(&swap.summary(monotonic_now())),
@@ -86,26 +94,6 @@ impl Driver {
     fn report(&self, decide: &Decide, verdict: &Verdict) -> PlanReport {
         plan::report(&self.settings, &self.facts, &self.state, &decide.request, verdict)
     }
-
-    /// Whether berthd's own swap has to give way: not for a request that would be refused, nor for what it starts.
-    fn beside_own(&self, decide: &Decide, own: &Swap) -> BesideOwn {
-        let mut state = self.state.clone();
-        for claim in state.claims.values_mut().filter(|claim| claim.phase == Phase::Starting) {
-            claim.phase = Phase::Serving;
-        }
-        match self.plan(decide, &state) {
-            Verdict::Nothing(_) if !own.is_going_back() => BesideOwn::Same,
-            Verdict::Go(_) | Verdict::Nothing(_) => BesideOwn::GiveWay,
-            refused @ Verdict::Refused { .. } => BesideOwn::Refused(Box::new(refused)),
-        }
-    }
-}
-
-/// What a request means for the swap that berthd makes by itself.
-enum BesideOwn {
-    GiveWay,
-    Same,
-    Refused(Box<Verdict>),
 }
 
 fn answer(decide: Decide, answer: Answer) {

@@ -12,6 +12,7 @@ use berth_core::state::State;
 use berth_core::swap::Swap;
 
 use super::{Decide, Driver};
+use crate::preflight::Looked;
 use crate::proc::monotonic_now;
 
 /// These settings with the unnamed models that `state` and `facts` know.
@@ -31,14 +32,19 @@ impl Driver {
     pub(super) fn name(&mut self, decide: &mut Decide) -> Result<(), Box<Refusal>> {
         decide.request = plan::named(&self.settings, &self.state, &decide.request)?;
         self.keep_unnamed(decide.request.model.as_deref());
+        self.looked_for_unnamed(&mut decide.looked);
+        Ok(())
+    }
+
+    /// What was looked up for a model holds for what settings made of it.
+    pub(super) fn looked_for_unnamed(&self, looked: &mut Looked) {
         for name in self.settings.models.keys() {
             if let Some((base, _)) = name.settings()
-                && let Some(found) = decide.looked.preflight.get(&base).cloned()
+                && let Some(found) = looked.preflight.get(&base).cloned()
             {
-                decide.looked.preflight.entry(name.clone()).or_insert(found);
+                looked.preflight.entry(name.clone()).or_insert(found);
             }
         }
-        Ok(())
     }
 
     /// Forgets unnamed models that nothing knows any more, besides the one that is `asked` for.

@@ -1,6 +1,6 @@
-//! A client that has to wait hears of it, where it asks for that: its answer begins at once, as a stream of events
-//! (`text/event-stream`), with a comment now and then until the model's own begins. What is no stream then, an error among
-//! others, comes as one event.
+//! A client that has to wait for a model hears of it, where it asks for that: its answer begins at once, as a stream of
+//! events (`text/event-stream`), with a comment now and then until the model's own begins. What is no stream then, an error
+//! among others, comes as one event.
 
 use std::future::Future;
 use std::io;
@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use berth_core::proxy::Dialect;
 use hyper::body::{Body, Bytes, Frame};
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use hyper::{Response, StatusCode};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 
 use super::body::Answer;
+use super::forward::MODEL;
 
 /// Who sends `comments` here wants them.
 const WAIT: HeaderName = HeaderName::from_static("x-berth-wait");
@@ -27,17 +28,23 @@ const EVENTS: &str = "text/event-stream";
 
 /// Whether the client asks for comments.
 pub(super) fn wanted(headers: &HeaderMap) -> bool {
-    headers.get(WAIT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"comments"))
+    let asked = headers.get(WAIT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"comments"));
+    asked && !headers.contains_key(UPGRADE)
 }
 
-/// The answer as it is where it comes soon, else one that begins with comments.
+/// The answer as it is where nothing is waited for, or not for long; else one that begins with comments.
 pub(super) async fn beside(
     answering: impl Future<Output = Response<Answer>> + Send + 'static,
+    waits: impl Fn() -> bool,
     dialect: Dialect,
 ) -> Response<Answer> {
     let mut answering: Answering = Box::pin(answering);
-    if let Ok(answer) = timeout(FIRST, &mut answering).await {
-        return answer;
+    loop {
+        match timeout(FIRST, &mut answering).await {
+            Ok(answer) => return answer,
+            Err(_) if waits() => break,
+            Err(_) => {}
+        }
     }
     let mut pause = interval_at(Instant::now(), PAUSE);
     pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -81,14 +88,16 @@ impl Commented {
                     let failed = response.status() != StatusCode::OK;
                     let kind = response.headers().get(CONTENT_TYPE);
                     let events = kind.is_some_and(|kind| kind.as_bytes().starts_with(EVENTS.as_bytes()));
+                    let model = response.headers().get(MODEL).and_then(|model| model.to_str().ok());
+                    let from = model.map(|model| format!(": from {model}\n\n")).unwrap_or_default();
                     let body = response.into_body();
                     if events && !failed {
                         self.stage = Stage::Stream(body);
-                        return self.poll(context);
+                        return if from.is_empty() { self.poll(context) } else { said(from) };
                     }
                     self.stage = Stage::Event(body);
                     let named = failed && self.dialect == Dialect::Anthropic;
-                    said(if named { "event: error\ndata: " } else { "data: " }.to_owned())
+                    said(from + if named { "event: error\ndata: " } else { "data: " })
                 }
                 Poll::Pending => match pause.poll_tick(context) {
                     Poll::Ready(_) => said(COMMENT.to_owned()),
@@ -138,11 +147,15 @@ mod tests {
     }
 
     async fn heard(after: u64, dialect: Dialect, answer: Response<Answer>) -> (u16, String) {
+        heard_by(true, after, dialect, answer).await
+    }
+
+    async fn heard_by(waits: bool, after: u64, dialect: Dialect, answer: Response<Answer>) -> (u16, String) {
         let answering = async move {
             sleep(Duration::from_millis(after)).await;
             answer
         };
-        let response = beside(answering, dialect).await;
+        let response = beside(answering, || waits, dialect).await;
         let status = response.status().as_u16();
         (
             status,
@@ -161,6 +174,12 @@ mod tests {
         );
         let (status, text) = heard(22_000, Dialect::OpenAi, stream()).await;
         assert_eq!((status, text), (200, format!("{COMMENT}{COMMENT}{COMMENT}{events}")));
+        let slow = heard_by(false, 22_000, Dialect::OpenAi, stream()).await;
+        assert_eq!(slow, (200, events.to_owned()), "its model only takes its time");
+        let mut named = stream();
+        named.headers_mut().insert(MODEL, HeaderValue::from_static("aeon"));
+        let (_, text) = heard(2000, Dialect::OpenAi, named).await;
+        assert_eq!(text, format!("{COMMENT}: from aeon\n\n{events}"));
         // What is no stream of events becomes one.
         let (_, text) =
             heard(2000, Dialect::OpenAi, answer(200, "application/json", "{\n \"a\": 1\n}")).await;
@@ -177,6 +196,9 @@ mod tests {
     fn only_who_asks_for_comments_gets_them() {
         let headers = |value: &'static str| HeaderMap::from_iter([(WAIT, HeaderValue::from_static(value))]);
         assert!(wanted(&headers("comments")) && wanted(&headers("Comments")));
+        let mut upgrades = headers("comments");
+        upgrades.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        assert!(!wanted(&upgrades));
         assert!(!wanted(&headers("")) && !wanted(&headers("respond-async")) && !wanted(&HeaderMap::new()));
     }
 }

@@ -26,7 +26,7 @@ const KEPT: Duration = Duration::from_secs(4);
 const KEPT_EACH: usize = 256;
 
 /// Which model answers.
-const MODEL: HeaderName = HeaderName::from_static("x-berth-model");
+pub(super) const MODEL: HeaderName = HeaderName::from_static("x-berth-model");
 /// In whose place.
 const INSTEAD_OF: HeaderName = HeaderName::from_static("x-berth-instead-of");
 

@@ -1,7 +1,6 @@
 //! Who may ask for what.
 
-use std::net::IpAddr;
-
+use super::client::Client;
 use berth_core::config::ClientKey;
 use berth_core::name::ModelName;
 use berth_core::proxy::{Directory, KeyHash, Refused};
@@ -15,7 +14,7 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 #[derive(Debug, Clone, Copy)]
 pub(super) struct May<'k> {
     key: Option<&'k ClientKey>,
-    from: IpAddr,
+    pub(super) client: &'k Client,
 }
 
 /// Takes the client's key out of its request, and says what it may ask for. Where no keys are declared, what it brings goes
@@ -23,10 +22,10 @@ pub(super) struct May<'k> {
 pub(super) fn take<'k>(
     keys: &'k [ClientKey],
     headers: &mut HeaderMap,
-    from: IpAddr,
+    client: &'k Client,
 ) -> Result<May<'k>, Refused> {
     if keys.is_empty() {
-        return Ok(May { key: None, from });
+        return Ok(May { key: None, client });
     }
     let bearer = headers.remove(AUTHORIZATION);
     let bare = headers.remove(API_KEY);
@@ -42,7 +41,7 @@ pub(super) fn take<'k>(
     let known = keys.iter().fold(None, |known, key| if key.hash.is(&hash) { Some(key) } else { known });
     let text = "this key is none of those that are declared. An operator makes one: berthctl key NAME";
     known
-        .map(|key| May { key: Some(key), from })
+        .map(|key| May { key: Some(key), client })
         .ok_or_else(|| refused(401, "invalid_api_key", text.to_owned()))
 }
 
@@ -67,7 +66,7 @@ impl May<'_> {
 
     /// Whether it may have this model loaded.
     pub(super) fn load(self, model: &ModelName) -> Result<(), Refused> {
-        let Some(key) = self.key.filter(|key| !key.loads) else { return Ok(()) };
+        let Some(key) = self.key.filter(|_| !self.loads()) else { return Ok(()) };
         let text = format!(
             "{model} is not loaded, and the key of {} may have none loaded. An operator can: berthctl start {model}",
             key.name
@@ -75,9 +74,14 @@ impl May<'_> {
         Err(refused(403, "load_not_allowed", text))
     }
 
+    /// Whether it may have models loaded.
+    pub(super) fn loads(self) -> bool {
+        self.key.is_none_or(|key| key.loads)
+    }
+
     /// Who it is, for people: its key's name, or its address.
     pub(super) fn who(self) -> String {
-        self.key.map_or_else(|| self.from.to_string(), |key| key.name.clone())
+        self.key.map_or_else(|| self.client.address.ip().to_string(), |key| key.name.clone())
     }
 
     /// Whether it may know of this model, by this name of it.
@@ -95,11 +99,10 @@ fn refused(status: u16, code: &'static str, text: String) -> Refused {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::collections::BTreeMap;
-    use std::net::Ipv4Addr;
 
     use super::*;
 
-    const FROM: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    use super::super::client::tests::connected;
 
     fn keys() -> Vec<ClientKey> {
         let key = |name: &str, models: Option<&[&str]>| ClientKey {
@@ -120,10 +123,10 @@ mod tests {
 
     #[test]
     fn a_key_is_wanted_and_taken_out() {
-        let keys = keys();
+        let (keys, (client, _own)) = (keys(), connected());
         for (name, value) in [("authorization", "Bearer key of all"), ("x-api-key", "key of all")] {
             let mut given = headers(name, value);
-            assert!(take(&keys, &mut given, FROM).is_ok());
+            assert!(take(&keys, &mut given, &client).is_ok());
             assert_eq!(given.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-other"]);
         }
         for (name, value, code) in [
@@ -134,21 +137,22 @@ mod tests {
             ("authorization", "Bearer ", "invalid_api_key"),
             ("x-api-key", "Bearer key of all", "invalid_api_key"),
         ] {
-            let refused = take(&keys, &mut headers(name, value), FROM).unwrap_err();
+            let refused = take(&keys, &mut headers(name, value), &client).unwrap_err();
             assert_eq!((refused.status, refused.code), (401, code), "{name}: {value}");
             assert!(!refused.text.contains("key of"), "{}", refused.text);
         }
         // Where none is wanted, it may be the server's.
         let mut given = headers("authorization", "Bearer sk");
-        assert!(take(&[], &mut given, FROM).is_ok());
+        assert!(take(&[], &mut given, &client).is_ok());
         assert!(given.contains_key(AUTHORIZATION));
     }
 
     #[test]
     fn a_key_opens_what_it_names() {
         let keys = keys();
-        let may = |key| May { key: Some(key), from: FROM };
-        let (all, some) = (may(&keys[0]), may(&keys[1]));
+        let (client, _own) = connected();
+        let may = |key| May { key, client: &client };
+        let (all, some) = (may(Some(&keys[0])), may(Some(&keys[1])));
         let directory = Directory {
             aliases: BTreeMap::from([("chat".to_owned(), "glm".parse().unwrap())]),
             default: Some("aeon".parse().unwrap()),
@@ -164,8 +168,8 @@ mod tests {
             assert_eq!(refused.text, "the key of some may ask for: default, glm");
         }
         let (aeon, glm) = ("aeon".parse().unwrap(), "glm".parse().unwrap());
-        assert_eq!((all.who(), May { key: None, from: FROM }.who()), ("all".into(), "127.0.0.1".into()));
-        assert!(all.load(&aeon).is_ok() && May { key: None, from: FROM }.load(&aeon).is_ok());
+        assert_eq!((all.who(), may(None).who()), ("all".into(), "127.0.0.1".into()));
+        assert!(all.load(&aeon).is_ok() && may(None).load(&aeon).is_ok());
         assert_eq!(some.load(&aeon).unwrap_err().code, "load_not_allowed");
         assert!(some.sees(&aeon, "default") && some.sees(&glm, "glm") && !some.sees(&aeon, "aeon"));
     }

@@ -59,9 +59,11 @@ impl Traffic {
         Counted { traffic: self.clone(), model: model.clone(), ticket: None }
     }
 
-    /// A request of `who` that waits for this model; None where so many do already.
-    pub fn wait(&self, model: &ModelName, who: &str, most: usize) -> Option<Counted> {
+    /// A request of `who`, who may have models loaded or not, that waits for this model; None where so many do already.
+    pub fn wait(&self, model: &ModelName, who: (&str, bool), most: usize) -> Option<Counted> {
         let ticket = self.queue().wait(model, who, most, monotonic_now())?;
+        // Whose place it may take is looked at when that is idle.
+        self.awaited(true);
         self.0.news.notify_one();
         Some(Counted { traffic: self.clone(), model: model.clone(), ticket: Some(ticket) })
     }
@@ -115,8 +117,8 @@ mod tests {
         let (traffic, model) = (Traffic::default(), "genesis".parse::<ModelName>().unwrap());
         let under_way = || traffic.clients().get(&model).map_or(0, |usage| usage.under_way);
         let (one, two) = (traffic.enter(&model), traffic.enter(&model));
-        let waits = traffic.wait(&model, "frank", 1);
-        assert!(waits.is_some() && traffic.wait(&model, "frank", 1).is_none());
+        let waits = traffic.wait(&model, ("frank", true), 1);
+        assert!(waits.is_some() && traffic.wait(&model, ("frank", true), 1).is_none());
         traffic.news().await;
         drop(waits);
         traffic.news().await;

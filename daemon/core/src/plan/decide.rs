@@ -1,6 +1,6 @@
 //! What each verb would do to what runs and to home.
 
-use super::{Context, Plan, Start, Unplaced, Verdict, refusal};
+use super::{Context, Plan, Start, Unplaced, Verdict, is_loaded_on_demand, refusal};
 use crate::config::{Memory, Model};
 use crate::name::ModelName;
 use crate::report::{Refusal, Verb};
@@ -19,7 +19,10 @@ impl Context<'_> {
             if self.state.home.default.as_ref() == Some(name) && self.state.home.models.contains(name) {
                 return Verdict::Nothing(format!("{name} serves as `default` already."));
             }
-            return self.go(Verb::Switch, Some(name), Vec::new(), Vec::new(), home_of(&|_| true));
+            // What is missing of home and has no place beside it is replaced, as by any switch.
+            let gone = self.running(name).map(|start| self.displaced(&[], &start)).unwrap_or_default();
+            let home = home_of(&|m| !gone.contains(m));
+            return self.go(Verb::Switch, Some(name), Vec::new(), Vec::new(), home);
         }
         if let Err(refusal) = self.check(model) {
             return Verdict::Refused { refusal: *refusal, nearest: None };
@@ -35,6 +38,13 @@ impl Context<'_> {
         }
     }
 
+    /// A model that runs, as it was started.
+    fn running(&self, name: &ModelName) -> Option<Start> {
+        let claim = self.state.claims.get(name)?;
+        let gpus = claim.gpus.iter().map(|part| part.placed.clone()).collect();
+        Some(Start { model: name.clone(), gpus, layout: claim.layout.clone() })
+    }
+
     /// Models of home that don't run now and could not come back beside `start`: home as it is gets replaced, or
     /// they would be missed for ever.
     fn displaced(&self, victims: &[ModelName], start: &Start) -> Vec<ModelName> {
@@ -42,7 +52,7 @@ impl Context<'_> {
         let mut displaced = Vec::new();
         for model in self.absent(&start.model) {
             // What it left behind doesn't stand in its own way, and no guest does for long.
-            let gone = victims.iter().chain([&model.name]).chain(self.state.guests.keys());
+            let gone = victims.iter().chain([&model.name, &start.model]).chain(self.state.guests.keys());
             let gone: Vec<ModelName> = gone.cloned().collect();
             match self.place_beside(model, &gone, &beside) {
                 Ok(place) => beside.push(place),
@@ -64,8 +74,8 @@ impl Context<'_> {
     /// victims and all guests are gone.
     pub(super) fn leaves_room(&self, start: &Start, absent: &[&Model], victims: &[ModelName]) -> bool {
         // What they left behind doesn't stand in their own way.
-        let gone = absent.iter().map(|model| &model.name).chain(self.state.guests.keys()).chain(victims);
-        let gone: Vec<ModelName> = gone.cloned().collect();
+        let gone = absent.iter().map(|model| &model.name).chain(self.state.guests.keys());
+        let gone: Vec<ModelName> = gone.chain(victims).chain([&start.model]).cloned().collect();
         let beside = [start.clone()];
         let mut sure = Vec::new();
         for model in absent {
@@ -87,6 +97,12 @@ impl Context<'_> {
         if self.state.is_serving(name) {
             if home == self.state.home {
                 return Verdict::Nothing(format!("{name} serves already."));
+            }
+            let absent = self.absent(name);
+            if let (Some(start), Some(first)) = (self.running(name), absent.first())
+                && !self.leaves_room(&start, &absent, &[])
+            {
+                return self.refuse(Verb::Start, name, Vec::new(), place_kept(name, &first.name).into());
             }
             return self.go(Verb::Start, Some(name), Vec::new(), Vec::new(), home);
         }
@@ -130,7 +146,17 @@ impl Context<'_> {
             home.default = None;
         }
         let stops: Vec<ModelName> = names.iter().filter(|m| self.state.is_resident(m)).cloned().collect();
-        if stops.is_empty() && home == self.state.home {
+        // A model that is off would be loaded for whoever asks for it.
+        let loadable = |name: &ModelName| {
+            self.settings.models.get(name).is_some_and(|model| {
+                !model.retired && !self.state.is_resident(name) && is_loaded_on_demand(self.state, model)
+            })
+        };
+        let word = match verb {
+            Verb::Stop => names.iter().any(loadable),
+            _ => self.settings.models.keys().any(loadable),
+        };
+        if stops.is_empty() && home == self.state.home && !word {
             return Verdict::Nothing(match names {
                 [] => "Nothing runs.".to_owned(),
                 [one] => format!("{one} is off already."),
@@ -153,7 +179,10 @@ impl Context<'_> {
             if stops.is_empty() {
                 return self.start(model);
             }
-            home.models.push(name.clone());
+            // What clients asked for stays a guest.
+            if !self.state.guests.contains_key(name) {
+                home.models.push(name.clone());
+            }
         }
         match self.place(model, &stops) {
             Ok(start) => self.go(Verb::Restart, Some(name), stops, vec![start], home),
@@ -232,7 +261,7 @@ impl Context<'_> {
     }
 
     /// Why a model that is short of room has none only now: memory of models that ended is not back.
-    fn fits_later(&self, model: &Model, stops: &[ModelName]) -> Option<Refusal> {
+    pub(super) fn fits_later(&self, model: &Model, stops: &[ModelName]) -> Option<Refusal> {
         let ending = self.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
         let ending: Vec<ModelName> = ending.map(|(name, _)| name.clone()).collect();
         let gone = [stops, &ending].concat();

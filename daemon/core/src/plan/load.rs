@@ -7,7 +7,7 @@ use crate::config::{Model, OnDemand, Settings};
 use crate::facts::{Facts, Preflight};
 use crate::name::ModelName;
 use crate::report::{Refusal, Verb};
-use crate::state::{Phase, State};
+use crate::state::State;
 
 /// What comes of a client's wish for a model that does not serve.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +18,13 @@ pub enum Load {
     Later,
     /// It can't be.
     Refused(Refusal),
+}
+
+impl Load {
+    /// Whether it is to be loaded.
+    pub fn goes(&self) -> bool {
+        matches!(self, Self::Go(_))
+    }
 }
 
 /// Whether a client's wish can have this model loaded at all: what an operator stopped stays stopped.
@@ -46,7 +53,6 @@ pub fn load(
 impl Context<'_> {
     fn load(&self, model: &Model, in_use: &dyn Fn(&ModelName) -> bool) -> Load {
         let name = &model.name;
-        let ending = |name: &ModelName| self.state.claims.get(name).is_some_and(|c| c.phase == Phase::Ending);
         if self.state.claims.contains_key(name) {
             // It serves, or comes, or its memory is not back.
             return Load::Later;
@@ -58,24 +64,25 @@ impl Context<'_> {
         if let Err(refusal) = self.check(model) {
             return Load::Refused(*refusal);
         }
-        let mut sets = self.victim_sets(&self.giving_way(model));
+        let giving_way = self.giving_way(model);
+        let mut sets = self.victim_sets(&giving_way);
         // Those first that nobody uses.
         sets.sort_by_key(|set| (set.iter().any(|name| self.state.is_wanted(name)), set.iter().any(in_use)));
         match self.place_for_fewest(model, &sets) {
-            Ok((victims, _)) if victims.iter().any(in_use) => Load::Later,
-            Ok((victims, start)) if self.keeps_home(model, &victims, &start) => Load::Go(Plan {
-                verb: Verb::Load,
-                model: Some(name.clone()),
-                stops: victims,
-                starts: vec![start],
-                home: self.state.home.clone(),
-                previous: None,
-            }),
-            // What is missing of home comes first; then it may give way.
-            Ok(_) if model.guests.on_demand == OnDemand::Evict => Load::Later,
-            Ok(_) => Load::Refused(self.no_room_beside(model)),
-            Err(_) if self.state.claims.keys().any(ending) && self.fits_alone(model) => Load::Later,
-            Err(unplaced) => Load::Refused(self.why_not(model, unplaced)),
+            Ok((victims, start)) => match self.keeps_home(model, &victims, &start) {
+                Err(refusal) => Load::Refused(*refusal),
+                Ok(()) if victims.iter().any(in_use) => Load::Later,
+                Ok(()) => Load::Go(Plan {
+                    verb: Verb::Load,
+                    model: Some(name.clone()),
+                    stops: victims,
+                    starts: vec![start],
+                    home: self.state.home.clone(),
+                    previous: None,
+                }),
+            },
+            Err(_) if self.fits_later(model, &giving_way).is_some() => Load::Later,
+            Err(unplaced) => Load::Refused(Self::why_not(model, unplaced)),
         }
     }
 
@@ -95,30 +102,42 @@ impl Context<'_> {
         self.evictable(model).into_iter().filter(|name| evicts || guest(name)).collect()
     }
 
-    /// Whether what is missing of home, and gave way to no guest where that is declared, can still come back beside it.
-    fn keeps_home(&self, model: &Model, victims: &[ModelName], start: &Start) -> bool {
-        let mut absent = self.absent(&model.name);
-        if model.guests.on_demand == OnDemand::Evict {
-            absent.retain(|model| !self.state.is_displaced(&model.name));
+    /// Refuses what would take the place of a model of home that is missing: one that failed comes back while guests are
+    /// there; one that gave way comes back after them, unless home is what gives way.
+    fn keeps_home(&self, model: &Model, victims: &[ModelName], start: &Start) -> Result<(), Box<Refusal>> {
+        if self.state.home.models.contains(&model.name) {
+            return Ok(());
         }
-        self.state.home.models.contains(&model.name) || self.leaves_room(start, &absent, victims)
+        let mut missing = self.absent(&model.name);
+        missing.retain(|model| self.state.quarantine(&model.name).is_none());
+        let (gave_way, failed): (Vec<&Model>, Vec<&Model>) =
+            missing.into_iter().partition(|model| self.state.is_displaced(&model.name));
+        let gone: Vec<ModelName> = failed.iter().map(|model| &model.name).chain(victims).cloned().collect();
+        if let Some(first) = failed.first()
+            && self.place_all(&failed, &gone, vec![start.clone()]).is_none()
+        {
+            let text = format!(
+                "{} of home is to come back, and beside {} it would have no place",
+                first.name, model.name
+            );
+            return Err(Box::new(refusal("does_not_fit", text, vec!["berthctl status".to_owned()])));
+        }
+        if model.guests.on_demand == OnDemand::Evict || self.leaves_room(start, &gave_way, victims) {
+            return Ok(());
+        }
+        Err(Box::new(Self::no_room_beside(model)))
     }
 
-    fn fits_alone(&self, model: &Model) -> bool {
-        let all: Vec<ModelName> = self.state.claims.keys().cloned().collect();
-        self.place(model, &all).is_ok()
-    }
-
-    fn no_room_beside(&self, model: &Model) -> Refusal {
+    fn no_room_beside(model: &Model) -> Refusal {
         let name = &model.name;
         let text = format!("{name} has no room beside what is to serve");
         refusal("does_not_fit", text, vec![format!("berthctl switch {name}")])
     }
 
-    fn why_not(&self, model: &Model, unplaced: Unplaced) -> Refusal {
+    fn why_not(model: &Model, unplaced: Unplaced) -> Refusal {
         let mut refusal = *unplaced.refusal;
         if refusal.code == "does_not_fit" {
-            let beside = self.no_room_beside(model);
+            let beside = Self::no_room_beside(model);
             refusal.text = format!("{}: {}", beside.text, refusal.text);
             refusal.hints = beside.hints;
         }

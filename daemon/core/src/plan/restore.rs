@@ -106,13 +106,31 @@ impl Context<'_> {
         let home = &self.state.home;
         let absent = home.models.iter().filter(|name| !self.state.claims.contains_key(*name));
         let declared = absent.filter_map(|name| self.settings.models.get(name));
-        let mut missing: Vec<&Model> =
-            declared.filter(|model| !model.retired && !held.out.contains(&model.name)).collect();
+        let able = declared.filter(|model| !model.retired && !held.out.contains(&model.name));
+        let mut missing: Vec<&Model> = able.filter(|model| self.is_back_whole(model, held)).collect();
         missing.sort_by_key(|model| (-model.priority, home.default.as_ref() != Some(&model.name)));
         missing
     }
 
-    /// A place for a model of home, and who serves in its stead and has to go for it.
+    /// Whether a model of home that gave way to guests gives up no more beside those that stay than without them: it would
+    /// serve on like that when they are gone. One that did not give way always.
+    fn is_back_whole(&self, model: &Model, held: &HeldBack) -> bool {
+        if !self.state.is_displaced(&model.name) {
+            return true;
+        }
+        let leaving: Vec<ModelName> = held.leaving.iter().cloned().collect();
+        let guests: Vec<ModelName> = self.state.guests.keys().cloned().collect();
+        match (self.place(model, &leaving), self.place(model, &guests)) {
+            (Ok(now), Ok(whole)) => {
+                let (now, whole) = (now.layout, whole.layout);
+                now.tuning == whole.tuning && now.cpu_experts.len() <= whole.cpu_experts.len()
+            }
+            // That it finds no place is said with the others.
+            _ => true,
+        }
+    }
+
+    /// A place for a model of home, and who serves in its stead, or as a guest, and has to go for it.
     fn place_for(&self, model: &Model, gone: &[ModelName]) -> Result<(Start, Vec<ModelName>), Box<Refusal>> {
         let refused = match self.place(model, gone) {
             Ok(start) => return Ok((start, Vec::new())),
@@ -122,8 +140,21 @@ impl Context<'_> {
         let stands_in: Vec<ModelName> = stands_in.into_iter().collect();
         match self.place(model, &[gone, &stands_in].concat()) {
             Ok(start) => Ok((start, stands_in)),
-            Err(_) => Err(refused),
+            Err(_) => self.place_of_guests(model, gone).ok_or(refused),
         }
+    }
+
+    /// A place for a model of home that is missed, and the guests that have to go for it.
+    fn place_of_guests(&self, model: &Model, gone: &[ModelName]) -> Option<(Start, Vec<ModelName>)> {
+        let guests =
+            self.state.guests.keys().filter(|name| self.state.is_resident(name) && !gone.contains(name));
+        let guests: Vec<ModelName> = guests.cloned().collect();
+        if guests.is_empty() || self.state.is_displaced(&model.name) {
+            return None;
+        }
+        let sets = self.victim_sets(&guests).into_iter().map(|set| [gone, &set].concat()).collect::<Vec<_>>();
+        let (victims, start) = self.place_for_fewest(model, &sets).ok()?;
+        Some((start, victims.into_iter().filter(|name| !gone.contains(name)).collect()))
     }
 
     /// The first model that can serve in the place of one that is out, which is named second: its declared fallback

@@ -120,11 +120,14 @@ impl Directory {
             return verdict;
         }
         let stand_in = entry.fallback.as_ref().and_then(|name| self.models.get_key_value(name));
-        let stand_in = stand_in.and_then(|(name, entry)| serves(name, entry, asked, Some(model)));
-        stand_in.unwrap_or_else(|| {
-            let refused = entry.refused.clone();
-            Verdict::Refused(refused.unwrap_or_else(|| self.away(model, entry)))
-        })
+        if let Some(verdict) = stand_in.and_then(|(name, entry)| serves(name, entry, asked, Some(model))) {
+            return verdict;
+        }
+        match &entry.refused {
+            Some(refused) => Verdict::Refused(refused.clone()),
+            None if entry.way == Way::OnDemand => Verdict::Load(model),
+            None => Verdict::Refused(self.away(model, entry)),
+        }
     }
 
     /// The model of this name.
@@ -215,7 +218,6 @@ fn serves<'d>(
             })
         }
         Way::Coming => Some(Verdict::Wait(model)),
-        Way::OnDemand if entry.refused.is_none() => Some(Verdict::Load(model)),
         Way::OnDemand | Way::Away => None,
     }
 }
@@ -229,8 +231,17 @@ pub fn directory(view: &View, swap: Option<&Swap>, turns: &Turns) -> Directory {
         let claim = view.state.claims.get(name);
         let held = swap.is_some_and(|swap| swap.holds_back(name));
         let concerned = swap.is_some_and(|swap| swap.concerns(name));
+        // Nothing is loaded that can't be written down.
+        let unrecorded = view.memory.ledger_error.as_ref().map(|error| Refused {
+            status: 503,
+            code: "ledger_error",
+            text: format!("{name} does not serve and can't be loaded: {}", error.text),
+            retry_after: Some(UNKNOWN_LOAD),
+        });
+        let refused = turns.refusal(name, view.now).cloned().or(unrecorded);
         let way = match (state, claim.and_then(|claim| claim.address)) {
             (ModelState::Serving, Some(address)) if !held => Way::Open(address),
+            (ModelState::Failed, _) if refused.is_some() && !concerned => Way::OnDemand,
             (ModelState::Serving | ModelState::Loading | ModelState::Failed, _) => Way::Coming,
             (ModelState::Retired, _) => Way::Away,
             _ if concerned => Way::Coming,
@@ -253,7 +264,7 @@ pub fn directory(view: &View, swap: Option<&Swap>, turns: &Turns) -> Directory {
             fallback: model.fallback.clone(),
             error: view.upkeep.errors.get(name).cloned(),
             stopped: view.state.stopped.contains_key(name),
-            refused: turns.refusal(name, view.now).cloned(),
+            refused,
             load: load.map(|ms| ms.div_ceil(1000)),
         };
         (name.clone(), entry)

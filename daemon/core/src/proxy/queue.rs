@@ -24,6 +24,7 @@ struct Line {
 struct Waiting {
     since: Moment,
     who: String,
+    loads: bool,
 }
 
 /// What clients want of one model.
@@ -33,7 +34,7 @@ pub struct Usage {
     pub under_way: usize,
     /// How many wait for it.
     pub waiting: usize,
-    /// Since when the first of those waits, and whose it is.
+    /// Since when the first of those waits that may have it loaded, and whose it is.
     pub first: Option<(Moment, String)>,
     /// When it answered last; None where it never did, or does now.
     pub used: Option<Moment>,
@@ -65,14 +66,21 @@ impl Queue {
         line.under_way == 0
     }
 
-    /// A request of `who` waits for this model, until its ticket is given back; None where `most` do already.
-    pub fn wait(&mut self, model: &ModelName, who: &str, most: usize, now: Moment) -> Option<u64> {
+    /// A request of `who`, who may have models loaded or not, waits for this model until its ticket is given back; None
+    /// where `most` do already.
+    pub fn wait(
+        &mut self,
+        model: &ModelName,
+        (who, loads): (&str, bool),
+        most: usize,
+        now: Moment,
+    ) -> Option<u64> {
         let line = self.models.entry(model.clone()).or_default();
         if line.waiting.len() >= most {
             return None;
         }
         self.tickets += 1;
-        line.waiting.insert(self.tickets, Waiting { since: now, who: who.to_owned() });
+        line.waiting.insert(self.tickets, Waiting { since: now, who: who.to_owned(), loads });
         Some(self.tickets)
     }
 
@@ -95,7 +103,8 @@ impl Queue {
 
 impl Line {
     fn usage(&self) -> Usage {
-        let first = self.waiting.first_key_value().map(|(_, first)| (first.since, first.who.clone()));
+        let first = self.waiting.values().find(|waiting| waiting.loads);
+        let first = first.map(|first| (first.since, first.who.clone()));
         Usage { under_way: self.under_way, waiting: self.waiting.len(), first, used: self.used }
     }
 }
@@ -126,14 +135,21 @@ mod tests {
     #[test]
     fn a_line_is_bounded_and_knows_its_first() {
         let (mut queue, model) = (Queue::default(), "genesis".parse::<ModelName>().unwrap());
-        let first = queue.wait(&model, "agents", 2, at(1)).unwrap();
-        let second = queue.wait(&model, "frank", 2, at(5)).unwrap();
-        assert_eq!(queue.wait(&model, "frank", 2, at(6)), None);
+        let first = queue.wait(&model, ("agents", true), 2, at(1)).unwrap();
+        let second = queue.wait(&model, ("frank", true), 2, at(5)).unwrap();
+        assert_eq!(queue.wait(&model, ("frank", true), 2, at(6)), None);
         assert_eq!(queue.usage(&model).first, Some((at(1), "agents".to_owned())));
         assert!(!queue.give_back(&model, first));
         assert_eq!(queue.usage(&model).first, Some((at(5), "frank".to_owned())), "the next one is first now");
         assert!(!queue.give_back(&model, first), "nobody leaves twice");
         assert!(queue.give_back(&model, second));
+        let guest = queue.wait(&model, ("guest", false), 2, at(7)).unwrap();
+        assert_eq!(
+            (queue.usage(&model).waiting, queue.usage(&model).first),
+            (1, None),
+            "it has nothing loaded"
+        );
+        assert!(queue.give_back(&model, guest));
         assert_eq!(queue.usage(&model), Usage::default());
     }
 }

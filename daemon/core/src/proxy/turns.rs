@@ -8,16 +8,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Refused;
-use crate::facts::Moment;
+use crate::facts::{Moment, Preflight};
 use crate::name::ModelName;
 use crate::plan::{self, Load};
 use crate::report::{Outcome, Refusal, SwapSummary, Verb};
 use crate::state::Times;
 use crate::swap::World;
-use crate::upkeep;
+use crate::upkeep::{self, Upkeep};
 
 /// For how long a refusal counts for those who come after: whatever it was for can change.
 const REFUSED: Duration = Duration::from_secs(1);
+/// So soon a model of home that failed is started again, and what clients ask for waits for that.
+const HOME_FIRST: Duration = Duration::from_secs(10);
 /// Where nothing is known of how long a load takes, in seconds.
 pub(super) const UNKNOWN_LOAD: u64 = 30;
 
@@ -30,59 +32,78 @@ pub struct Turns {
     refused: BTreeMap<ModelName, (Moment, Refused)>,
 }
 
+/// A model that clients wait for, and since when the first of them does.
+struct Line {
+    since: Moment,
+    model: ModelName,
+}
+
 impl Turns {
     /// The model whose load is to be tried now. Not while a swap is under way.
-    pub fn next(&mut self, world: &World) -> Option<ModelName> {
+    pub fn next(&mut self, world: &World, upkeep: &Upkeep) -> Option<ModelName> {
         self.refused.retain(|_, (until, _)| world.now < *until);
-        let lines = self.lines(world);
-        let next = lines.iter().enumerate().find(|(place, (_, model))| {
-            let after_pause = upkeep::pause(world, model).is_none();
-            let found =
-                plan::load(world.settings, world.facts, world.state, &BTreeMap::new(), model, &|other| {
-                    *place > 0 || self.is_in_use(world, &lines, other)
-                });
-            match found {
-                Load::Go(_) => after_pause,
-                Load::Later => false,
-                Load::Refused(_) => true,
+        let nothing = BTreeMap::new();
+        let mut first = true;
+        for line in self.lines(world, upkeep) {
+            match load(world, &nothing, &line.model, &|_| false) {
+                Load::Refused(_) => return Some(line.model),
+                // What can't go now for another reason than that somebody is in use stands in nobody's way.
+                Load::Later => {}
+                Load::Go(plan) if first => {
+                    first = false;
+                    let in_use = |other: &ModelName| self.is_in_use(world, &line, other);
+                    let goes = plan.stops.is_empty() || load(world, &nothing, &line.model, &in_use).goes();
+                    if goes {
+                        return Some(line.model);
+                    }
+                }
+                Load::Go(_) if load(world, &nothing, &line.model, &|_| true).goes() => {
+                    return Some(line.model);
+                }
+                Load::Go(_) => {}
             }
-        });
-        next.map(|(_, (_, model))| model.clone())
+        }
+        None
     }
 
     /// What comes of that model, with what was looked up about it since.
     pub fn decide(
         &mut self,
         world: &World,
-        preflight: &BTreeMap<ModelName, crate::facts::Preflight>,
+        upkeep: &Upkeep,
+        preflight: &BTreeMap<ModelName, Preflight>,
         model: &ModelName,
     ) -> Load {
-        let lines = self.lines(world);
-        let first = lines.first().is_some_and(|(_, first)| first == model);
-        let in_use = |other: &ModelName| !first || self.is_in_use(world, &lines, other);
-        plan::load(world.settings, world.facts, world.state, preflight, model, &in_use)
+        let lines = self.lines(world, upkeep);
+        let nothing = BTreeMap::new();
+        let Some(line) = lines.iter().find(|line| line.model == *model) else { return Load::Later };
+        let first = lines.iter().find(|line| load(world, &nothing, &line.model, &|_| false).goes());
+        let first = first.is_none_or(|first| first.model == *model);
+        load(world, preflight, model, &|other| !first || self.is_in_use(world, line, other))
     }
 
     /// Models that clients wait for and that could be loaded for them, first the one that was asked for first.
-    fn lines(&self, world: &World) -> Vec<(Moment, ModelName)> {
-        let mut lines: Vec<(Moment, ModelName)> = world
-            .clients
-            .iter()
-            .filter_map(|(model, usage)| Some((usage.first.as_ref()?.0, model.clone())))
-            .filter(|(_, model)| !world.state.claims.contains_key(model) && !self.refused.contains_key(model))
-            .filter(|(_, model)| {
-                let declared = world.settings.models.get(model);
-                declared.is_some_and(|declared| plan::is_loaded_on_demand(world.state, declared))
-            })
-            .collect();
-        lines.sort();
+    fn lines(&self, world: &World, upkeep: &Upkeep) -> Vec<Line> {
+        if upkeep.is_awaited(world, HOME_FIRST) {
+            return Vec::new();
+        }
+        let loadable = |model: &ModelName| {
+            let declared = world.settings.models.get(model);
+            !world.state.claims.contains_key(model)
+                && self.refusal(model, world.now).is_none()
+                && declared.is_some_and(|declared| plan::is_loaded_on_demand(world.state, declared))
+                && upkeep::pause(world, model).is_none()
+        };
+        let waited = world.clients.iter().filter_map(|(model, usage)| Some((usage.first.as_ref()?.0, model)));
+        let lines = waited.filter(|(_, model)| loadable(model));
+        let mut lines: Vec<Line> = lines.map(|(since, model)| Line { since, model: model.clone() }).collect();
+        lines.sort_by(|a, b| (a.since, &a.model).cmp(&(b.since, &b.model)));
         lines
     }
 
-    /// Whether a model keeps its place before the first of these lines: it is in use, and its turn is not over.
-    fn is_in_use(&self, world: &World, lines: &[(Moment, ModelName)], model: &ModelName) -> bool {
-        let Some((since, _)) = lines.first() else { return true };
-        let over = world.now >= self.began.max(*since) + world.settings.proxy.turn;
+    /// Whether a model keeps its place before the first line: it is in use, and its turn is not over.
+    fn is_in_use(&self, world: &World, first: &Line, model: &ModelName) -> bool {
+        let over = world.now >= self.began.max(first.since) + world.settings.proxy.turn;
         !over && world.usage(model).is_some_and(super::Usage::is_wanted)
     }
 
@@ -103,8 +124,11 @@ impl Turns {
         if swap.verb != Verb::Load || !swap.stops.is_empty() {
             self.began = world.now;
         }
-        let failed = swap.verb == Verb::Load && swap.outcome != Some(Outcome::Done) && !called_off;
-        if let (true, Some(model)) = (failed, &swap.model) {
+        let Some(model) = &swap.model else { return };
+        if swap.verb != Verb::Load {
+            // An operator's word counts more than what was.
+            self.refused.remove(model);
+        } else if swap.outcome != Some(Outcome::Done) && !called_off {
             let text = swap.reason.clone().unwrap_or_default();
             let hints = vec![format!("berthctl logs {model}")];
             self.refuse(world, model, &Refusal { code: "load_failed".to_owned(), text, hints });
@@ -115,4 +139,13 @@ impl Turns {
     pub fn refusal(&self, model: &ModelName, now: Moment) -> Option<&Refused> {
         self.refused.get(model).filter(|(until, _)| now < *until).map(|(_, refused)| refused)
     }
+}
+
+fn load(
+    world: &World,
+    preflight: &BTreeMap<ModelName, Preflight>,
+    model: &ModelName,
+    in_use: &dyn Fn(&ModelName) -> bool,
+) -> Load {
+    plan::load(world.settings, world.facts, world.state, preflight, model, in_use)
 }

@@ -60,6 +60,9 @@ impl Swap {
             world.state.troubles.remove(model);
         }
         world.state.stand_ins.retain(|model, _| !self.plan.home.models.contains(model));
+        if !self.plan.home.models.is_empty() {
+            world.state.stopped.retain(|_, stopped| !stopped.with_all);
+        }
         let seen = world.facts.gpus().iter().filter(|gpu| gpu.memory.value().is_some());
         world.state.gpus = seen.map(|gpu| (gpu.index, gpu.id.clone())).collect();
     }

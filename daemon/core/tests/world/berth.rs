@@ -14,7 +14,7 @@ use berth_core::proxy::{Clients, Queue, Turns};
 use berth_core::release::Proofs;
 use berth_core::report::{Actor, ModelState, Outcome, Request, SwapSummary, Verb, What};
 use berth_core::state::{Home, Phase, State};
-use berth_core::swap::{self, Action, Event, Swap, Watch};
+use berth_core::swap::{self, Action, Beside, Event, Swap, Watch};
 use berth_core::upkeep::{Deed, End, Upkeep};
 
 use super::nature::{Nature, RESERVED, TOTAL};
@@ -165,12 +165,30 @@ impl World {
             Some(code.to_owned())
         };
         if let Some(swap) = &self.swap {
-            if swap.verb().is_own() && self.waiting.is_none() {
-                self.waiting = Some(request);
-                self.step(Event::GiveWay("an operator".to_owned()));
-                return Some("waiting".to_owned());
+            if !swap.verb().is_own() || self.waiting.is_some() {
+                return refused(self, "busy");
             }
-            return refused(self, "busy");
+            let decide =
+                |state: &State| plan::plan(&self.settings, &self.facts, state, &request, &BTreeMap::new());
+            match swap.beside(&self.settings, &self.state, &request, &decide) {
+                Beside::GiveWay => {
+                    self.waiting = Some(request);
+                    self.step(Event::GiveWay("an operator".to_owned()));
+                    return Some("waiting".to_owned());
+                }
+                Beside::TakesOver(plan) => {
+                    let by = Actor { uid: 1000, user: "op".to_owned(), pid: 1 };
+                    self.upkeep.gives_way();
+                    if let Some(swap) = &mut self.swap {
+                        swap.take_over(plan, by, &mut self.state);
+                    }
+                    self.record();
+                    return Some("taken over".to_owned());
+                }
+                Beside::Same => return Some("same".to_owned()),
+                Beside::Answered(Verdict::Refused { refusal, .. }) => return refused(self, &refusal.code),
+                Beside::Answered(_) => return None,
+            }
         }
         match plan::plan(&self.settings, &self.facts, &self.state, &request, &BTreeMap::new()) {
             Verdict::Go(plan) => {
@@ -385,9 +403,10 @@ impl World {
         let its = |model: &ModelName| swap.starts.contains(model) && !swap.stops.contains(model);
         let half = self.state.claims.iter().find(|(model, c)| c.phase == Phase::Starting && its(model));
         assert_eq!(half, None, "{swap:?}");
-        let deeds = self.with_upkeep(|upkeep, world| upkeep.ended(world, &swap));
+        let called_off = self.swap.as_ref().is_some_and(Swap::was_called_off);
+        let deeds = self.with_upkeep(|upkeep, world| upkeep.ended(world, &swap, called_off));
         self.fulfil(deeds);
-        self.load_ended(&swap);
+        self.load_ended(&swap, called_off);
         self.ended.push(swap);
     }
 

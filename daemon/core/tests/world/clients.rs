@@ -8,7 +8,8 @@ use berth_core::plan::Load;
 use berth_core::proxy::{Directory, Queue, Turns, directory};
 use berth_core::report::{Requests, SwapSummary};
 use berth_core::status::{Memory, View};
-use berth_core::swap::{Event, Swap};
+use berth_core::swap::Event;
+use berth_core::upkeep::Upkeep;
 
 use super::berth::{Due, World};
 
@@ -17,9 +18,12 @@ impl World {
         Duration::from_millis(self.nature.now)
     }
 
-    fn with_turns<T>(&mut self, decide: impl FnOnce(&mut Turns, &mut berth_core::swap::World) -> T) -> T {
+    fn with_turns<T>(
+        &mut self,
+        decide: impl FnOnce(&mut Turns, &mut Upkeep, &mut berth_core::swap::World) -> T,
+    ) -> T {
         let mut turns = std::mem::take(&mut self.turns);
-        let decided = self.with_upkeep(|_, world| decide(&mut turns, world));
+        let decided = self.with_upkeep(|upkeep, world| decide(&mut turns, upkeep, world));
         self.turns = turns;
         decided
     }
@@ -34,7 +38,7 @@ impl World {
         if self.swap.is_some() || self.ledger_fails || self.waiting.is_some() || self.looking {
             return;
         }
-        if let Some(model) = self.with_turns(|turns, world| turns.next(world)) {
+        if let Some(model) = self.with_turns(|turns, upkeep, world| turns.next(world, upkeep)) {
             self.looking = true;
             self.due(5, Due::LookedForLoad(model));
         }
@@ -46,8 +50,8 @@ impl World {
         if self.swap.is_some() || self.ledger_fails || self.waiting.is_some() {
             return;
         }
-        let load = self.with_turns(|turns, world| {
-            let load = turns.decide(world, &BTreeMap::new(), model);
+        let load = self.with_turns(|turns, upkeep, world| {
+            let load = turns.decide(world, upkeep, &BTreeMap::new(), model);
             if let Load::Refused(refusal) = &load {
                 turns.refuse(world, model, refusal);
             }
@@ -58,9 +62,8 @@ impl World {
         }
     }
 
-    pub(super) fn load_ended(&mut self, swap: &SwapSummary) {
-        let called_off = self.swap.as_ref().is_some_and(Swap::was_called_off);
-        self.with_turns(|turns, world| turns.ended(world, swap, called_off));
+    pub(super) fn load_ended(&mut self, swap: &SwapSummary, called_off: bool) {
+        self.with_turns(|turns, _, world| turns.ended(world, swap, called_off));
     }
 
     /// Who answers to which name, as the proxy sees it.
@@ -87,7 +90,7 @@ impl World {
         let held = self.swap.as_ref().is_some_and(|swap| swap.holds_back(model));
         if self.state.is_serving(model) && !held {
             self.answers(model, ms);
-        } else if let Some(ticket) = self.clients.wait(model, "client", 100, self.at()) {
+        } else if let Some(ticket) = self.clients.wait(model, ("client", true), 100, self.at()) {
             self.due(ms, Due::HangsUp(model.clone(), ticket));
             self.tick();
         }

@@ -152,7 +152,7 @@ impl Hour {
             }
             Verdict::Wait(_) | Verdict::Load(_) => {
                 let now = self.world.nature.now;
-                match self.world.clients.wait(&model, "client", 256, self.world.at()) {
+                match self.world.clients.wait(&model, ("client", true), 256, self.world.at()) {
                     Some(ticket) => {
                         let until = now + 500 * self.scene.patience + self.draw(1000 * self.scene.patience);
                         let asked = Asked { client, ticket, since: now, until };

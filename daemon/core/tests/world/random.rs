@@ -145,8 +145,11 @@ impl Reference {
                 let stopped = |model: &ModelName| {
                     by_hand.contains(model) || world.state.stopped.get(model).is_some_and(|s| s.by_hand)
                 };
+                // A guest that is restarted stays one.
                 let absent = |model: &ModelName| {
-                    swap.verb == Verb::Switch && !world.state.is_resident(model) || stopped(model)
+                    let guest = swap.verb == Verb::Restart && swap.model.as_ref() == Some(model);
+                    let replaced = swap.verb == Verb::Switch && !world.state.is_resident(model);
+                    guest || replaced || stopped(model)
                 };
                 prop_assert!(home.is_subset(&expected), "{home:?} after {swap:?}");
                 prop_assert!(expected.difference(&home).all(absent), "{home:?}, not {expected:?}: {swap:?}");

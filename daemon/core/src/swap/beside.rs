@@ -5,7 +5,7 @@ use crate::config::Settings;
 use crate::name::ModelName;
 use crate::plan::{self, Plan, Verdict};
 use crate::report::{Request, Verb};
-use crate::state::{Claim, Phase, State};
+use crate::state::{Claim, Guest, Phase, State};
 
 /// What is done about it.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +37,7 @@ impl Swap {
                 Some(Verdict::Go(plan)) if plan.stops.is_empty() && plan.starts.is_empty() => {
                     Beside::TakesOver(plan)
                 }
+                Some(refused @ Verdict::Refused { .. }) => Beside::Answered(refused),
                 // Once it gave way, memory of what it stops and starts is waited for.
                 _ => match decide(&self.as_if_ending(state)) {
                     Verdict::Go(_) => Beside::GiveWay,
@@ -83,6 +84,11 @@ impl Swap {
             if self.starts(model) || self.plan.stops.contains(model) {
                 claim.phase = Phase::Ending;
             }
+        }
+        // Like any guest's, its place is nobody's for long.
+        for start in &self.plan.starts {
+            let guest = Guest { since_ms: 0, cause: self.cause.clone() };
+            state.guests.insert(start.model.clone(), guest);
         }
         state
     }

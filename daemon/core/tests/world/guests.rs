@@ -11,26 +11,26 @@ use crate::story::name;
 const PATIENCE: u64 = 300_000;
 /// As by default, in milliseconds.
 const TURN: u64 = 60_000;
-const IDLE: u64 = 600_000;
+pub(super) const IDLE: u64 = 600_000;
 
 impl World {
     fn on_demand(&mut self, model: &str, on_demand: OnDemand) {
         self.settings.models.get_mut(&name(model)).unwrap().guests.on_demand = on_demand;
     }
 
-    fn evict(&mut self) {
+    pub(super) fn evict(&mut self) {
         for model in self.names() {
             self.on_demand(model.as_str(), OnDemand::Evict);
         }
     }
 
-    fn serving(&self) -> Vec<&str> {
+    pub(super) fn serving(&self) -> Vec<&str> {
         let serving = self.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Serving);
         serving.map(|(model, _)| model.as_str()).collect()
     }
 
     /// What becomes of a request, in short.
-    fn fate(&self, asked: &str) -> String {
+    pub(super) fn fate(&self, asked: &str) -> String {
         match self.directory().verdict(asked) {
             Verdict::Send { model, .. } => format!("{model}"),
             Verdict::Wait(model) => format!("waits for {model}"),
@@ -39,7 +39,8 @@ impl World {
         }
     }
 
-    fn comes_to_serve(&mut self, models: &[&str]) {
+    #[track_caller]
+    pub(super) fn comes_to_serve(&mut self, models: &[&str]) {
         let done = self.wait_until(PATIENCE, |world| world.serving() == models && !world.busy());
         assert!(done, "{:?} serve, not {models:?}; last: {:#?}", self.serving(), self.ended.last());
     }

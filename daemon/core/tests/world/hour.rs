@@ -261,7 +261,7 @@ fn an_hour_of_thousands_of_clients() {
     let kept = FileFailurePersistence::Direct("proptest-regressions/hour.txt");
     let more = std::env::var("BERTH_CASES").ok().and_then(|cases| cases.parse().ok());
     let config = Config {
-        cases: more.unwrap_or(6),
+        cases: more.unwrap_or(4),
         failure_persistence: Some(Box::new(kept)),
         // Each case is an hour.
         max_shrink_iters: 40,

@@ -40,7 +40,7 @@ impl Client {
             }
         }
         // The kernel does not say; that it is gone is seen when it is answered.
-        pending().await
+        pending::<()>().await;
     }
 
     /// Its request begins to wait.

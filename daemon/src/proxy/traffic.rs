@@ -94,13 +94,13 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let news = match self.ticket {
-            Some(ticket) => self.traffic.queue().give_back(&self.model, ticket),
-            None => {
-                let last = self.traffic.queue().leave(&self.model, monotonic_now());
-                last && self.traffic.0.awaited.load(Ordering::Relaxed)
-            }
+        let mut queue = self.traffic.queue();
+        let news = if let Some(ticket) = self.ticket {
+            queue.give_back(&self.model, ticket)
+        } else {
+            queue.leave(&self.model, monotonic_now()) && self.traffic.0.awaited.load(Ordering::Relaxed)
         };
+        drop(queue);
         if news {
             self.traffic.0.news.notify_one();
         }

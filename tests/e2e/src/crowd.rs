@@ -126,7 +126,7 @@ pub fn crowd(berth: &Berth, plan: &Crowd, mut progress: impl FnMut(u64)) -> Resu
         }
         let begin = Instant::now();
         while begin.elapsed() < plan.time {
-            thread::sleep(Duration::from_secs(5).min(plan.time - begin.elapsed()));
+            thread::sleep(Duration::from_secs(5).min(plan.time.saturating_sub(begin.elapsed())));
             // Berth keeps only the newest events.
             swaps.extend(berth.swaps().into_iter().map(|swap| (swap.id, swap)));
             progress(answers.load(Ordering::Relaxed));

@@ -45,22 +45,19 @@ impl Turns {
         let nothing = BTreeMap::new();
         let mut first = true;
         for line in self.lines(world, upkeep) {
-            match load(world, &nothing, &line.model, &|_| false) {
-                Load::Refused(_) => return Some(line.model),
+            let goes = match load(world, &nothing, &line.model, &|_| false) {
+                Load::Refused(_) => true,
                 // What can't go now for another reason than that somebody is in use stands in nobody's way.
-                Load::Later => {}
-                Load::Go(plan) if first => {
-                    first = false;
-                    let in_use = |other: &ModelName| self.is_in_use(world, &line, other);
-                    let goes = plan.stops.is_empty() || load(world, &nothing, &line.model, &in_use).goes();
-                    if goes {
-                        return Some(line.model);
-                    }
+                Load::Later => continue,
+                Load::Go(plan) if plan.stops.is_empty() => true,
+                Load::Go(_) => {
+                    let first = std::mem::take(&mut first);
+                    let in_use = |other: &ModelName| !first || self.is_in_use(world, &line, other);
+                    load(world, &nothing, &line.model, &in_use).goes()
                 }
-                Load::Go(_) if load(world, &nothing, &line.model, &|_| true).goes() => {
-                    return Some(line.model);
-                }
-                Load::Go(_) => {}
+            };
+            if goes {
+                return Some(line.model);
             }
         }
         None

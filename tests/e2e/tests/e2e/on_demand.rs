@@ -1,5 +1,6 @@
 //! What clients ask for is loaded for them: as a guest, in turn, at nobody's expense unless that is declared.
 
+use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
@@ -122,7 +123,7 @@ fn what_is_asked_for_is_loaded() {
         thread::spawn(move || say(pid1, PROXY_PORT, request("agents", "aeon", 60).as_bytes(), SOON).unwrap());
     let waits = || {
         let mut stream = connect(pid1, PROXY_PORT, SOON).unwrap();
-        std::io::Write::write_all(&mut stream, request("agents", "genesis", 4).as_bytes()).unwrap();
+        stream.write_all(request("agents", "genesis", 4).as_bytes()).unwrap();
         stream
     };
     thread::sleep(Duration::from_millis(300));
@@ -143,6 +144,26 @@ fn what_is_asked_for_is_loaded() {
     answered(&long.join().unwrap(), "aeon");
     assert_eq!(berth.serving(), ["aeon"]);
 
+    // Also behind a body that nobody reads meanwhile.
+    let waiting = |berth: &Berth| {
+        let status = berth.status();
+        status.models.iter().find(|model| model.name.as_str() == "genesis").unwrap().requests.waiting
+    };
+    let long =
+        thread::spawn(move || say(pid1, PROXY_PORT, request("agents", "aeon", 30).as_bytes(), SOON).unwrap());
+    thread::sleep(Duration::from_millis(300));
+    let mut hangs_up = connect(pid1, PROXY_PORT, SOON).unwrap();
+    let head = "POST /upstream/genesis/v1/completions HTTP/1.1\r\nHost: x\r\nx-api-key: agents\r\n\
+                Content-Length: 9000000\r\n\r\n";
+    hangs_up.write_all(head.as_bytes()).unwrap();
+    hangs_up.write_all(&vec![b'x'; 100_000]).unwrap();
+    berth.wait_for("it waits", SOON, |berth| (waiting(berth) == 1).then_some(()));
+    drop(hangs_up);
+    berth.wait_for("it leaves the line", Duration::from_millis(1500), |berth| {
+        (waiting(berth) == 0).then_some(())
+    });
+    answered(&long.join().unwrap(), "aeon");
+
     // Who streams may be told that it waits, also of what is refused in the end.
     let body = json!({ "model": "genesis", "prompt": "x", "max_tokens": 4, "stream": true }).to_string();
     let waits = |body: &str| {
@@ -155,7 +176,8 @@ fn what_is_asked_for_is_loaded() {
     };
     let streamed = waits(&body);
     assert!(
-        streamed.status == 200 && streamed.body.starts_with(": waiting for the model\n\ndata: {"),
+        streamed.status == 200
+            && streamed.body.starts_with(": waiting for the model\n\n: from genesis\n\ndata: {"),
         "{streamed:?}"
     );
     assert!(streamed.body.ends_with("data: [DONE]\n\n"), "{streamed:?}");

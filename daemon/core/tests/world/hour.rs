@@ -152,17 +152,15 @@ impl Hour {
             }
             Verdict::Wait(_) | Verdict::Load(_) => {
                 let now = self.world.nature.now;
-                match self.world.clients.wait(&model, ("client", true), 256, self.world.at()) {
-                    Some(ticket) => {
-                        let until = now + 500 * self.scene.patience + self.draw(1000 * self.scene.patience);
-                        let asked = Asked { client, ticket, since: now, until };
-                        self.waiting.entry(model).or_default().push(asked);
-                        self.world.tick();
-                    }
-                    None => {
-                        self.counts.full += 1;
-                        self.thinks(client, 0);
-                    }
+                let ticket = self.world.clients.wait(&model, ("client", true), 256, self.world.at());
+                if let Some(ticket) = ticket {
+                    let until = now + 500 * self.scene.patience + self.draw(1000 * self.scene.patience);
+                    let asked = Asked { client, ticket, since: now, until };
+                    self.waiting.entry(model).or_default().push(asked);
+                    self.world.tick();
+                } else {
+                    self.counts.full += 1;
+                    self.thinks(client, 0);
                 }
             }
         }

@@ -245,7 +245,9 @@ impl Proxy {
             return answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect)).map(Answer::Own);
         }
         let mut account = self.traffic.telemetry().begin(&request);
-        let answer = match keys::take(&self.settings.keys, request.headers_mut(), client) {
+        let shown = cors.admit(request.headers());
+        let shown = shown.and_then(|()| keys::take(&self.settings.keys, request.headers_mut(), client));
+        let answer = match shown {
             Ok(may) => {
                 account.shows(may.key());
                 self.routed(request, &path, &route, may, &mut account).await

@@ -7,7 +7,8 @@ use hyper::body::Bytes;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
-    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, HeaderName, HeaderValue, ORIGIN, VARY,
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, HOST, HeaderName, HeaderValue, ORIGIN,
+    VARY,
 };
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
@@ -21,6 +22,10 @@ const SAID: [HeaderName; 7] = [
     ACCESS_CONTROL_EXPOSE_HEADERS,
     ACCESS_CONTROL_MAX_AGE,
 ];
+
+/// What browsers say of where a request comes from, and what its answer is for.
+const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const DESTINATION: HeaderName = HeaderName::from_static("sec-fetch-dest");
 
 /// All origins, in the declaration and to browsers.
 const ALL: &str = "*";
@@ -49,11 +54,7 @@ impl<'c> Cors<'c> {
             return None;
         }
         if !self.may() {
-            let text = format!(
-                "pages of {} may not ask here; `cors` in [proxy] of berth.toml names those that may",
-                String::from_utf8_lossy(origin.as_bytes())
-            );
-            return Some(Err(Refused { status: 403, code: "origin_not_allowed", text, retry_after: None }));
+            return Some(Err(refused(origin)));
         }
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::NO_CONTENT;
@@ -68,6 +69,26 @@ impl<'c> Cors<'c> {
         headers.append(VARY, HeaderValue::from(ACCESS_CONTROL_REQUEST_HEADERS));
         self.allow(headers);
         Some(Ok(response))
+    }
+
+    /// Refuses what another page asks that is not declared. Its browser would not let it read the answer; but to ask is
+    /// enough to have a model loaded. A page of this very address, a server's own, may.
+    pub(super) fn admit(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        let is = |name: &HeaderName, value: &str| {
+            headers.get(name).is_some_and(|is| is.as_bytes() == value.as_bytes())
+        };
+        let own = |origin: &HeaderValue| {
+            let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+            origin.is_some_and(|(_, address)| is(&HOST, address))
+        };
+        match &self.origin {
+            Some(origin) if !self.may() && !own(origin) => Err(refused(origin)),
+            // Images, scripts and frames of a page say no origin. What somebody opens is none of them.
+            None if !self.to_all() && is(&SITE, "cross-site") && !is(&DESTINATION, "document") => {
+                Err(refused(&HeaderValue::from_static("another site")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Says in an answer who may read it, and nothing that its server says of that.
@@ -103,6 +124,14 @@ impl<'c> Cors<'c> {
     fn to_all(&self) -> bool {
         self.declared.iter().any(|declared| declared == ALL)
     }
+}
+
+fn refused(origin: &HeaderValue) -> Refused {
+    let text = format!(
+        "pages of {} may not ask here; `cors` in [proxy] of berth.toml names those that may",
+        String::from_utf8_lossy(origin.as_bytes())
+    );
+    Refused { status: 403, code: "origin_not_allowed", text, retry_after: None }
 }
 
 #[cfg(test)]
@@ -164,6 +193,34 @@ mod tests {
         let wanted = ["access-control-allow-origin: *", "vary: accept", "x-other: 1"];
         assert_eq!(said(&["*"], Some(other)), wanted);
         assert_eq!(said(&["*"], None), ["vary: accept", "x-other: 1"]);
+    }
+
+    #[test]
+    fn a_page_that_is_not_declared_can_not_even_ask() {
+        let (chat, all, none) = (vec![CHAT.to_owned()], vec![ALL.to_owned()], Vec::new());
+        let host = ("host", "10.10.10.1:8010");
+        let foreign = ("sec-fetch-site", "cross-site");
+        for (declared, headers, admitted) in [
+            (&none, vec![host], true),
+            (&none, vec![host, ("origin", CHAT)], false),
+            (&none, vec![host, ("origin", "null")], false),
+            (&none, vec![host, ("origin", "http://10.10.10.1:8010")], true),
+            (&none, vec![host, ("origin", "http://10.10.10.1:8011")], false),
+            (&none, vec![("origin", "http://")], false),
+            (&none, vec![host, foreign], false),
+            (&none, vec![host, foreign, ("sec-fetch-dest", "iframe")], false),
+            (&none, vec![host, foreign, ("sec-fetch-dest", "document")], true),
+            (&none, vec![host, ("sec-fetch-site", "same-origin")], true),
+            (&chat, vec![host, ("origin", CHAT), foreign], true),
+            (&chat, vec![host, ("origin", "https://other.example")], false),
+            (&chat, vec![host, foreign], false),
+            (&all, vec![host, ("origin", CHAT)], true),
+            (&all, vec![host, foreign], true),
+        ] {
+            let request = asked(&headers);
+            let answer = Cors::of(declared, request.headers()).admit(request.headers());
+            assert_eq!(answer.is_ok(), admitted, "{declared:?} {headers:?}");
+        }
     }
 
     #[test]

@@ -129,7 +129,10 @@ fn who_hangs_up_has_nothing_loaded() {
     let mut world = World::with(2, &["aeon"]);
     world.evict();
     world.answers(&name("aeon"), 300_000);
-    // In line, and while answers of the one that gives way are waited for.
+    // While it is looked up whether there is room, in line, and while answers of the one that gives way are waited for.
+    world.client(&name("host"), 3);
+    world.wait(5000);
+    assert_eq!((world.serving(), world.ended.len()), (vec!["aeon"], 1));
     world.client(&name("glm"), 30_000);
     world.wait(40_000);
     assert!(world.clients.usage(&name("glm")).first.is_none() && world.ended.len() == 1);

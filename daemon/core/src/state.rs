@@ -11,7 +11,7 @@ use crate::facts::{Active, DeviceId, Facts, Gpu, Known};
 use crate::layout::Layout;
 use crate::learned::{Learned, Run};
 use crate::name::ModelName;
-use crate::plan::Plan;
+use crate::plan::{Plan, Start};
 use crate::report::SwapSummary;
 
 /// Everything that outlives berthd.
@@ -163,6 +163,14 @@ pub struct Claim {
     pub address: Option<SocketAddr>,
     /// Every process that was ever seen in the unit's cgroups, with its start time in clock ticks.
     pub seen: BTreeMap<u32, u64>,
+}
+
+impl Claim {
+    /// The start by which this model would run as it does.
+    pub fn start(&self, model: &ModelName) -> Start {
+        let gpus = self.gpus.iter().map(|part| part.placed.clone()).collect();
+        Start { model: model.clone(), gpus, layout: self.layout.clone() }
+    }
 }
 
 /// A claim's part on one GPU, with what was read before the unit's start.

@@ -218,11 +218,7 @@ impl Swap {
                 let serves = plan.verb != Verb::Restore && world.state.is_serving(model);
                 serves || world.state.is_wanted(model)
             })
-            .filter_map(|model| {
-                let claim = world.state.claims.get(model)?;
-                let gpus = claim.gpus.iter().map(|part| part.placed.clone()).collect();
-                Some(Start { model: model.clone(), gpus, layout: claim.layout.clone() })
-            })
+            .filter_map(|model| Some(world.state.claims.get(model)?.start(model)))
             .collect();
         let forecast = plan::forecast(world.settings, world.facts, world.state, &plan);
         let expected_ms = forecast.iter().map(|step| step.expected_ms).sum::<Option<u64>>();

@@ -21,7 +21,7 @@ use std::time::Duration;
 use crate::facts::{Active, Moment};
 use crate::host;
 use crate::name::ModelName;
-use crate::plan::{self, HeldBack, Plan, Start};
+use crate::plan::{self, HeldBack, Plan};
 use crate::proxy::Usage;
 use crate::report::{ModelState, SwapSummary, Verb, What};
 use crate::state::{During, Phase, State, Stopped};
@@ -455,12 +455,11 @@ fn half_started(state: &State) -> Option<Plan> {
 }
 
 fn started(state: &State, model: &ModelName, claim: &crate::state::Claim) -> Plan {
-    let gpus = claim.gpus.iter().map(|part| part.placed.clone()).collect();
     Plan {
         verb: Verb::Restore,
         model: Some(model.clone()),
         stops: Vec::new(),
-        starts: vec![Start { model: model.clone(), gpus, layout: claim.layout.clone() }],
+        starts: vec![claim.start(model)],
         home: state.home.clone(),
         previous: None,
     }

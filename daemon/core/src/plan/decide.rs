@@ -40,9 +40,7 @@ impl Context<'_> {
 
     /// A model that runs, as it was started.
     fn running(&self, name: &ModelName) -> Option<Start> {
-        let claim = self.state.claims.get(name)?;
-        let gpus = claim.gpus.iter().map(|part| part.placed.clone()).collect();
-        Some(Start { model: name.clone(), gpus, layout: claim.layout.clone() })
+        Some(self.state.claims.get(name)?.start(name))
     }
 
     /// Models of home that don't run now and could not come back beside `start`: home as it is gets replaced, or

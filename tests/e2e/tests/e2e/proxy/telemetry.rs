@@ -97,6 +97,8 @@ fn what_is_known_of_requests() {
     let asked = preflight(PAGE);
     assert!(asked.status == 204 && reads(&asked), "{asked:?}");
     assert_eq!(error(&preflight("https://other.example")).1, "origin_not_allowed");
+    let other = "GET /v1/models HTTP/1.0\r\nOrigin: https://other.example\r\n\r\n";
+    assert_eq!(error(&berth.says(other)).1, "origin_not_allowed");
     let refused = berth.says(&format!("GET /v1/models HTTP/1.0\r\nOrigin: {PAGE}\r\n\r\n"));
     assert!(refused.status == 401 && reads(&refused), "{refused:?}");
 

@@ -137,7 +137,12 @@ fn what_is_known_of_requests() {
     let lines = logged(&berth);
     let outcomes: Vec<&str> = lines.iter().map(|line| line["BERTH_CODE"].as_str().unwrap()).collect();
     let [a, b, c, gone] = ["no_room", "model_not_found", "missing_api_key", "client_gone"];
-    assert_eq!(outcomes, ["2xx", "2xx", "2xx", "4xx", a, b, c, c, gone, "answer_cut", gone], "{lines:#?}");
+    let page = "origin_not_allowed";
+    assert_eq!(
+        outcomes,
+        ["2xx", "2xx", "2xx", "4xx", a, b, c, page, c, gone, "answer_cut", gone],
+        "{lines:#?}"
+    );
     for (field, value) in [
         ("MODEL", "aeon"),
         ("ASKED", "\"default\""),

@@ -38,7 +38,7 @@ struct Scene {
     linger: u64,
 }
 
-fn scene() -> impl Strategy<Value = Scene> {
+fn scene(gpus: usize) -> impl Strategy<Value = Scene> {
     let on_demand = prop_oneof![
         5 => Just(OnDemand::Evict),
         2 => Just(OnDemand::Beside),
@@ -46,12 +46,7 @@ fn scene() -> impl Strategy<Value = Scene> {
     ];
     let home = prop::sample::subsequence(vec!["glm", "small", "tiny", "host"], 0..3);
     let home = prop_oneof![1 => Just(vec!["aeon"]), 2 => home];
-    let whose = (
-        any::<u64>(),
-        prop_oneof![1 => Just(1usize), 3 => Just(2)],
-        home,
-        prop::collection::vec(on_demand, 6),
-    );
+    let whose = (any::<u64>(), Just(gpus), home, prop::collection::vec(on_demand, 6));
     let times = (60u64..1200, 1u64..30, 5u64..400, 1u64..60, 500u64..15_000, 0u64..3000);
     (whose, 1000usize..4000, times).prop_map(|((seed, gpus, home, on_demand), clients, times)| {
         let (think, answer, patience, turn, load, linger) = times;
@@ -255,18 +250,27 @@ impl Hour {
 }
 
 #[test]
-fn an_hour_of_thousands_of_clients() {
+fn an_hour_of_thousands_of_clients_on_two_gpus() {
+    hours(2, 2);
+}
+
+#[test]
+fn an_hour_of_thousands_of_clients_on_one_gpu() {
+    hours(1, 2);
+}
+
+fn hours(gpus: usize, cases: u32) {
     let kept = FileFailurePersistence::Direct("proptest-regressions/hour.txt");
     let more = std::env::var("BERTH_CASES").ok().and_then(|cases| cases.parse().ok());
     let config = Config {
-        cases: more.unwrap_or(4),
+        cases: more.unwrap_or(cases),
         failure_persistence: Some(Box::new(kept)),
         // Each case is an hour.
         max_shrink_iters: 40,
         ..Config::default()
     };
     TestRunner::new(config)
-        .run(&scene(), |scene| {
+        .run(&scene(gpus), |scene| {
             let mut hour = Hour::new(scene.clone());
             hour.passes(HOUR, true)?;
             let (world, counts) = (&hour.world, &hour.counts);

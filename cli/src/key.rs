@@ -44,7 +44,8 @@ pub(crate) fn key(name: &str, out: Out) -> Result<Exit, Complaint> {
     } else {
         Out::say(&format!(
             "{key}\n\nFor the client {name}, as its API key. It is shown this once. In /etc/berth/berth.toml:\n\n\
-             [proxy.keys.{name}]\nsha256 = \"{hash}\"\n# models = [\"default\"]    # where it may not ask for all\n\n\
+             [proxy.keys.{name}]\nsha256 = \"{hash}\"\n# models = [\"default\"]    # where it may not ask for all\n\
+             # loads = false           # where it may have no model loaded\n\n\
              Then: sudo systemctl restart berthd. With a key declared, nobody is answered without one.\n"
         ));
     }

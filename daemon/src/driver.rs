@@ -1,7 +1,7 @@
 //! The driver: the one task that owns the state. Everybody else sends it messages.
 //!
-//! It lets core decide, for an operator (`decide`), for clients (`load`) and by itself (`upkeep`), tells people (`show`), and lets `act`
-//! perform what comes of it. It waits for nothing but messages and the ledger's fsync.
+//! It lets core decide, for an operator (`decide`), for clients (`load`) and by itself (`upkeep`), tells people
+//! (`show`), and lets `act` perform what comes of it. It waits for nothing but messages and the ledger's fsync.
 
 mod decide;
 mod device;

@@ -1,14 +1,14 @@
 //! The swap machine: (state, event) → (state, actions). It decides every step of a change and performs none.
 //!
 //! ```text
-//!  begin ─► stopping ─► releasing ─► starting ─► readying ─┬─► (next start) … ─► committed
-//!              │            │            │           │     │
-//!              └────────────┴────────────┴───────────┴─► diagnosing ─► the same again, backwards ─► restored
-//!                                                                              └─► degraded
+//!  begin ─► draining ─► stopping ─► releasing ─► starting ─► readying ─┬─► (next start) … ─► committed
+//!                          │            │            │           │     │
+//!                          └────────────┴────────────┴───────────┴─► diagnosing ─► the same again, backwards ─► restored
+//!                                                                                          └─► degraded
 //! ```
 //!
 //! The way back uses the same stages: what was started is stopped and its memory proved free, then what was
-//! stopped is started again where it was. Prewarming and draining are not built yet and recorded as skipped.
+//! stopped is started again where it was. Prewarming is not built yet and recorded as skipped.
 //!
 //! `down` stops and proves memory free, `up` starts and waits until ready, `end` commits, goes back or gives up; `beside`
 //! says what an operator's request means for a swap of berthd's own.

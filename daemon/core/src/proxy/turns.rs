@@ -65,7 +65,7 @@ impl Turns {
 
     /// What comes of that model, with what was looked up about it since.
     pub fn decide(
-        &mut self,
+        &self,
         world: &World,
         upkeep: &Upkeep,
         preflight: &BTreeMap<ModelName, Preflight>,

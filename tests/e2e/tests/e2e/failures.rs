@@ -16,7 +16,7 @@ const TOO_MUCH: &str = "16000MiB";
 /// Long enough for what berthd does by itself a moment later.
 const BY_ITSELF: Duration = Duration::from_secs(20);
 
-/// What the file of a model says that must be ready within a second (two, since its memory grew before).
+/// What the file of a model says that must be ready within two seconds (some more, since its memory grew before).
 const SOON: &str = "deadlines = { start = \"2s\" }\n";
 
 /// A fakellm that is declared with what fits and takes `each` instead.

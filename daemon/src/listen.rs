@@ -19,12 +19,15 @@ const BACKLOG: u32 = 1024;
 /// Between two tries to listen at an address that somebody else has.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// An address, and what listens there.
+pub type Opened = (SocketAddr, io::Result<TcpListener>);
+
 /// The sockets that an earlier berthd left, as far as they are still wanted.
 pub struct Kept(Vec<TcpListener>);
 
 impl Kept {
     /// No socket was kept, or all are taken.
-    pub fn none() -> Self {
+    fn none() -> Self {
         Self(Vec::new())
     }
 
@@ -41,9 +44,14 @@ impl Kept {
         Self(wanted)
     }
 
+    /// What listens at each of these addresses.
+    pub fn listeners(&mut self, addresses: &[SocketAddr]) -> Vec<Opened> {
+        addresses.iter().map(|at| (*at, self.listener(*at))).collect()
+    }
+
     /// The socket that listens at this address: a kept one, or a new one that systemd is to keep. An address that is not
     /// there yet, as one of a network that comes up later, is no error.
-    pub fn listener(&mut self, address: SocketAddr) -> io::Result<TcpListener> {
+    fn listener(&mut self, address: SocketAddr) -> io::Result<TcpListener> {
         let kept = self.0.iter().position(|listener| listener.local_addr().is_ok_and(|at| at == address));
         if let Some(at) = kept {
             return Ok(self.0.swap_remove(at));

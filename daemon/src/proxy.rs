@@ -43,7 +43,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::driver::Message;
-use crate::listen::{Kept, listening};
+use crate::listen::{Opened, listening};
 
 use self::body::{Answer, Sent, too_large};
 use self::client::{Client, Waits};
@@ -99,9 +99,8 @@ pub async fn serve(
     mut names: Names,
     traffic: Traffic,
     driver: mpsc::Sender<Message>,
-    kept: &mut Kept,
+    listeners: Vec<Opened>,
 ) -> io::Result<()> {
-    let listeners: Vec<_> = settings.listen.iter().map(|at| (*at, kept.listener(*at))).collect();
     // Until then nobody is known: whoever connects waits.
     if names.wait_for(Option::is_some).await.is_err() {
         return Ok(());

@@ -122,7 +122,8 @@ fn denied(caller: &Caller, needed: Rights) -> Response {
         let text = format!("this needs the right `{needed}`, and nothing was shown that gives it");
         let hints = [
             "for a browser: berthctl dashboard".to_owned(),
-            "for a program: Authorization: Bearer TOKEN; an operator makes one: berthctl token NAME".to_owned(),
+            "for a program: Authorization: Bearer TOKEN; an operator makes one: berthctl token NAME"
+                .to_owned(),
         ];
         return unknown("not_signed_in", &text, &hints);
     };

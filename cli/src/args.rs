@@ -32,6 +32,7 @@ Change:
   restart MODEL   the same again
   back            whatever served before
   retry MODEL     start what is quarantined again
+  reload          take up what is declared now; touches nothing that runs
   repair          go on from what a damaged ledger still tells; keeps the file
   device clear N  use a GPU that is suspect again at once
   key NAME        make a key for a client of the proxy; needs no berthd
@@ -54,7 +55,8 @@ Examples:
 
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
-  status, plan, fit, check, repair, device clear, key, token, dashboard
+  status, plan, fit, check, reload, repair, device clear, key, token,
+  dashboard
                         one document
   events, logs          one document a line
   switch, start, stop, restart, back, retry
@@ -230,6 +232,17 @@ pub(crate) enum Command {
         /// What it opens; each includes those before it
         #[arg(long, value_name = "read|plan|operate", default_value = "read", value_parser = rights)]
         rights: Rights,
+    },
+    /// Take up what is declared now, without a restart of berthd
+    ///
+    /// All of it is validated before anything changes, and what differs is shown. Nothing that runs is touched: a model
+    /// whose declaration changed is marked until it is restarted.
+    #[command(after_help = "Example:\n  berthctl reload --check\n\n\
+        Exits 2 where the configuration is not valid, 3 while a swap is under way.")]
+    Reload {
+        /// Show what would change, and change nothing
+        #[arg(long)]
+        check: bool,
     },
     /// Print an address that signs your browser in to the dashboard, once
     ///

@@ -57,6 +57,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Fit { what, options } => fit::fit(&what, &options, out).await,
         Command::Key { name } => secret::key(&name, out),
         Command::Token { name, rights } => secret::token(&name, rights, out),
+        Command::Reload { check } => berth.reload(check).await,
         Command::Dashboard => berth.dashboard().await,
         Command::Check { config } => check::check(&config, out),
         Command::Switch { which, wait } => return berth.change(&which.request(Verb::Switch), &wait).await,

@@ -7,6 +7,7 @@ pub(crate) mod events;
 pub(crate) mod fit;
 pub(crate) mod parts;
 pub(crate) mod plan;
+pub(crate) mod reload;
 pub(crate) mod repair;
 pub(crate) mod status;
 pub(crate) mod swap;

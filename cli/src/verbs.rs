@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use berth_core::report::{
-    Accepted, ClearRequest, Cleared, Event, LogLine, PlanReport, Repaired, Request, SCHEMA, SignIn, Status,
-    SwapSummary, Verdict,
+    Accepted, ClearRequest, Cleared, Event, LogLine, PlanReport, Reloaded, Repaired, Request, SCHEMA, SignIn,
+    Status, SwapSummary, Verdict,
 };
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -108,6 +108,18 @@ impl Context {
             Out::document(&cleared);
         } else {
             Out::say(&render::device::cleared(&cleared));
+        }
+        Ok(Exit::Done)
+    }
+
+    /// `reload`, and `reload --check`.
+    pub(crate) async fn reload(&self, check: bool) -> Result<Exit, Complaint> {
+        let path = if check { "/api/v1/check" } else { "/api/v1/reload" };
+        let reloaded: Reloaded = self.client.post(path, &()).await?;
+        if self.out.json {
+            Out::document(&reloaded);
+        } else {
+            Out::say(&render::reload::reloaded(&reloaded, check));
         }
         Ok(Exit::Done)
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use berth_core::backend::{self, Failure};
-use berth_core::config::{BackendKind, Model, Settings};
+use berth_core::config::{BackendKind, Model};
 use berth_core::name::ModelName;
 use berth_core::plan::Start;
 use berth_core::report::{Request, Verb};
@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::declared::Declared;
 use crate::driver::Message;
 use crate::fault;
 use crate::journal::{self, Tail};
@@ -52,7 +53,7 @@ pub struct Hands {
     /// Permissions to start.
     pub tickets: Arc<Tickets>,
     /// What was declared.
-    pub settings: Arc<Settings>,
+    pub declared: Declared,
     looker: Looker,
     /// Where events go.
     pub driver: mpsc::Sender<Message>,
@@ -69,8 +70,8 @@ impl Hands {
     /// Hands that are ready to act.
     pub fn new(looker: Looker, tickets: Tickets, driver: mpsc::Sender<Message>) -> Self {
         let (units, mut jobs) = mpsc::unbounded_channel();
-        let (systemd, settings) = (looker.systemd.clone(), Arc::clone(&looker.settings));
-        let hands = Self { systemd, tickets: Arc::new(tickets), settings, looker, driver, units };
+        let (systemd, declared) = (looker.systemd.clone(), looker.declared.clone());
+        let hands = Self { systemd, tickets: Arc::new(tickets), declared, looker, driver, units };
         let queueing = hands.clone();
         tokio::spawn(async move {
             while let Some(job) = jobs.recv().await {
@@ -285,7 +286,7 @@ impl Hands {
             tracing::warn!(model = %name, %error, "its log can't be read");
             Tail::default()
         });
-        let kind = self.settings.model(name).map_or(BackendKind::Command, |model| model.backend);
+        let kind = self.declared.now().model(name).map_or(BackendKind::Command, |model| model.backend);
         (backend::of(kind).classify(&tail.lines, unit.and_then(|unit| unit.exit)), tail.told_to_stop)
     }
 
@@ -293,7 +294,7 @@ impl Hands {
     pub fn look(&self, name: &ModelName) {
         let (hands, name) = (self.clone(), name.clone());
         tokio::spawn(async move {
-            let missing = match hands.model(&name).map(Cow::into_owned) {
+            let missing = match hands.model(&name) {
                 Ok(model) => preflight::missing(model).await,
                 Err(why) => Some((PathBuf::from(name.as_str()), why)),
             };
@@ -302,8 +303,12 @@ impl Hands {
         });
     }
 
-    fn model(&self, name: &ModelName) -> Result<Cow<'_, Model>, String> {
-        self.settings.model(name).ok_or_else(|| format!("{name} is not declared any more"))
+    fn model(&self, name: &ModelName) -> Result<Model, String> {
+        self.declared
+            .now()
+            .model(name)
+            .map(Cow::into_owned)
+            .ok_or_else(|| format!("{name} is not declared any more"))
     }
 
     async fn tell(&self, id: u64, event: Event) {

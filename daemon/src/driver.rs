@@ -7,6 +7,7 @@ mod decide;
 mod device;
 mod health;
 mod load;
+mod reload;
 mod repair;
 mod show;
 mod unnamed;
@@ -28,7 +29,8 @@ use berth_core::plan::Plan;
 use berth_core::proxy::{Directory, Turns};
 use berth_core::release::Proofs;
 use berth_core::report::{
-    Accepted, Actor, Cleared, Outcome, PlanReport, Refusal, Repaired, Request, Status, SwapSummary, What,
+    Accepted, Actor, Changed, Cleared, Outcome, PlanReport, Refusal, Repaired, Request, Status, SwapSummary,
+    What,
 };
 use berth_core::rivals::Service;
 use berth_core::soundness::Soundness;
@@ -105,6 +107,8 @@ pub enum Message {
     Unheard(SocketAddr, Option<String>),
     /// The state of the node.
     Status(oneshot::Sender<Status>),
+    /// An operator declared something anew: this holds from now on, unless a swap is under way.
+    Reload(Box<Settings>, oneshot::Sender<Result<Vec<Changed>, Refusal>>),
     /// An operator wants a damaged ledger mended.
     Repair(oneshot::Sender<Result<Repaired, Refusal>>),
     /// One swap.
@@ -178,7 +182,7 @@ impl Driver {
         facts: Facts,
         boot: &str,
     ) -> Self {
-        let settings = Arc::new(unnamed::settings_for(&hands.settings, &state, &facts));
+        let settings = Arc::new(unnamed::settings_for(&hands.declared.now(), &state, &facts));
         let upkeep = Upkeep::adopt(&settings, &mut state, &facts, boot, monotonic_now(), now_ms());
         for (model, claim) in &state.claims {
             tracing::info!(%model, phase = ?claim.phase, "taken over from the ledger");
@@ -302,6 +306,11 @@ impl Driver {
                 self.keep_unnamed(None);
             }
             Message::Load(model, looked) => self.load(&model, *looked),
+            Message::Reload(settings, reply) => {
+                let done = self.reload(*settings);
+                // Whether the asker still listens changes nothing.
+                _ = reply.send(done);
+            }
             Message::Repair(reply) => {
                 let done = self.repair();
                 // Whether the asker still listens changes nothing.

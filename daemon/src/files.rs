@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_core::backend;
-use berth_core::config::{Model, Settings};
+use berth_core::config::Model;
 use berth_core::facts::FileFacts;
 use berth_observe::files;
 use tokio::sync::mpsc;
 
+use crate::declared::Declared;
 use crate::driver::Message;
 use crate::preflight::{self, LOOK_UP};
 
@@ -53,11 +54,11 @@ impl Files {
 }
 
 /// Looks at all files again and again.
-pub fn spawn(files: Files, settings: Arc<Settings>, driver: mpsc::Sender<Message>) {
+pub fn spawn(files: Files, declared: Declared, driver: mpsc::Sender<Message>) {
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(EVERY).await;
-            let known = files.look(settings.models.values().cloned().collect()).await;
+            let known = files.look(declared.now().models.values().cloned().collect()).await;
             if driver.send(Message::Files(known)).await.is_err() {
                 return;
             }

@@ -1,6 +1,7 @@
 //! Checks models in service: asks each one, sees whether it works meanwhile, and tells the driver what core makes of
 //! it. A model has a task of its own for as long as the driver wants it checked.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
@@ -100,7 +101,7 @@ async fn keep(hands: Hands, mut wanted: watch::Receiver<Checking>) {
 
 /// Checks one run of a model until it is ended.
 async fn check(hands: Hands, name: ModelName, checked: Checked, gpus: Arc<Mutex<Gpus>>) {
-    let Some(model) = hands.settings.model(&name) else { return };
+    let Some(model) = hands.declared.now().model(&name).map(Cow::into_owned) else { return };
     let settings = model.health;
     let Some(every) = settings.every else { return };
     let readiness = backend::of(model.backend).readiness(&model);

@@ -5,6 +5,7 @@
 
 mod audit;
 mod caller;
+mod configuration;
 mod devices;
 mod guard;
 mod openapi;
@@ -20,7 +21,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -29,7 +29,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
-use berth_core::config::{Access, Settings};
+use berth_core::config::Access;
 use berth_core::name::ModelName;
 use berth_core::plan;
 use berth_core::report::{Actor, ApiProblem, Request, Rights};
@@ -41,6 +41,7 @@ use utoipa_axum::routes;
 pub use self::session::Sessions;
 
 use self::caller::needing;
+use crate::declared::Declared;
 use crate::driver::{Answer, Decide, Message};
 use crate::events::Events;
 use crate::listen::{Opened, listening};
@@ -65,8 +66,8 @@ pub struct Api {
     pub events: Events,
     /// Looks up what each decision needs.
     pub looker: Looker,
-    /// What was declared.
-    pub settings: Arc<Settings>,
+    /// What is declared.
+    pub declared: Declared,
     /// The browsers that are signed in.
     pub sessions: Sessions,
 }
@@ -131,9 +132,10 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(swaps::one))
         .routes(routes!(streams::events))
         .routes(routes!(streams::logs));
-    let plan = OpenApiRouter::new().routes(routes!(swaps::dry_run));
+    let plan = OpenApiRouter::new().routes(routes!(swaps::dry_run)).routes(routes!(configuration::check));
     let operate = OpenApiRouter::new()
         .routes(routes!(swaps::begin))
+        .routes(routes!(configuration::reload))
         .routes(routes!(repair::repair))
         .routes(routes!(devices::clear));
     open.merge(needing(Rights::Read, read))
@@ -149,10 +151,10 @@ pub fn openapi_json() -> String {
 impl Api {
     /// The model of this name or alias, or why there is none.
     fn model(&self, name: &str) -> Result<ModelName, Box<Response>> {
-        let unnamed = name.parse().ok().and_then(|name| self.settings.model(&name));
+        let settings = self.declared.now();
+        let unnamed = name.parse().ok().and_then(|name| settings.model(&name));
         let state = berth_core::state::State::default();
-        let declared =
-            unnamed.map_or_else(|| plan::resolve(&self.settings, &state, name).map(Cow::Borrowed), Ok);
+        let declared = unnamed.map_or_else(|| plan::resolve(&settings, &state, name).map(Cow::Borrowed), Ok);
         declared.map(|model| model.name.clone()).map_err(|refusal| {
             Box::new(problem(StatusCode::NOT_FOUND, &refusal.code, &refusal.text, &refusal.hints))
         })

@@ -1,6 +1,7 @@
 //! berthd: everything that acts. What is decided, berth-core decides.
 
 pub mod act;
+pub mod declared;
 pub mod driver;
 pub mod events;
 pub mod fault;

@@ -1,16 +1,15 @@
 //! Puts berthd together: settings, ledger, first look, then the driver and those who talk to it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use berth_core::config::{self, Settings, SourceFile, Sources};
 use berth_core::facts::{Facts, Host};
 use berthd::act::Hands;
 use berthd::cpus;
+use berthd::declared::Declared;
 use berthd::driver::{Driver, Message, now_ms};
 use berthd::events::Events;
 use berthd::files::{self, Files};
@@ -62,16 +61,16 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     log();
-    let settings = match settings(&args.config) {
-        Ok(settings) => settings,
+    let declared = match Declared::read(&args.config) {
+        Ok(declared) => declared,
         Err(error) => {
-            last_words(&error);
+            last_words(&error.into());
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(&args, settings)),
+        Ok(runtime) => runtime.block_on(run(&args, declared)),
         Err(error) => Err(error.into()),
     };
     match result {
@@ -104,46 +103,8 @@ fn last_words(error: &anyhow::Error) {
     }
 }
 
-/// Reads and validates all of the configuration.
-fn settings(dir: &Path) -> anyhow::Result<Settings> {
-    let read = |path: PathBuf| -> anyhow::Result<SourceFile> {
-        let text = fs::read_to_string(&path).with_context(|| format!("{} can't be read", path.display()))?;
-        Ok(SourceFile { path, text })
-    };
-    let main = dir.join("berth.toml");
-    let main = if main.exists() { Some(read(main)?) } else { None };
-    let read_all = |folder: PathBuf| -> anyhow::Result<Vec<SourceFile>> {
-        let unreadable = || format!("{} can't be read", folder.display());
-        let mut files = Vec::new();
-        match fs::read_dir(&folder) {
-            Ok(entries) => {
-                for entry in entries {
-                    let path = entry.with_context(unreadable)?.path();
-                    if path.extension().is_some_and(|extension| extension == "toml") {
-                        files.push(read(path)?);
-                    }
-                }
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(unreadable),
-        }
-        files.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(files)
-    };
-    let sources = Sources {
-        main,
-        models: read_all(dir.join("models.d"))?,
-        policies: read_all(dir.join("policies.d"))?,
-    };
-    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    config::load(&sources, &host).map_err(|errors| {
-        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("the configuration is not valid:\n{}", all.join("\n"))
-    })
-}
-
-async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
-    let settings = Arc::new(settings);
+async fn run(args: &Args, declared: Declared) -> anyhow::Result<()> {
+    let settings = declared.now();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the boot id can't be read")?;
     let (ledger, state, note) = Ledger::open(&args.state)?;
     if let Some(note) = note {
@@ -168,7 +129,7 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
         nvml: nvml.clone(),
         systemd: systemd.clone(),
         files: files.clone(),
-        settings: Arc::clone(&settings),
+        declared: declared.clone(),
     };
     let hands = Hands::new(looker.clone(), tickets, to_driver.clone());
     let socket = http::bind(&args.run.join("berth.sock"), &settings.access)
@@ -176,19 +137,20 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
     let driver = Driver::new(hands, ledger, events.clone(), order, state, facts, boot.trim());
     observe::spawn(nvml, systemd.clone(), orders, to_driver.clone());
     rivals::spawn(systemd, to_driver.clone());
-    files::spawn(files, Arc::clone(&settings), to_driver.clone());
+    files::spawn(files, declared.clone(), to_driver.clone());
     let mut kept = Kept::take(&[settings.http.listen.as_slice(), &settings.proxy.listen].concat());
     let api = Api {
         driver: to_driver.clone(),
         events,
         looker,
-        settings: Arc::clone(&settings),
+        declared: declared.clone(),
         sessions: Sessions::default(),
     };
+    let reloading = api.clone();
     let server = tokio::spawn(http::serve(socket, kept.listeners(&settings.http.listen), api));
     let (names, traffic) = driver.for_proxy();
     let listeners = kept.listeners(&settings.proxy.listen);
-    let proxying = proxy::serve(settings.proxy.clone(), names, traffic, to_driver.clone(), listeners);
+    let proxying = proxy::serve(declared.clone(), names, traffic, to_driver.clone(), listeners);
     tokio::spawn(async move {
         // Models serve without it.
         if let Err(error) = proxying.await {
@@ -202,6 +164,15 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match reloading.reload().await {
+                Ok(_) => tracing::info!("reloaded at a signal"),
+                Err(refusal) => tracing::error!(code = refusal.code, "not reloaded: {}", refusal.text),
+            }
+        }
+    });
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

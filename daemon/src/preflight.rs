@@ -13,6 +13,7 @@ use berth_core::facts::{FileFacts, Gpu, Known, Listener, Moment, Preflight, Unit
 use berth_core::name::ModelName;
 use berth_core::report::Request;
 
+use crate::declared::Declared;
 use crate::files::Files;
 use crate::nvml::Nvml;
 use crate::observe;
@@ -36,7 +37,7 @@ pub struct Looker {
     /// Models' files.
     pub files: Files,
     /// What was declared.
-    pub settings: Arc<Settings>,
+    pub declared: Declared,
 }
 
 /// What was looked up for a decision, just now.
@@ -58,15 +59,16 @@ impl Looker {
     pub async fn look(&self, request: &Request) -> Looked {
         let began = monotonic_now();
         let fresh = observe::fresh(&self.nvml, &self.systemd).await;
-        let (settings, groups) = (Arc::clone(&self.settings), fresh.control_groups);
+        let (settings, groups) = (self.declared.now(), fresh.control_groups);
+        let known = Arc::clone(&settings);
         let wanted = request.clone();
         let looked = tokio::task::spawn_blocking(move || look(&settings, &wanted, &groups));
         let preflight = match tokio::time::timeout(LOOK_UP, looked).await {
             Ok(Ok(preflight)) => preflight,
             // Its file system hangs: the model's server would, too.
-            _ => hung(&self.settings, request, LOOK_UP),
+            _ => hung(&known, request, LOOK_UP),
         };
-        let models = asked(&self.settings, request).cloned().collect();
+        let models = asked(&known, request).cloned().collect();
         let files = self.files.look(models).await;
         Looked { gpus: Some(fresh.gpus), units: fresh.units, files, preflight, began }
     }

@@ -42,6 +42,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::declared::Declared;
 use crate::driver::Message;
 use crate::listen::{Opened, listening};
 
@@ -69,7 +70,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 pub struct Proxy {
     names: Names,
     traffic: Traffic,
-    settings: Settings,
+    declared: Declared,
     forward: Forward,
 }
 
@@ -95,7 +96,7 @@ struct Waiting<'c> {
 /// On threads of its own, each with its own connections to models' servers: a request is passed on without waking
 /// another thread, and none waits while the driver syncs its ledger.
 pub async fn serve(
-    settings: Settings,
+    declared: Declared,
     mut names: Names,
     traffic: Traffic,
     driver: mpsc::Sender<Message>,
@@ -105,14 +106,14 @@ pub async fn serve(
     if names.wait_for(Option::is_some).await.is_err() {
         return Ok(());
     }
-    let connections = Arc::new(Semaphore::new(settings.connections as usize));
+    let connections = Arc::new(Semaphore::new(declared.now().proxy.connections as usize));
     let count = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST_THREADS);
     let workers = (0..count).map(|_| worker()).collect::<io::Result<Vec<Handle>>>()?;
     let workers: Vec<(Handle, Arc<Proxy>)> = workers
         .into_iter()
         .map(|worker| {
-            let (settings, names, traffic) = (settings.clone(), names.clone(), traffic.clone());
-            (worker, Arc::new(Proxy { names, traffic, settings, forward: Forward::default() }))
+            let (declared, names, traffic) = (declared.clone(), names.clone(), traffic.clone());
+            (worker, Arc::new(Proxy { names, traffic, declared, forward: Forward::default() }))
         })
         .collect();
     for (address, listener) in listeners {
@@ -195,7 +196,8 @@ impl Proxy {
         // Comments can't be put before an encoded answer.
         request.headers_mut().remove(ACCEPT_ENCODING);
         let dialect = route(request.uri().path()).dialect();
-        let cors = Cors::of(&self.settings.cors, request.headers());
+        let declared = self.declared.now();
+        let cors = Cors::of(&declared.proxy.cors, request.headers());
         let (proxy, waiting) = (Arc::clone(&self), Arc::clone(&client));
         let answering = async move { proxy.answer(request, &waiting).await };
         let mut response = comments::beside(answering, || client.is_waiting(), dialect).await;
@@ -209,17 +211,19 @@ impl Proxy {
         let path = request.uri().path().to_owned();
         let route = route(&path);
         let dialect = route.dialect();
-        let cors = Cors::of(&self.settings.cors, request.headers());
+        let declared = self.declared.now();
+        let settings = &declared.proxy;
+        let cors = Cors::of(&settings.cors, request.headers());
         if let Some(answer) = cors.preflight(&request) {
             return answer.unwrap_or_else(|refused| reply::refusal(&refused, dialect)).map(Answer::Own);
         }
         let mut account = self.traffic.telemetry().begin(&request);
         let shown = cors.admit(request.headers());
-        let shown = shown.and_then(|()| keys::take(&self.settings.keys, request.headers_mut(), client));
+        let shown = shown.and_then(|()| keys::take(&settings.keys, request.headers_mut(), client));
         let answer = match shown {
             Ok(may) => {
                 account.shows(may.key());
-                self.routed(request, &path, &route, may, &mut account).await
+                self.routed(settings, request, &path, &route, may, &mut account).await
             }
             Err(refused) => Err(refused),
         };
@@ -232,6 +236,7 @@ impl Proxy {
 
     async fn routed(
         &self,
+        settings: &Settings,
         request: Request<Incoming>,
         path: &str,
         route: &Route<'_>,
@@ -254,11 +259,11 @@ impl Proxy {
                 let text = "the list of models is asked for by GET".to_owned();
                 Err(Refused { status: 405, code: "method_not_allowed", text, retry_after: None })
             }
-            Route::Ask(_) => self.ask(request, may, account).await,
+            Route::Ask(_) => self.ask(settings, request, may, account).await,
             Route::Upstream(model, rest) => {
                 let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
                 let target = format!("{}{query}", if rest.is_empty() { "/" } else { rest });
-                self.upstream(request, &decoded(model), &target, may, account).await
+                self.upstream(settings, request, &decoded(model), &target, may, account).await
             }
             Route::Unknown => Err(not_found(path)),
         }
@@ -267,12 +272,13 @@ impl Proxy {
     /// A request that names its model in its body, or in its query.
     async fn ask(
         &self,
+        settings: &Settings,
         request: Request<Incoming>,
         may: May<'_>,
         account: &mut Account,
     ) -> Result<Response<Answer>, Refused> {
         let (mut head, body) = request.into_parts();
-        let most = self.settings.body.0;
+        let most = settings.body.0;
         // Where both say how long it is, the chunks do (RFC 9112, 6.3).
         if head.headers.contains_key(TRANSFER_ENCODING) {
             head.headers.remove(CONTENT_LENGTH);
@@ -283,7 +289,7 @@ impl Proxy {
             return Err(too_large(most));
         }
         let mut sent = if body.is_end_stream() {
-            Sent::unread(body, most, self.settings.idle)
+            Sent::unread(body, most, settings.idle)
         } else {
             let kind = head.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
             let finder = Finder::of(kind).map_err(|why| Refused {
@@ -292,14 +298,14 @@ impl Proxy {
                 text: why.to_string(),
                 retry_after: None,
             })?;
-            Sent::read(body, finder, most, self.settings.idle).await?
+            Sent::read(body, finder, most, settings.idle).await?
         };
         let asked = sent.found().map(|found| found.model.clone());
         let asked = asked.or_else(|| in_query(head.uri.query()?));
         // Who names none takes what serves, as with a server that has one model.
         let asked = asked.filter(|asked| !asked.is_empty()).unwrap_or_else(|| DEFAULT_ALIAS.to_owned());
         account.asks(&asked, &self.directory());
-        let to = self.sending(&asked, may).await?;
+        let to = self.sending(settings, &asked, may).await?;
         account.goes_to(to.counted.model(), sent.taken());
         let mut longer = match &to.known_as {
             Some(known_as) => sent.rename(known_as)?,
@@ -318,6 +324,7 @@ impl Proxy {
     /// A request whose path names its model.
     async fn upstream(
         &self,
+        settings: &Settings,
         request: Request<Incoming>,
         asked: &str,
         target: &str,
@@ -325,16 +332,16 @@ impl Proxy {
         account: &mut Account,
     ) -> Result<Response<Answer>, Refused> {
         account.asks(asked, &self.directory());
-        let to = self.sending(asked, may).await?;
-        let (most, pause) = (self.settings.body.0, self.settings.idle);
+        let to = self.sending(settings, asked, may).await?;
+        let (most, pause) = (settings.body.0, settings.idle);
         let request = request.map(|body| Sent::unread(body, most, pause));
         account.goes_to(to.counted.model(), request.body().taken());
         self.forward.send(request, target, to).await
     }
 
     /// Waits until whoever answers to this name can be asked, and counts the request there.
-    async fn sending(&self, asked: &str, may: May<'_>) -> Result<Sending, Refused> {
-        let end = Instant::now() + self.settings.wait;
+    async fn sending(&self, settings: &Settings, asked: &str, may: May<'_>) -> Result<Sending, Refused> {
+        let end = Instant::now() + settings.wait;
         let mut waiting: Option<Waiting<'_>> = None;
         loop {
             let directory = self.directory();
@@ -363,7 +370,7 @@ impl Proxy {
                 }
             };
             if waiting.as_ref().is_none_or(|waits| waits.counted.model() != model) {
-                let most = self.settings.queue as usize;
+                let most = settings.queue as usize;
                 let Some(counted) = self.traffic.wait(model, (&may.who(), may.loads()), most) else {
                     let why = format!("{most} requests wait for {model} already");
                     return Err(directory.give_up(model, 429, "queue_full", &why));
@@ -383,7 +390,7 @@ impl Proxy {
                 }
             };
             if news.is_err() {
-                let why = format!("{model} was not there after {} s", self.settings.wait.as_secs());
+                let why = format!("{model} was not there after {} s", settings.wait.as_secs());
                 return Err(directory.give_up(model, 503, "model_not_ready", &why));
             }
         }

@@ -66,6 +66,7 @@ pub(crate) fn model(text: &str, state: ModelState) -> ModelStatus {
         to_switch_ms: None,
         short: None,
         last_error: None,
+        drifted: Vec::new(),
         stands_in_for: None,
         guest: None,
         requests: Requests::default(),

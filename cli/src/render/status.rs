@@ -10,6 +10,7 @@ use berth_core::report::{
     SwapSummary,
 };
 
+use super::reload::changed;
 use super::text::{about, age, bar, clean, gib, gpus, join, names, paragraph, spread, took};
 use super::{Column, Paint, Table, Tone, swap};
 
@@ -235,6 +236,9 @@ fn foot(status: &Status, paint: Paint) -> String {
             out.push_str(&paragraph("", &text));
         }
     }
+    for model in status.models.iter().filter(|model| !model.drifted.is_empty()) {
+        out.push_str(&paragraph("", &drifted(model)));
+    }
     for model in &status.models {
         if let Some(guest) = &model.guest {
             out.push_str(&paragraph("", &self::guest(model, guest, status)));
@@ -259,6 +263,16 @@ fn foot(status: &Status, paint: Paint) -> String {
         out.push_str(&paragraph("", &last));
     }
     out
+}
+
+/// What was declared anew since a model was started.
+fn drifted(model: &ModelStatus) -> String {
+    let changes: Vec<String> = model.drifted.iter().map(changed).collect();
+    let name = &model.name;
+    format!(
+        "{name} runs as it was declared before. It takes up: {} by: berthctl restart {name}",
+        changes.join("; ")
+    )
 }
 
 /// Why a model serves that no operator asked for, and until when.

@@ -3,6 +3,7 @@
 mod access;
 mod command_line;
 mod declared;
+mod difference;
 mod error;
 mod explain;
 mod main_file;
@@ -29,6 +30,7 @@ use crate::proxy::KeyHash;
 use crate::tuning::Tuning;
 
 pub use access::{Access, Http, Principal, Token};
+pub use difference::{changes, difference, run_values};
 pub use error::{ConfigError, Place, Warning};
 pub use explain::{Explained, Explanation, ModelExplanation, Origin, explain};
 pub use variant::{BadSet, with_settings};

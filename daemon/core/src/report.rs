@@ -124,6 +124,39 @@ impl Rights {
     }
 }
 
+/// What came of a reload, or would: `POST /api/v1/reload` and `POST /api/v1/check`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reloaded {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What differs from what held before; nothing where it is the same.
+    pub changes: Vec<Changed>,
+    /// What is allowed and known to hurt, as text.
+    pub warnings: Vec<String>,
+}
+
+/// What differs in the declaration of a model, or of the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Changed {
+    /// Which model; None for the node.
+    pub model: Option<ModelName>,
+    /// Its values that differ. A model that was added has none before, one that was removed none after.
+    pub values: Vec<ValueChange>,
+    /// Something of it holds only once berthd is started again.
+    pub needs_restart: bool,
+}
+
+/// A value that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ValueChange {
+    /// Its key, as in `berthctl check`.
+    pub key: String,
+    /// What it was.
+    pub before: Option<String>,
+    /// What it is.
+    pub after: Option<String>,
+}
+
 /// Who asks, and what they may do: `GET /api/v1/session`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Session {

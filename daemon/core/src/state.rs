@@ -161,6 +161,9 @@ pub struct Claim {
     /// Where its server was told to listen; what is declared may change while it runs.
     #[serde(default)]
     pub address: Option<SocketAddr>,
+    /// What was declared of how it runs when it was started, by key; nothing where that is not known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub declared: BTreeMap<String, String>,
     /// Every process that was ever seen in the unit's cgroups, with its start time in clock ticks.
     pub seen: BTreeMap<u32, u64>,
 }
@@ -395,6 +398,7 @@ impl State {
             run: None,
             phase: Phase::Serving,
             invocation: unit.invocation.clone(),
+            declared: BTreeMap::new(),
             earlier: String::new(),
             address: None,
             seen: BTreeMap::new(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::bytes::Bytes;
-use crate::config::{Model, Settings};
+use crate::config::{self, Model, Settings};
 use crate::facts::{Facts, Gpu, Known, Moment};
 use crate::health::Verdict;
 use crate::name::ModelName;
@@ -12,7 +12,7 @@ use crate::plan;
 use crate::release::{Proofs, Reading, Unproved};
 use crate::report::{
     GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, PlacedShare, Placement,
-    Problem, Refusal, Requests, SCHEMA, Status, SwapSummary,
+    Problem, Refusal, Requests, SCHEMA, Status, SwapSummary, ValueChange,
 };
 use crate::rivals::Rivals;
 use crate::state::{Claim, ClaimedGpu, Phase, State, Times};
@@ -163,6 +163,7 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
         to_switch_ms,
         short: view.memory.too_big.get(name).copied().filter(|_| claim.is_none()),
         last_error: unwell(view, name).or_else(|| last_error(view, name)),
+        drifted: claim.map(|claim| drifted(model, view.settings, claim)).unwrap_or_default(),
         stands_in_for: claim.and_then(|_| view.state.stand_ins.get(name)).cloned(),
         guest: view.state.guests.get(name).map(|guest| GuestStatus {
             cause: guest.cause.clone(),
@@ -170,6 +171,14 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
         }),
         requests: (view.requests)(name),
     }
+}
+
+/// What was declared anew since a model was started. Of one that was found running nothing is known.
+fn drifted(model: &Model, settings: &Settings, claim: &Claim) -> Vec<ValueChange> {
+    if claim.declared.is_empty() {
+        return Vec::new();
+    }
+    config::changes(&claim.declared, &config::run_values(model, settings))
 }
 
 /// What is wrong with a model that serves, by its checks.

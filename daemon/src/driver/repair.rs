@@ -50,7 +50,7 @@ impl Driver {
             None => (None, self.state.clone()),
         };
         let (now, boot) = (monotonic_now(), &self.state.boot);
-        self.settings = Arc::new(settings_for(&self.settings, &state, &self.facts));
+        self.settings = Arc::new(settings_for(&self.hands.declared.now(), &state, &self.facts));
         let upkeep = Upkeep::adopt(&self.settings, &mut state, &self.facts, boot, now, now_ms());
         keep_running(&mut state, &self.facts);
         let kept = self.ledger.replace(&state, now_ms() / 1000)?;

@@ -74,14 +74,15 @@ impl<S: Sync> FromRequestParts<S> for By {
 
 /// Lets in who may come in, tells the handlers who it is, and reads the body.
 pub(super) async fn identify(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+    let settings = api.declared.now();
     let via = request.extensions().get::<Via>().cloned();
     let caller = match via {
-        Some(Via::Socket(peer)) => peer_caller(peer, &api.settings.access).await,
+        Some(Via::Socket(peer)) => peer_caller(peer, &settings.access).await,
         Some(Via::Tcp { at, from }) => {
-            if let Err(refused) = guard::check(&request, &api.settings) {
+            if let Err(refused) = guard::check(&request, &settings) {
                 return refused;
             }
-            match shown(request.headers(), &api.settings, &api.sessions, at, from) {
+            match shown(request.headers(), &settings, &api.sessions, at, from) {
                 Ok(caller) => caller,
                 Err(refused) => return refused,
             }

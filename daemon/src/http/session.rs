@@ -118,16 +118,14 @@ pub(super) async fn invite(State(api): State<Api>, Extension(caller): Extension<
         let text = "nobody is signed in, so nobody can be signed in elsewhere";
         return problem(StatusCode::FORBIDDEN, "not_signed_in", text, &["berthctl dashboard".to_owned()]);
     };
-    let Some(at) = api.settings.http.listen.first() else {
+    let settings = api.declared.now();
+    let Some(at) = settings.http.listen.first() else {
         let text = "berthd serves no dashboard: it listens on its unix socket alone";
         let hint = "name an address in `listen` of [http] in berth.toml".to_owned();
         return problem(StatusCode::CONFLICT, "no_listener", text, &[hint]);
     };
-    let host = if at.ip().is_unspecified() {
-        format!("{}:{}", api.settings.node, at.port())
-    } else {
-        at.to_string()
-    };
+    let host =
+        if at.ip().is_unspecified() { format!("{}:{}", settings.node, at.port()) } else { at.to_string() };
     match api.sessions.invite(actor, caller.rights) {
         Ok(code) => {
             let url = format!("http://{host}/login?code={code}");

@@ -255,7 +255,7 @@ impl Values<'_> {
     }
 }
 
-fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
+pub(super) fn explain_model(model: &Model, settings: &Settings) -> ModelExplanation {
     let mut values = Values { declared: &model.declared, list: Vec::new() };
     let derived = |key: &str| {
         let found = model.derived.iter().find(|derived| derived.key == key);

@@ -42,6 +42,7 @@ impl Beelink {
             layout: Layout { host: bytes, ..Layout::default() },
             phase,
             invocation: String::new(),
+            declared: BTreeMap::new(),
             earlier: String::new(),
             address: None,
             seen: BTreeMap::new(),

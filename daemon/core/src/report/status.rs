@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::SwapSummary;
+use super::{SwapSummary, ValueChange};
 use crate::bytes::Bytes;
 use crate::facts::Known;
 use crate::name::ModelName;
@@ -220,6 +220,9 @@ pub struct ModelStatus {
     pub short: Option<Bytes>,
     /// Why it last failed, in one sentence.
     pub last_error: Option<String>,
+    /// What was declared anew since its server was started and holds after a restart of it; nothing where it isn't up.
+    #[serde(default)]
+    pub drifted: Vec<ValueChange>,
     /// In whose place it serves, where that is so.
     #[serde(default)]
     pub stands_in_for: Option<ModelName>,

@@ -8,6 +8,7 @@ use super::words::{millis, seconds};
 use super::{Action, Direction, Event, LAUNCH_DEADLINE, Stage, Swap, Watch, World, longest};
 use crate::backend::Failure;
 use crate::bytes::Bytes;
+use crate::config::run_values;
 use crate::facts::{Brought, Gpu, Moment};
 use crate::learned::{self, Run};
 use crate::name::ModelName;
@@ -240,14 +241,16 @@ fn claim(world: &World, start: &Start) -> Claim {
             }
         })
         .collect();
+    let model = world.settings.models.get(&start.model);
     Claim {
         gpus,
         layout: start.layout.clone(),
-        run: world.settings.models.get(&start.model).and_then(|model| Run::of(model, world.facts, start)),
+        run: model.and_then(|model| Run::of(model, world.facts, start)),
         phase: Phase::Starting,
         invocation: String::new(),
         earlier: world.facts.units.get(&start.model).map(|unit| unit.invocation.clone()).unwrap_or_default(),
-        address: world.settings.models.get(&start.model).map(|model| SocketAddr::new(model.host, model.port)),
+        address: model.map(|model| SocketAddr::new(model.host, model.port)),
+        declared: model.map(|model| run_values(model, world.settings)).unwrap_or_default(),
         seen: BTreeMap::new(),
     }
 }

@@ -174,6 +174,7 @@ impl Machine {
             run: None,
             phase,
             invocation: format!("run-of-{model}"),
+            declared: BTreeMap::new(),
             earlier: String::new(),
             address: None,
             seen: BTreeMap::from([(pid, u64::from(pid))]),

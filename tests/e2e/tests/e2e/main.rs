@@ -24,6 +24,7 @@ mod on_demand;
 mod placement;
 mod proxy;
 mod release;
+mod reload;
 mod restart;
 mod rights;
 mod smoke;

@@ -1,0 +1,85 @@
+//! What differs between two configurations, and between what a model was started with and what is declared now.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::explain::explain_model;
+use super::{Explained, Model, Settings, explain};
+use crate::proxy::KeyHash;
+use crate::report::{Changed, ValueChange};
+
+/// What berthd takes up when it starts alone.
+const AT_START: [&str; 3] = ["http.listen", "proxy.listen", "proxy.connections"];
+
+/// What differs in what Berth does with a model and leaves its server as it is.
+const BESIDE: [&str; 11] = [
+    "retired",
+    "known_as",
+    "aliases",
+    "fallback",
+    "priority",
+    "on_demand",
+    "guest_idle",
+    "shares_port",
+    "request.",
+    "deadlines.",
+    "health.",
+];
+
+/// What was changed, added and removed, the node's first.
+pub fn difference(before: &Settings, after: &Settings) -> Vec<Changed> {
+    let (was, is) = (explain(before), explain(after));
+    let mut all = Vec::new();
+    let values = changes(&by_key(&was.values), &by_key(&is.values));
+    if !values.is_empty() {
+        let restart = values.iter().any(|change| AT_START.contains(&change.key.as_str()));
+        all.push(Changed { model: None, values, needs_restart: restart });
+    }
+    let names: BTreeSet<_> = before.models.keys().chain(after.models.keys()).collect();
+    let of = |settings: &Settings, name| {
+        let model: Option<&Model> = settings.models.get(name);
+        model.map(|model| by_key(&explain_model(model, settings).values)).unwrap_or_default()
+    };
+    for name in names {
+        let values = changes(&of(before, name), &of(after, name));
+        if !values.is_empty() {
+            all.push(Changed { model: Some(name.clone()), values, needs_restart: false });
+        }
+    }
+    all
+}
+
+/// What decides how a model's server runs, by key, as it is declared.
+pub fn run_values(model: &Model, settings: &Settings) -> BTreeMap<String, String> {
+    let mut values = by_key(&explain_model(model, settings).values);
+    let beside =
+        |key: &str| BESIDE.iter().any(|part| key == *part || part.ends_with('.') && key.starts_with(part));
+    values.retain(|key, _| !beside(key));
+    values
+}
+
+/// What differs between two sets of values.
+pub fn changes(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<ValueChange> {
+    let keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    let differs = keys.into_iter().filter(|key| before.get(*key) != after.get(*key));
+    let change = |key: &String| ValueChange {
+        key: key.clone(),
+        before: before.get(key).cloned(),
+        after: after.get(key).cloned(),
+    };
+    differs.map(change).collect()
+}
+
+fn by_key(values: &[Explained]) -> BTreeMap<String, String> {
+    values.iter().map(|value| (value.key.clone(), hidden(&value.key, &value.value))).collect()
+}
+
+/// A value that people may see: of a secret in the environment that it is another one, and no more.
+fn hidden(key: &str, value: &str) -> String {
+    const SECRETS: [&str; 4] = ["TOKEN", "KEY", "SECRET", "PASSWORD"];
+    let name = key.strip_prefix("env.").map(str::to_ascii_uppercase);
+    if name.is_some_and(|name| SECRETS.iter().any(|word| name.contains(word))) {
+        let hash = KeyHash::of(value.as_bytes()).to_string();
+        return format!("hidden ({})", &hash[..8]);
+    }
+    value.to_owned()
+}

@@ -8,7 +8,7 @@ use crate::proxy::KeyHash;
 use crate::report::{Changed, ValueChange};
 
 /// What berthd takes up when it starts alone.
-const AT_START: [&str; 3] = ["http.listen", "proxy.listen", "proxy.connections"];
+const AT_START: [&str; 4] = ["http.listen", "proxy.listen", "proxy.connections", "rights."];
 
 /// What differs in what Berth does with a model and leaves its server as it is.
 const BESIDE: [&str; 11] = [
@@ -31,8 +31,8 @@ pub fn difference(before: &Settings, after: &Settings) -> Vec<Changed> {
     let mut all = Vec::new();
     let values = changes(&by_key(&was.values), &by_key(&is.values));
     if !values.is_empty() {
-        let restart = values.iter().any(|change| AT_START.contains(&change.key.as_str()));
-        all.push(Changed { model: None, values, needs_restart: restart });
+        let needs_restart = values.iter().any(|change| is_among(&change.key, &AT_START));
+        all.push(Changed { model: None, values, needs_restart });
     }
     let names: BTreeSet<_> = before.models.keys().chain(after.models.keys()).collect();
     let of = |settings: &Settings, name| {
@@ -51,9 +51,7 @@ pub fn difference(before: &Settings, after: &Settings) -> Vec<Changed> {
 /// What decides how a model's server runs, by key, as it is declared.
 pub fn run_values(model: &Model, settings: &Settings) -> BTreeMap<String, String> {
     let mut values = by_key(&explain_model(model, settings).values);
-    let beside =
-        |key: &str| BESIDE.iter().any(|part| key == *part || part.ends_with('.') && key.starts_with(part));
-    values.retain(|key, _| !beside(key));
+    values.retain(|key, _| !is_among(key, &BESIDE));
     values
 }
 
@@ -67,6 +65,11 @@ pub fn changes(before: &BTreeMap<String, String>, after: &BTreeMap<String, Strin
         after: after.get(key).cloned(),
     };
     differs.map(change).collect()
+}
+
+/// Whether it is one of these keys, or below one of these tables, which end with a dot.
+fn is_among(key: &str, keys: &[&str]) -> bool {
+    keys.iter().any(|one| key == *one || one.ends_with('.') && key.starts_with(one))
 }
 
 fn by_key(values: &[Explained]) -> BTreeMap<String, String> {

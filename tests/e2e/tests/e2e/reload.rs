@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_core::report::{ModelState, Reloaded};
-use berth_tests::{Berth, fake};
+use berth_tests::{Berth, fake, post};
 
 const EACH: &str = "6000MiB";
 const SOON: Duration = Duration::from_secs(20);
@@ -63,7 +63,8 @@ fn what_is_declared_anew_takes_effect() {
         !shown.contains("sesame") && !berth.ctl(&["status", "--json"]).stdout.contains("sesame"),
         "{shown}"
     );
-    assert!(!berth.try_ask(8010, "chat").unwrap().is_empty());
+    let asks = serde_json::json!({ "model": "chat", "prompt": "x", "max_tokens": 1 });
+    assert_eq!(post(berth.pid1().unwrap(), 8010, "/v1/completions", &asks, SOON).unwrap().status, 200);
     // berthd's death changes nothing of that.
     berth.restart_berthd();
     let drifted =

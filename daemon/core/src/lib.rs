@@ -18,6 +18,7 @@ pub mod health;
 pub mod host;
 pub mod layout;
 pub mod learned;
+pub mod metrics;
 pub mod name;
 pub mod placement;
 pub mod plan;

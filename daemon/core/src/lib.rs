@@ -20,6 +20,7 @@ pub mod layout;
 pub mod learned;
 pub mod metrics;
 pub mod name;
+pub mod notify;
 pub mod placement;
 pub mod plan;
 pub mod policy;

@@ -102,6 +102,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         health: HEALTH,
         proxy: proxy_defaults(),
         guests: GUESTS,
+        notify: Vec::new(),
         policies: BTreeMap::new(),
         models: BTreeMap::new(),
         warnings: Vec::new(),
@@ -137,6 +138,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         }
         settings.health = health(&mut root, settings.health);
         proxy(&mut root, &reader, &mut settings);
+        settings.notify = super::notify::read(&mut root, &reader);
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
                 match range(text.get_ref()) {

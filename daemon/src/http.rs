@@ -3,6 +3,8 @@
 //! Who may connect is the socket's mode: root and the group `berth`. Who asked for a change goes into the journal.
 
 mod devices;
+mod health;
+mod metrics;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -83,6 +85,8 @@ pub async fn serve(listener: UnixListener, api: Api) -> io::Result<()> {
         .route("/api/v1/devices/clear", post(devices::clear))
         .route("/api/v1/events", get(events))
         .route("/api/v1/models/{name}/logs", get(logs))
+        .merge(health::routes())
+        .merge(metrics::routes())
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not_found", "no such resource", &[]) })
         .method_not_allowed_fallback(|| async {
             let text = "this resource does not take this method";

@@ -16,6 +16,7 @@ use berthd::events::Events;
 use berthd::files::{self, Files};
 use berthd::http::{self, Api};
 use berthd::ledger::Ledger;
+use berthd::notify;
 use berthd::nvml::Nvml;
 use berthd::observe::{self, Order};
 use berthd::preflight::Looker;
@@ -168,6 +169,7 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
     observe::spawn(nvml, systemd.clone(), orders, to_driver.clone());
     rivals::spawn(systemd, to_driver.clone());
     files::spawn(files, Arc::clone(&settings), to_driver.clone());
+    notify::spawn(&settings, &args.state, &driver.problems());
     let api = Api { driver: to_driver.clone(), events, looker, settings: Arc::clone(&settings) };
     let server = tokio::spawn(http::serve(listener, api));
     let (names, traffic) = driver.for_proxy();

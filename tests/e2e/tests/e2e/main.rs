@@ -29,3 +29,4 @@ mod smoke;
 mod soak;
 mod variants;
 mod verbs;
+mod watched;

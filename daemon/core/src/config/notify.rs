@@ -160,6 +160,7 @@ fn bad_url(url: &str) -> Option<Wrong> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::config::{Settings, SourceFile, Sources, explain, load};
 

@@ -85,6 +85,7 @@ pub struct Readiness {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     /// The codes that a table of the docs has in its first cells, and how bad it says that they are.

@@ -119,18 +119,18 @@ fn what_is_wrong_is_seen_by_watchdogs_and_told_once() {
         assert_eq!((value("known"), value("suspect")), (Some(1.0), Some(0.0)));
         assert!(value("reading_age_seconds").unwrap() < 5.0);
     }
-    let value = |series: &str| page.value(series).unwrap_or_else(|| panic!("no {series}"));
-    assert_eq!(value("berth_healthy"), 1.0);
-    assert_eq!(value("berth_model_state{model=\"aeon\",state=\"serving\"}"), 1.0);
-    assert_eq!(value("berth_model_state{model=\"old\",state=\"retired\"}"), 1.0);
-    assert_eq!(value("berth_model_desired{model=\"off\"}"), 0.0);
-    assert_eq!(value("berth_model_memory_used_bytes{model=\"aeon\"}"), (2 * 14_300_u64 << 20) as f64);
-    assert_eq!(value("berth_swaps_total{verb=\"switch\",outcome=\"done\"}"), 2.0);
-    assert_eq!(value("berth_swap_step_seconds_count{step=\"ready\"}"), 2.0);
-    assert_eq!(value("berth_release_seconds_count{model=\"off\"}"), 1.0);
-    assert_eq!(value("berth_requests_total{model=\"aeon\",outcome=\"2xx\"}"), 1.0);
-    assert_eq!(value("berth_request_queue_seconds_count{model=\"aeon\"}"), 1.0);
-    assert_eq!(value("berth_completion_tokens_total{model=\"aeon\"}"), 4.0);
+    let value = |series: &str| page.value(series);
+    assert_eq!(value("berth_healthy"), Some(1.0));
+    assert_eq!(value("berth_model_state{model=\"aeon\",state=\"serving\"}"), Some(1.0));
+    assert_eq!(value("berth_model_state{model=\"old\",state=\"retired\"}"), Some(1.0));
+    assert_eq!(value("berth_model_desired{model=\"off\"}"), Some(0.0));
+    assert_eq!(value("berth_model_memory_used_bytes{model=\"aeon\"}"), Some((2 * (14_300_u64 << 20)) as f64));
+    assert_eq!(value("berth_swaps_total{verb=\"switch\",outcome=\"done\"}"), Some(2.0));
+    assert_eq!(value("berth_swap_step_seconds_count{step=\"ready\"}"), Some(2.0));
+    assert_eq!(value("berth_release_seconds_count{model=\"off\"}"), Some(1.0));
+    assert_eq!(value("berth_requests_total{model=\"aeon\",outcome=\"2xx\"}"), Some(1.0));
+    assert_eq!(value("berth_request_queue_seconds_count{model=\"aeon\"}"), Some(1.0));
+    assert_eq!(value("berth_completion_tokens_total{model=\"aeon\"}"), Some(4.0));
 
     // It dies for good.
     _ = berth.systemctl(&["kill", "--signal=KILL", "berth-model@aeon.service"]).with_code(0);

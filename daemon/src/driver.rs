@@ -24,13 +24,14 @@ use std::time::Duration;
 use berth_core::config::Settings;
 use berth_core::facts::{Cpu, Facts, FileFacts, Gpu, Known, Moment, Unit};
 use berth_core::health::Verdict;
+use berth_core::metrics::{Measured, Swaps};
 use berth_core::name::ModelName;
 use berth_core::plan::Plan;
 use berth_core::proxy::{Directory, Turns};
 use berth_core::release::Proofs;
 use berth_core::report::{
-    Accepted, Actor, Changed, Cleared, Outcome, PlanReport, Refusal, Repaired, Request, Status, SwapSummary,
-    What,
+    Accepted, Actor, Changed, Cleared, Health, Outcome, PlanReport, Problem, Readiness, Refusal, Repaired,
+    Request, Status, SwapSummary, What,
 };
 use berth_core::rivals::Service;
 use berth_core::soundness::Soundness;
@@ -109,6 +110,10 @@ pub enum Message {
     Status(oneshot::Sender<Status>),
     /// An operator declared something anew: this holds from now on, unless a swap is under way.
     Reload(Box<Settings>, oneshot::Sender<Result<Vec<Changed>, Refusal>>),
+    /// Whether all is well, and whether clients are answered.
+    Watch(oneshot::Sender<(Health, Readiness)>),
+    /// All that is measured.
+    Metrics(oneshot::Sender<Measured>),
     /// An operator wants a damaged ledger mended.
     Repair(oneshot::Sender<Result<Repaired, Refusal>>),
     /// One swap.
@@ -166,6 +171,9 @@ pub struct Driver {
     /// Who answers to which name, for the proxy, and how much goes on there.
     names: watch::Sender<Option<Arc<Directory>>>,
     traffic: Traffic,
+    /// What is wrong, for those who push it.
+    problems: watch::Sender<Vec<Problem>>,
+    swaps: Swaps,
     /// Who holds which GPU, in words: told to those who start a unit by hand.
     held: Arc<Mutex<String>>,
     began: Moment,
@@ -217,6 +225,8 @@ impl Driver {
             waiting: None,
             names: watch::Sender::new(None),
             traffic: Traffic::default(),
+            problems: watch::Sender::new(Vec::new()),
+            swaps: Swaps::default(),
             held,
             began: monotonic_now(),
         }
@@ -225,6 +235,11 @@ impl Driver {
     /// What the proxy looks at and counts in.
     pub fn for_proxy(&self) -> (Names, Traffic) {
         (self.names.subscribe(), self.traffic.clone())
+    }
+
+    /// What is wrong, whenever that changes.
+    pub fn problems(&self) -> watch::Receiver<Vec<Problem>> {
+        self.problems.subscribe()
     }
 
     /// Serves messages until it is told to quit. Models go on serving after that.
@@ -335,6 +350,11 @@ impl Driver {
                 // The asker may be gone.
                 _ = reply.send(self.with_view(status::status));
             }
+            // The askers may be gone, here and below.
+            Message::Watch(reply) => {
+                _ = reply.send(self.with_view(|view| (status::health(view), status::readiness(view))));
+            }
+            Message::Metrics(reply) => _ = reply.send(self.measured()),
             Message::SwapById(id, reply) => {
                 let now = monotonic_now();
                 let running = self.swap.as_ref().filter(|swap| swap.id() == id).map(|swap| swap.summary(now));
@@ -470,6 +490,8 @@ impl Driver {
             elapsed_ms = swap.elapsed_ms,
             "swap ended"
         );
+        let times = &self.state.times;
+        self.swaps.add(swap, |model| times.get(model)?.release.back().copied());
         let called_off = self.swap.as_ref().is_some_and(Swap::was_called_off);
         let deeds = self.with_world(|upkeep, world| upkeep.ended(world, swap, called_off));
         self.load_ended(swap, called_off);

@@ -41,6 +41,11 @@ impl Events {
         _ = inner.live.send(event);
     }
 
+    /// How many listen.
+    pub fn listeners(&self) -> usize {
+        self.lock().live.receiver_count()
+    }
+
     /// The id of the newest event.
     pub fn newest(&self) -> u64 {
         self.lock().next

@@ -8,6 +8,8 @@ mod caller;
 mod configuration;
 mod devices;
 mod guard;
+mod health;
+mod metrics;
 mod openapi;
 mod repair;
 mod resources;
@@ -103,6 +105,7 @@ fn routes(api: &Api) -> Router {
     let document = Bytes::from(document.to_json().unwrap_or_default());
     let document = move || async { ([(header::CONTENT_TYPE, "application/json")], document) };
     routes
+        .merge(health::supervisors())
         .route("/login", get(session::login))
         .route("/api/v1/openapi.json", get(document))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not_found", "no such resource", &[]) })
@@ -131,7 +134,8 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(resources::placements))
         .routes(routes!(swaps::one))
         .routes(routes!(streams::events))
-        .routes(routes!(streams::logs));
+        .routes(routes!(streams::logs))
+        .merge(health::routes().merge(metrics::routes()).into());
     let plan = OpenApiRouter::new().routes(routes!(swaps::dry_run)).routes(routes!(configuration::check));
     let operate = OpenApiRouter::new()
         .routes(routes!(swaps::begin))

@@ -11,6 +11,7 @@ pub mod http;
 pub mod journal;
 pub mod ledger;
 pub mod listen;
+pub mod notify;
 pub mod observe;
 pub mod preflight;
 pub mod probe;

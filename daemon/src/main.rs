@@ -16,6 +16,7 @@ use berthd::files::{self, Files};
 use berthd::http::{self, Api, Sessions};
 use berthd::ledger::Ledger;
 use berthd::listen::Kept;
+use berthd::notify;
 use berthd::nvml::Nvml;
 use berthd::observe::{self, Order};
 use berthd::preflight::Looker;
@@ -138,6 +139,7 @@ async fn run(args: &Args, declared: Declared) -> anyhow::Result<()> {
     observe::spawn(nvml, systemd.clone(), orders, to_driver.clone());
     rivals::spawn(systemd, to_driver.clone());
     files::spawn(files, declared.clone(), to_driver.clone());
+    notify::spawn(&settings, &args.state, &driver.problems());
     let mut kept = Kept::take(&[settings.http.listen.as_slice(), &settings.proxy.listen].concat());
     let api = Api {
         driver: to_driver.clone(),

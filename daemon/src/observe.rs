@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{Active, DeviceId, Gpu, Known, Unit};
+use berth_core::facts::{self, Active, DeviceId, Gpu, Known, Unit};
 use berth_core::name::ModelName;
 use berth_core::release;
 use berth_core::state::ClaimedGpu;
@@ -19,7 +19,7 @@ use crate::nvml::{Nvml, Xid};
 use crate::systemd::{Change, Systemd, UnitChange, UnitReading};
 
 /// Between two full readings when nothing goes on.
-const IDLE: Duration = Duration::from_secs(1);
+const IDLE: Duration = facts::INTERVAL;
 /// Between two full readings while something loads or stops.
 const LOADING: Duration = Duration::from_millis(100);
 /// Between two looks at the memory info while memory is awaited: a part of the time waited so far, within these.
@@ -41,7 +41,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 const ALL_UNITS: Duration = Duration::from_secs(10);
 
 /// How long a full reading of the GPUs may take.
-pub const FULL_READING: Duration = Duration::from_secs(2);
+pub const FULL_READING: Duration = facts::READING;
 /// How long the fast poll's reading may take.
 const FAST_READING: Duration = Duration::from_millis(500);
 

@@ -1,9 +1,10 @@
 //! `berthctl` and `berthctl status`: who holds the GPUs, what serves, what is wrong.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use berth_core::bytes::Bytes;
-use berth_core::facts::Known;
+use berth_core::facts::{Known, STALE};
 use berth_core::name::ModelName;
 use berth_core::report::{
     GpuBalance, GpuStatus, GuestStatus, Holder, ModelState, ModelStatus, Outcome, Problem, Requests, Status,
@@ -14,8 +15,6 @@ use super::reload::changed;
 use super::text::{about, age, bar, clean, gib, gpus, join, names, paragraph, spread, took};
 use super::{Column, Paint, Table, Tone, swap};
 
-/// Readings older than this are called out.
-const OLD_MS: u64 = 5_000;
 /// Use that no process accounts for is named from here on.
 const NOTABLE: Bytes = Bytes::mib(100);
 const BAR: usize = 20;
@@ -36,7 +35,8 @@ fn head(status: &Status, paint: Paint) -> String {
     let oldest = status.gpus.value().and_then(|gpus| gpus.iter().map(|gpu| gpu.age_ms).max());
     let measured = oldest.map_or_else(String::new, |ms| {
         let text = format!("measured {} ago", about(ms));
-        paint.tint(if ms > OLD_MS { Tone::Warn } else { Tone::Dim }, &text)
+        let stale = Duration::from_millis(ms) > STALE;
+        paint.tint(if stale { Tone::Warn } else { Tone::Dim }, &text)
     });
     let node = paint.tint(Tone::Bold, &status.node);
     spread(&[node, serving(status), up, measured])

@@ -8,6 +8,7 @@ mod error;
 mod explain;
 mod main_file;
 mod model_file;
+mod notify;
 mod policy_file;
 mod reader;
 mod together;
@@ -33,6 +34,7 @@ pub use access::{Access, Http, Principal, Token};
 pub use difference::{changes, difference, run_values};
 pub use error::{ConfigError, Place, Warning};
 pub use explain::{Explained, Explanation, ModelExplanation, Origin, explain};
+pub use notify::{Format, Notify, Target};
 pub use variant::{BadSet, with_settings};
 
 /// The port of the control API over TCP.
@@ -121,6 +123,8 @@ pub struct Settings {
     pub access: Access,
     /// How models are loaded because a client asks, where a model does not say otherwise.
     pub guests: Guests,
+    /// Who is told of problems.
+    pub notify: Vec<Notify>,
     /// How models may be placed, by name: those that ship with Berth and those of `policies.d`.
     pub policies: BTreeMap<String, Policy>,
     /// What is allowed and known to hurt.

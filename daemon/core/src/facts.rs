@@ -17,6 +17,13 @@ use crate::shape::Shape;
 /// A moment: the time since `CLOCK_MONOTONIC`'s zero. systemd's and gpusim's stamps count from there too.
 pub type Moment = Duration;
 
+/// Between two readings of the GPUs when nothing goes on; while something does they come closer.
+pub const INTERVAL: Duration = Duration::from_secs(1);
+/// How long one may take.
+pub const READING: Duration = Duration::from_secs(2);
+/// A reading older than this is stale: three are missing, and the last of them has had its time.
+pub const STALE: Duration = Duration::from_secs(3 * INTERVAL.as_secs() + READING.as_secs());
+
 /// A measured value, or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -86,6 +93,26 @@ impl Facts {
     /// The GPUs that can be seen, in NVML's order.
     pub fn gpus(&self) -> &[Gpu] {
         self.gpus.value().map_or(&[], Vec::as_slice)
+    }
+
+    /// Makes unknown what was read too long ago to be true now. Whether there was something.
+    pub fn expire(&mut self, now: Moment) -> bool {
+        let Known::Value(gpus) = &mut self.gpus else { return false };
+        let why = format!("it was read last more than {} s ago", STALE.as_secs());
+        let mut news = false;
+        for gpu in gpus {
+            let is_old = |at: Moment| now.saturating_sub(at) > STALE;
+            if is_old(gpu.read_at) && gpu.memory.value().is_some() {
+                gpu.memory = Known::Unknown(why.clone());
+                (gpu.temperature_c, gpu.power_w, gpu.utilization_percent) = (None, None, None);
+                news = true;
+            }
+            if is_old(gpu.listed_at) && gpu.processes.value().is_some() {
+                gpu.processes = Known::Unknown(why.clone());
+                news = true;
+            }
+        }
+        news
     }
 
     /// The GPU of this identity, if it can be seen.
@@ -394,4 +421,45 @@ pub struct Preflight {
     pub files: Vec<(PathBuf, String)>,
     /// The socket that listens on the model's port, if there is one.
     pub port: Option<Listener>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_long_ago_is_unknown() {
+        let at = Duration::from_secs(100);
+        let memory = GpuMemory {
+            total: Bytes::mib(16_311),
+            reserved: Bytes::ZERO,
+            used: Bytes::ZERO,
+            free: Bytes::mib(16_311),
+        };
+        let gpu = |index: u32, read_at| Gpu {
+            index,
+            id: DeviceId(format!("GPU-{index}")),
+            name: String::new(),
+            read_at,
+            listed_at: read_at,
+            memory: Known::Value(memory),
+            processes: Known::Value(Vec::new()),
+            lost: false,
+            suspect: None,
+            temperature_c: Some(52),
+            power_w: Some(38),
+            utilization_percent: Some(0),
+        };
+        let later = at + Duration::from_secs(1);
+        let gpus = Known::Value(vec![gpu(0, at), gpu(1, later)]);
+        let mut facts = Facts { gpus, ..Facts::none_yet() };
+        assert!(!facts.expire(at + STALE), "it may be about to be read");
+        assert!(facts.expire(later + STALE));
+        let [old, new] = facts.gpus() else { panic!("two GPUs") };
+        let why = Some("it was read last more than 5 s ago");
+        assert_eq!((old.memory.why_unknown(), old.processes.why_unknown()), (why, why));
+        assert_eq!((old.temperature_c, old.power_w, old.utilization_percent), (None, None, None));
+        assert_eq!(*new, gpu(1, later));
+        assert!(!facts.expire(later + STALE), "that is no news");
+    }
 }

@@ -14,5 +14,5 @@ pub use directory::{Directory, Entry, Refused, Verdict, Way, directory};
 pub use key::KeyHash;
 pub use queue::{Clients, Queue, Usage};
 pub use route::{Dialect, Route, route};
-pub use tally::{Ended, Tally};
+pub use tally::{Ended, RequestTimes, Tally};
 pub use turns::Turns;

@@ -3,6 +3,7 @@
 //! Moments here are wall-clock milliseconds since 1970 (`*_ms` of events and `since_ms`), durations are
 //! milliseconds, memory is bytes. Fields may be added within a schema version; none changes its meaning.
 
+mod health;
 mod plan;
 mod status;
 mod swap;
@@ -15,6 +16,7 @@ use utoipa::ToSchema;
 use crate::bytes::Bytes;
 use crate::name::ModelName;
 
+pub use health::{CODES, Concern, Health, HealthStatus, Readiness, Severity};
 pub use plan::{Attempt, AttemptOutcome, DeviceShare, GpuChange, PlanReport, StepForecast, Verdict};
 pub use status::{
     Devices, GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, Models, Node,

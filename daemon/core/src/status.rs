@@ -1,5 +1,7 @@
 //! The picture of a node: settings + facts + state → [`Status`].
 
+mod health;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -17,6 +19,8 @@ use crate::report::{
 use crate::rivals::Rivals;
 use crate::state::{Claim, ClaimedGpu, Phase, State, Times};
 use crate::upkeep::Upkeep;
+
+pub use health::{health, readiness};
 
 /// What the driver knows besides the ledger's state.
 #[derive(Debug, Clone, Default)]
@@ -272,6 +276,13 @@ fn holders(view: &View, gpu: &Gpu) -> Vec<Holder> {
     holders
 }
 
+/// Whether a model has failed since it served last.
+fn has_failed(view: &View, name: &ModelName) -> bool {
+    let failed = view.state.troubles.get(name).and_then(|trouble| trouble.failures.back());
+    let served = view.state.served.get(name).map_or(0, |served| served.at_ms);
+    failed.is_some_and(|fault| fault.at_ms > served)
+}
+
 /// What is wrong, worst first.
 pub fn problems(view: &View) -> Vec<Problem> {
     let mut found = Vec::new();
@@ -303,13 +314,18 @@ pub fn problems(view: &View) -> Vec<Problem> {
             );
             continue;
         }
-        if view.swap.is_some() || view.state.is_displaced(name) {
+        // What an operator has stopped, and what comes back without having failed, is on its way. What failed stays a
+        // problem until it serves: each attempt would else end it and begin it anew.
+        let on_its_way = |swap: &SwapSummary| swap.stops.contains(name) || !has_failed(view, name);
+        if view.state.is_displaced(name) || view.swap.is_some_and(on_its_way) {
             continue;
         }
         let wait = view.upkeep.waits.get(name);
-        let absent = model.filter(|_| !view.state.claims.contains_key(name));
+        let absent = model.filter(|_| view.swap.is_none() && !view.state.claims.contains_key(name));
         let missing = absent.and_then(|model| plan::missing(view.settings, view.facts, view.state, model));
-        let now = wait.map(|wait| &wait.why).or(missing.as_ref().map(|missing| &missing.why));
+        let again = "it is being started again".to_owned();
+        let again = Some(&again).filter(|_| view.state.is_resident(name));
+        let now = wait.map(|wait| &wait.why).or(missing.as_ref().map(|missing| &missing.why)).or(again);
         let why: Vec<&str> =
             view.upkeep.errors.get(name).into_iter().chain(now).map(String::as_str).collect();
         let why = if why.is_empty() { String::new() } else { format!(": {}", why.join("; ")) };

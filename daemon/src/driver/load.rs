@@ -12,6 +12,9 @@ use crate::proc::monotonic_now;
 impl Driver {
     /// Time passed, or clients came or went.
     pub(super) fn tick(&mut self) {
+        if self.facts.expire(monotonic_now()) {
+            self.observed();
+        }
         self.step(Event::Tick);
         self.look_for_load();
     }

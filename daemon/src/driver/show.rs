@@ -4,15 +4,16 @@ use std::collections::btree_map::Entry;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use berth_core::metrics::Measured;
 use berth_core::name::ModelName;
 use berth_core::proxy::{Usage, directory};
 use berth_core::report::{ModelState, Problem, What};
-use berth_core::state::State;
+use berth_core::state::{Claim, State};
 use berth_core::status::{self, View};
 use berth_core::swap::Swap;
 
 use super::{Driver, millis, now_ms};
-use crate::proc::monotonic_now;
+use crate::proc::{host_memory, monotonic_now};
 
 /// Between two looks at which models would not fit even alone: as often as GPUs are read when nothing goes on.
 const WEIGH: Duration = Duration::from_secs(1);
@@ -48,6 +49,11 @@ impl Driver {
                 self.events.say(now_ms, What::Model { model, state, text });
             }
         }
+        self.problems.send_if_modified(|was| {
+            let news = *was != problems;
+            was.clone_from(&problems);
+            news
+        });
         let stand: Vec<String> = problems.iter().map(Problem::key).collect();
         let over: Vec<String> =
             self.memory.problems.keys().filter(|key| !stand.contains(key)).cloned().collect();
@@ -78,6 +84,21 @@ impl Driver {
             }
             news
         });
+    }
+
+    /// All that is measured. Who listens to events is not the driver's to know.
+    pub(super) fn measured(&mut self) -> Measured {
+        self.facts.host.memory = host_memory();
+        let (status, health) = self.with_view(|view| (status::status(view), status::health(view)));
+        let kept = |claim: &Claim| claim.gpus.iter().map(|part| part.placed.bytes).sum();
+        Measured {
+            status,
+            health,
+            kept: self.state.claims.iter().map(|(model, claim)| (model.clone(), kept(claim))).collect(),
+            swaps: self.swaps.clone(),
+            times: self.traffic.times(),
+            listeners: 0,
+        }
     }
 
     pub(super) fn with_view<T>(&self, look: impl FnOnce(&View) -> T) -> T {

@@ -16,6 +16,7 @@ impl Driver {
     pub(super) fn observed(&mut self) {
         let now = monotonic_now();
         self.facts.at = now;
+        self.facts.expire(now);
         // After the units: what these have taken since counts as foreign, never as free.
         self.facts.host.memory = host_memory();
         self.soundness.judge(&mut self.facts.gpus, now, self.settings.sound);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use berth_core::name::ModelName;
 use berth_core::proxy::usage::Reader;
-use berth_core::proxy::{Directory, Ended, Tally};
+use berth_core::proxy::{Directory, Ended, RequestTimes, Tally};
 use berth_core::report::Requests;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use hyper::{Request, Response, StatusCode};
@@ -32,6 +32,11 @@ impl Telemetry {
             Some(tally) => tally.requests(under_way, waiting),
             None => Tally::default().requests(under_way, waiting),
         }
+    }
+
+    /// How long requests took, of each model that was asked.
+    pub fn times(&self) -> BTreeMap<ModelName, RequestTimes> {
+        self.tallies().iter().map(|(model, tally)| (model.clone(), tally.times().clone())).collect()
     }
 
     /// A request that came in now.

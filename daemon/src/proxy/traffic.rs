@@ -1,11 +1,12 @@
 //! The requests that are here now, shared by the proxy, which counts them, and the driver, which looks before it stops or
 //! loads a model.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_core::name::ModelName;
-use berth_core::proxy::{Clients, Queue};
+use berth_core::proxy::{Clients, Queue, RequestTimes};
 use berth_core::report::Requests;
 use tokio::sync::Notify;
 
@@ -46,6 +47,11 @@ impl Traffic {
     pub fn requests(&self, model: &ModelName) -> Requests {
         let usage = self.queue().usage(model);
         self.0.telemetry.requests(model, usage.under_way, usage.waiting)
+    }
+
+    /// How long requests took, of each model that was asked.
+    pub fn times(&self) -> BTreeMap<ModelName, RequestTimes> {
+        self.0.telemetry.times()
     }
 
     /// Where requests are told of that ended.

@@ -3,7 +3,8 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
@@ -43,15 +44,38 @@ pub fn post(pid1: u32, port: u16, path: &str, body: &Value, deadline: Duration) 
 pub fn say(pid1: u32, port: u16, request: &[u8], deadline: Duration) -> Result<Answer> {
     let mut stream = connect(pid1, port, deadline)?;
     stream.write_all(request)?;
+    answer(stream).with_context(|| format!("no whole answer from port {port} within {deadline:?}"))
+}
+
+/// What comes until the other end has said all.
+fn answer(mut stream: impl Read) -> Result<Answer> {
     let mut answer = Vec::new();
-    stream
-        .read_to_end(&mut answer)
-        .with_context(|| format!("no whole answer from port {port} within {deadline:?}"))?;
+    stream.read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").context("an answer that is no HTTP")?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.context("an answer without a status")?;
     Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
+}
+
+/// GETs a resource of the control socket of the guest whose PID 1 is `pid1`.
+///
+/// # Errors
+/// Nobody listens, no answer comes within the deadline, or it is no HTTP.
+pub fn get(pid1: u32, path: &str, deadline: Duration) -> Result<Answer> {
+    let mut stream = UnixStream::connect(format!("/proc/{pid1}/root/run/berth/berth.sock"))
+        .context("nobody listens on the guest's control socket")?;
+    stream.set_read_timeout(Some(deadline))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: berth\r\n\r\n").as_bytes())?;
+    answer(stream).with_context(|| format!("no whole answer to {path} within {deadline:?}"))
+}
+
+/// Listens at a loopback port in the network of the process `pid1`.
+///
+/// # Errors
+/// It is taken.
+pub fn listen(pid1: u32, port: u16) -> Result<TcpListener> {
+    inside(pid1, || Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?))
 }
 
 /// Connects to a loopback port in the network of the process `pid1`. No reading or writing may take longer than

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{BackendKind, Deadlines, Health, Memory, Model, Settings, UnknownName};
+use super::{BackendKind, Deadlines, Health, Memory, Model, Settings, Target, UnknownName};
 use crate::backend;
 use crate::layout::Layout;
 use crate::name::ModelName;
@@ -161,6 +161,13 @@ pub fn explain(settings: &Settings) -> Explanation {
     }
     if settings.access.who.is_empty() {
         values.add("rights.operate", "@berth".to_owned(), "default");
+    }
+    for notify in &settings.notify {
+        let name = &notify.name;
+        let key = if let Target::Command(_) = notify.target { "command" } else { "url" };
+        values.add(&format!("notify.{name}.{key}"), notify.target.to_string(), "");
+        values.add(&format!("notify.{name}.settle"), shown(notify.rules.settle), "default");
+        values.add(&format!("notify.{name}.every"), shown(notify.rules.every), "default");
     }
     values.add("ports.range", format!("{}-{}", settings.ports.first, settings.ports.last), "default");
     for policy in settings.policies.values() {

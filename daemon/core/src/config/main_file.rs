@@ -105,6 +105,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         http: access::http_defaults(),
         access: Access::default(),
         guests: GUESTS,
+        notify: Vec::new(),
         policies: BTreeMap::new(),
         models: BTreeMap::new(),
         warnings: Vec::new(),
@@ -142,6 +143,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         proxy(&mut root, &reader, &mut settings);
         access::http(&mut root, &reader, &mut settings.http, &settings.proxy.listen);
         access::rights(&mut root, &mut settings.access);
+        settings.notify = super::notify::read(&mut root, &reader);
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
                 match range(text.get_ref()) {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::usage::Usage;
+use crate::metrics::Histogram;
 use crate::report::Requests;
 
 /// The newest so many requests make the medians.
@@ -46,6 +47,18 @@ impl Ended {
 pub struct Tally {
     requests: Requests,
     newest: VecDeque<Newest>,
+    times: RequestTimes,
+}
+
+/// How long the requests took that reached their model.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RequestTimes {
+    /// How long they waited for it.
+    pub queued: Histogram,
+    /// From then until their answers began.
+    pub first_byte: Histogram,
+    /// From then until the first tokens of streams.
+    pub first_token: Histogram,
 }
 
 #[derive(Debug)]
@@ -68,6 +81,13 @@ impl Tally {
         requests.completion_tokens =
             requests.completion_tokens.saturating_add(tokens(ended.usage.completion));
         requests.last_used_ms = Some(now_ms);
+        self.times.queued.add(queued);
+        if let Some(time) = ended.first_byte {
+            self.times.first_byte.add(time);
+        }
+        if let Some(time) = ended.first_token {
+            self.times.first_token.add(time);
+        }
         if self.newest.len() == NEWEST {
             self.newest.pop_front();
         }
@@ -77,6 +97,11 @@ impl Tally {
             first_token: ended.first_token.map(millis),
             speed: ended.speed(),
         });
+    }
+
+    /// How long they took.
+    pub fn times(&self) -> &RequestTimes {
+        &self.times
     }
 
     /// All of it, beside what goes on.
@@ -144,6 +169,9 @@ mod tests {
             ..Requests::default()
         };
         assert_eq!(tally.requests(1, 2), wanted);
+        let times = tally.times();
+        assert_eq!((times.queued.count(), times.queued.sum()), (3, Duration::from_millis(430)));
+        assert_eq!((times.first_byte.count(), times.first_token.count()), (3, 0));
     }
 
     #[test]

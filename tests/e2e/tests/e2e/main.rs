@@ -31,3 +31,4 @@ mod smoke;
 mod soak;
 mod variants;
 mod verbs;
+mod watched;

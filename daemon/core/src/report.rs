@@ -3,6 +3,7 @@
 //! Moments here are wall-clock milliseconds since 1970 (`*_ms` of events and `since_ms`), durations are
 //! milliseconds, memory is bytes. Fields may be added within a schema version; none changes its meaning.
 
+mod history;
 mod plan;
 mod status;
 mod swap;
@@ -14,6 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Bytes;
 use crate::name::ModelName;
 
+pub use history::{
+    DeviceHistory, DeviceSample, DevicesHistory, EventsHistory, PastProblem, ProblemsHistory, SwapHistory,
+    SwapsHistory,
+};
 pub use plan::{Attempt, AttemptOutcome, DeviceShare, GpuChange, PlanReport, StepForecast, Verdict};
 pub use status::{
     GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Requests,

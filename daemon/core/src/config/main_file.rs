@@ -11,7 +11,7 @@ use super::error::ConfigError;
 use super::reader::{Reader, Table};
 use super::{
     API_PORT, Boot, ClientKey, Deadlines, Guests, Health, OnDemand, PROXY_PORT, PortRange, Proxy, Restart,
-    Settings, SourceFile, UnknownName,
+    Settings, SourceFile, UnknownName, history,
 };
 use crate::bytes::Bytes;
 use crate::proxy::KeyHash;
@@ -101,6 +101,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         boot: BOOT,
         health: HEALTH,
         proxy: proxy_defaults(),
+        history: history::DEFAULT,
         guests: GUESTS,
         policies: BTreeMap::new(),
         models: BTreeMap::new(),
@@ -137,6 +138,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         }
         settings.health = health(&mut root, settings.health);
         proxy(&mut root, &reader, &mut settings);
+        settings.history = history::read(&mut root, &reader, settings.history);
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
                 match range(text.get_ref()) {

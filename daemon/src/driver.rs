@@ -103,6 +103,8 @@ pub enum Message {
     Clear(String, oneshot::Sender<Result<Cleared, Box<Refusal>>>),
     /// Why the proxy can't listen at this address; None once it does.
     Unheard(SocketAddr, Option<String>),
+    /// What is wrong with the history, now.
+    History(Vec<Refusal>),
     /// The state of the node.
     Status(oneshot::Sender<Status>),
     /// An operator wants a damaged ledger mended.
@@ -312,6 +314,10 @@ impl Driver {
                     Some(why) => self.memory.unheard.insert(address, why),
                     None => self.memory.unheard.remove(&address),
                 };
+                self.notice();
+            }
+            Message::History(wrong) => {
+                self.memory.history = wrong;
                 self.notice();
             }
             Message::Xid(xid) => self.xid(&xid),

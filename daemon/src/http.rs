@@ -3,6 +3,7 @@
 //! Who may connect is the socket's mode: root and the group `berth`. Who asked for a change goes into the journal.
 
 mod devices;
+mod history;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -35,6 +36,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::driver::{Answer, Decide, Message, refusal};
 use crate::events::Events;
+use crate::history::Reader;
 use crate::journal;
 use crate::preflight::Looker;
 
@@ -55,6 +57,8 @@ pub struct Api {
     pub driver: mpsc::Sender<Message>,
     /// What happened.
     pub events: Events,
+    /// The past.
+    pub history: Reader,
     /// Looks up what each decision needs.
     pub looker: Looker,
     /// What was declared.
@@ -83,6 +87,7 @@ pub async fn serve(listener: UnixListener, api: Api) -> io::Result<()> {
         .route("/api/v1/devices/clear", post(devices::clear))
         .route("/api/v1/events", get(events))
         .route("/api/v1/models/{name}/logs", get(logs))
+        .merge(history::routes())
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not_found", "no such resource", &[]) })
         .method_not_allowed_fallback(|| async {
             let text = "this resource does not take this method";

@@ -14,6 +14,7 @@ use berthd::cpus;
 use berthd::driver::{Driver, Message, now_ms};
 use berthd::events::Events;
 use berthd::files::{self, Files};
+use berthd::history;
 use berthd::http::{self, Api};
 use berthd::ledger::Ledger;
 use berthd::nvml::Nvml;
@@ -43,7 +44,7 @@ struct Args {
     /// Folder of berth.toml, models.d and policies.d
     #[arg(long, default_value = "/etc/berth", value_name = "DIR")]
     config: PathBuf,
-    /// Folder of the ledger
+    /// Folder of the ledger and the history
     #[arg(long, default_value = "/var/lib/berth", value_name = "DIR")]
     state: PathBuf,
     /// Folder of the control socket and the ticket socket
@@ -168,7 +169,8 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
     observe::spawn(nvml, systemd.clone(), orders, to_driver.clone());
     rivals::spawn(systemd, to_driver.clone());
     files::spawn(files, Arc::clone(&settings), to_driver.clone());
-    let api = Api { driver: to_driver.clone(), events, looker, settings: Arc::clone(&settings) };
+    let history = history::spawn(&args.state, &settings.history, events.clone(), to_driver.clone());
+    let api = Api { driver: to_driver.clone(), events, history, looker, settings: Arc::clone(&settings) };
     let server = tokio::spawn(http::serve(listener, api));
     let (names, traffic) = driver.for_proxy();
     let proxying = proxy::serve(settings.proxy.clone(), names, traffic, to_driver.clone());

@@ -24,6 +24,7 @@ See:
   status          the same; --watch keeps it on the screen
   logs MODEL      what a model's server said; -f follows
   events          what Berth did; -f follows
+  history         past swaps, or one by its number; --problems: what was wrong
 Change:
   switch MODEL    make it `default`; stop only what is in the way
   start MODEL     add it beside the rest; never stops another
@@ -52,7 +53,7 @@ Examples:
 
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
-  status, plan, fit, check, repair, device clear, key
+  status, plan, fit, check, history, repair, device clear, key
                         one document
   events, logs          one document a line
   switch, start, stop, restart, back, retry
@@ -207,6 +208,23 @@ pub(crate) enum Command {
         follow: bool,
         /// How many of the last ones to show
         #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+        last: u32,
+    },
+    /// Show past swaps, newest first, or what was wrong
+    #[command(
+        after_help = "Examples:\n  berthctl history\n  berthctl history 12\n  berthctl history --problems -n 50\n\n\
+        How long it is kept is declared in [history] of berth.toml."
+    )]
+    History {
+        /// Show this one with its steps
+        #[arg(value_name = "NUMBER")]
+        swap: Option<u64>,
+        /// What was wrong, and until when
+        #[arg(long, conflicts_with = "swap")]
+        problems: bool,
+        /// How many of the last ones to show, up to 500
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 20, conflicts_with = "swap",
+            value_parser = clap::value_parser!(u32).range(1..=500))]
         last: u32,
     },
     /// Make a key for a client of the proxy; needs no berthd

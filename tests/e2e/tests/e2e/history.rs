@@ -50,10 +50,11 @@ fn problems(berth: &Berth, code: &str) -> Vec<(u64, Option<u64>)> {
     of_code.map(|past| (past.problem.since_ms, past.ended_ms)).collect()
 }
 
-/// What was used of GPU `index`, sample by sample.
+/// What was used of GPU `index` in the last quarter of an hour, sample by sample.
 #[track_caller]
 fn used(berth: &Berth, index: u32) -> Vec<Option<Bytes>> {
-    let devices = get::<DevicesHistory>(berth, "devices?points=2000").devices;
+    let since_ms = berth.status().at_ms - 900_000;
+    let devices = get::<DevicesHistory>(berth, &format!("devices?since_ms={since_ms}&points=2000")).devices;
     let device = devices.into_iter().find(|device| device.index == Some(index));
     device.map_or_else(Vec::new, |device| device.samples.into_iter().map(|sample| sample.used).collect())
 }
@@ -132,6 +133,7 @@ fn the_past_outlives_berthd_and_the_power() {
     assert_eq!((found.swap.outcome, found.swap.steps.len() >= cut.steps.len()), (None, true), "{found:?}");
     assert!(used(&berth, 0).len() >= samples, "{} samples of {samples}", used(&berth, 0).len());
     assert!(used(&berth, 0).iter().flatten().any(|used| *used >= Bytes::mib(14_300)));
+    berth.gpu(&["restore", "1"]);
     berth.wait_serving("genesis", SOON);
 
     let text = berth.ctl_as("frank", &["history"]).with_code(0).stdout;

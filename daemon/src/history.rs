@@ -162,32 +162,31 @@ struct Writer {
 impl Writer {
     fn run(mut self, queue: &thread::Receiver<Job>) {
         while let Ok((batch, reply)) = queue.recv() {
-            let failed = self.write(&batch).inspect_err(|error| tracing::warn!("{error}")).err();
+            let failed = self.write(&batch, now_ms()).inspect_err(|error| tracing::warn!("{error}")).err();
             let wrong = failed.as_ref().map(refusal).into_iter().chain(self.damaged()).collect();
             // Whoever waits for it may have gone.
             _ = reply.send(wrong);
         }
     }
 
-    fn write(&mut self, batch: &Batch) -> Result<(), HistoryError> {
+    fn write(&mut self, batch: &Batch, now_ms: u64) -> Result<(), HistoryError> {
         if self.suspect.swap(false, Ordering::Relaxed) {
             // Opening it checks it.
             self.store = None;
         }
-        match self.try_write(batch) {
+        match self.try_write(batch, now_ms) {
             Err(error) if error.is_damage() => {
                 self.store = None;
-                let aside = file::set_aside(&self.path, now_ms() / 1000)?;
+                let aside = file::set_aside(&self.path, now_ms / 1000)?;
                 tracing::error!("{error}; it is kept as {}, and a new one is begun", aside.display());
                 self.aside = Some(error.to_string());
-                self.try_write(batch)
+                self.try_write(batch, now_ms)
             }
             done => done,
         }
     }
 
-    fn try_write(&mut self, batch: &Batch) -> Result<(), HistoryError> {
-        let now_ms = now_ms();
+    fn try_write(&mut self, batch: &Batch, now_ms: u64) -> Result<(), HistoryError> {
         let store = match &mut self.store {
             Some(store) => store,
             empty => empty.insert(Store::open(&self.path, self.limits, now_ms)?),

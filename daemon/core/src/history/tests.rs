@@ -125,7 +125,7 @@ fn limits_are_the_declared_ones_and_their_shares_fit_into_the_size() {
 /// A year with a reading each second: what the tiers hold when it is dropped, as the limits say.
 #[test]
 fn a_year_of_seconds_stays_within_the_limits() {
-    for (size, devices, days) in [(Bytes::mib(256), 9, 366), (Bytes::mib(8), 2, 30)] {
+    for (size, devices, days) in [(Bytes::mib(256), 9, 366), (Bytes::mib(8), 2, 120)] {
         let limits = Limits::new(&declared(size));
         let mut rollup = Rollup::default();
         // The moments of the rows of the coarser tiers; of the finest their number, since one is like the other.

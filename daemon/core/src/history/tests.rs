@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -129,13 +130,13 @@ fn a_year_of_seconds_stays_within_the_limits() {
         let limits = Limits::new(&declared(size));
         let mut rollup = Rollup::default();
         // The moments of the rows of the coarser tiers; of the finest their number, since one is like the other.
-        let (mut each, mut tiers, mut most) = (0u64, [Vec::<u64>::new(), Vec::new()], 0);
+        let (mut each, mut tiers, mut most) = (0u64, [VecDeque::<u64>::new(), VecDeque::new()], 0);
         // One reading of ten goes through: the others fall into the same minutes.
         for second in (0..days * 86_400u64).step_by(10) {
             let now_ms = NOW + second * 1_000;
             // All devices are read at once, so that one stands for all.
             for (tier, sample) in rollup.take(0, &used(now_ms, Some(second % 16_000))) {
-                tiers[tier as usize - 1].push(sample.at_ms);
+                tiers[tier as usize - 1].push_back(sample.at_ms);
             }
             each += 10 * devices;
             if (second + 10) % (DROP_MS / 1_000) > 0 {
@@ -144,9 +145,12 @@ fn a_year_of_seconds_stays_within_the_limits() {
             most = most.max(each + devices * tiers.iter().map(|rows| rows.len() as u64).sum::<u64>());
             each = each.min(limits.keep_ms(Tier::Each) / 1_000 * devices).min(limits.rows);
             for (tier, rows) in [Tier::Minute, Tier::Quarter].into_iter().zip(&mut tiers) {
-                let beyond = (rows.len() as u64).saturating_sub(limits.rows / devices);
-                rows.drain(..usize::try_from(beyond).unwrap());
-                rows.retain(|at_ms| *at_ms >= now_ms.saturating_sub(limits.keep_ms(tier)));
+                let old = now_ms.saturating_sub(limits.keep_ms(tier));
+                while rows.len() as u64 > limits.rows / devices
+                    || rows.front().is_some_and(|at_ms| *at_ms < old)
+                {
+                    rows.pop_front();
+                }
             }
         }
         let lists = limits.events.0 + limits.swaps.0 + limits.problems.0;

@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_core::history::{LOG, Limits, Tier};
+use nix::unistd::{AccessFlags, access};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 /// The file within the folder of the state.
@@ -115,38 +116,26 @@ impl HistoryError {
 /// Opens the file to write, or makes it. One that exists is checked whole first.
 pub(super) fn open(path: &Path, limits: &Limits) -> Result<Connection, HistoryError> {
     let sqlite = |source| HistoryError::Sqlite { path: path.to_owned(), source };
-    if !is_known(path).map_err(|source| HistoryError::Io { path: path.to_owned(), source })? {
-        let why = "it is damaged (SQLite would only read it)".to_owned();
-        return Err(HistoryError::Damaged { path: path.to_owned(), why });
-    }
     let connection = Connection::open(path).map_err(sqlite)?;
-    if let Some(why) = prepare(&connection, limits).map_err(sqlite)? {
+    if let Some(why) = prepare(&connection, path, limits).map_err(sqlite)? {
         return Err(HistoryError::Damaged { path: path.to_owned(), why });
     }
     Ok(connection)
 }
 
-/// Whether SQLite would write to the file, by its header: one of a later format it takes for read-only, as one on a disk
-/// that is.
-fn is_known(path: &Path) -> io::Result<bool> {
-    let mut header = [0; 20];
-    match fs::File::open(path).and_then(|mut file| file.read_exact(&mut header)) {
-        Ok(()) => Ok(header[18..].iter().all(|format| matches!(format, 1 | 2))),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
-            Ok(true)
-        }
-        Err(error) => Err(error),
-    }
-}
-
 /// Gives why the file can't be believed, where that is so.
-fn prepare(connection: &Connection, limits: &Limits) -> Result<Option<String>, rusqlite::Error> {
+fn prepare(connection: &Connection, path: &Path, limits: &Limits) -> Result<Option<String>, rusqlite::Error> {
     connection.busy_timeout(BUSY)?;
     // Rows are appended: a few hundred KiB of pages in memory are enough.
     connection.pragma_update(None, "cache_size", -256)?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let application: i64 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    // One of a later format it takes for read-only, as one that may not be written to. To open it and look at its header
+    // would take SQLite's locks from it when it is closed again.
+    if connection.is_readonly("main")? && access(path, AccessFlags::W_OK).is_ok() {
+        return Ok(Some("it is damaged (SQLite would only read it)".to_owned()));
+    }
     match (application, version) {
         (0, 0) if tables == 0 => create(connection)?,
         (APPLICATION, VERSION) => {

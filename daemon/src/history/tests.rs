@@ -353,24 +353,29 @@ async fn a_damaged_file_is_read_or_set_aside() {
 #[tokio::test]
 async fn damage_under_way_is_found_and_few_files_are_kept() {
     let mut kept = Kept::new(limits(Bytes::mib(64)));
-    for round in 0..4u64 {
+    for round in 0..4 {
         for n in 0..200 {
             kept.writer.write(&seen(status(NOW + n * 1_000, Some(n), &[])), NOW).unwrap();
         }
-        // The oldest of it, which the writer does not look at again, is no more.
+        let long =
+            SwapSummary { reason: Some("why ".repeat(5_000)), ..swap(90, NOW, Some(Outcome::Degraded)) };
+        kept.writer.write(&events(vec![What::SwapEnded { swap: long }], 1), NOW).unwrap();
         let file = Connection::open(kept.path()).unwrap();
         file.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-        let oldest =
-            "SELECT pageno FROM dbstat WHERE name = 'sample' AND pagetype = 'leaf' ORDER BY path LIMIT 1";
-        let oldest: usize = file.query_row(oldest, [], |row| row.get(0)).unwrap();
-        drop(file);
-        let mut bytes = fs::read(kept.path()).unwrap();
-        bytes[(oldest - 1) * 4096..oldest * 4096].fill(0);
-        fs::OpenOptions::new().write(true).open(kept.path()).unwrap().write_all_at(&bytes, 0).unwrap();
+        // The oldest samples, which the writer does not look at again; the middle of a long text, which only who reads
+        // it looks at.
+        let place =
+            ["name = 'sample' AND pagetype = 'leaf'", "name = 'swap' AND pagetype = 'overflow'"][round % 2];
+        let page = format!("SELECT pageno FROM dbstat WHERE {place} ORDER BY path LIMIT 1");
+        let page: u64 = file.query_row(&page, [], |row| row.get(0)).unwrap();
+        let overwritten = fs::OpenOptions::new().write(true).open(kept.path()).unwrap();
+        overwritten.write_all_at(&[0xff; 4096], (page - 1) * file::PAGE).unwrap();
         kept.writer.write(&seen(status(NOW + 200_000, Some(1), &[])), NOW).unwrap();
-        assert_eq!(kept.aside().len(), usize::try_from(round.min(2)).unwrap(), "it is not met by writing");
+        assert_eq!(kept.aside().len(), round.min(2), "it is not met by writing");
         assert!(everything(&kept.reader()).await.unwrap_err().is_damage(), "it can't be read");
-        kept.writer.write(&events(vec![What::SwapBegan { swap: swap(round, NOW, None) }], 1), NOW).unwrap();
+        let next = events(vec![What::SwapBegan { swap: swap(1, NOW, None) }], 1);
+        kept.writer.write(&next, NOW).unwrap();
+        assert_eq!(kept.aside().len(), (round + 1).min(2), "it is set aside");
         assert_eq!(kept.reader().swaps(PAGE).await.unwrap().len(), 1);
     }
     assert_eq!(kept.aside().len(), 2, "the oldest are removed");

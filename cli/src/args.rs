@@ -24,6 +24,7 @@ See:
   status          the same; --watch keeps it on the screen
   logs MODEL      what a model's server said; -f follows
   events          what Berth did; -f follows
+  history         past swaps, or one by its number; --problems: what was wrong
   dashboard       an address that signs your browser in, once
 Change:
   switch MODEL    make it `default`; stop only what is in the way
@@ -55,7 +56,7 @@ Examples:
 
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
-  status, plan, fit, check, reload, repair, device clear, key, token,
+  status, plan, fit, check, history, reload, repair, device clear, key, token,
   dashboard
                         one document
   events, logs          one document a line
@@ -211,6 +212,23 @@ pub(crate) enum Command {
         follow: bool,
         /// How many of the last ones to show
         #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+        last: u32,
+    },
+    /// Show past swaps, newest first, or what was wrong
+    #[command(
+        after_help = "Examples:\n  berthctl history\n  berthctl history 12\n  berthctl history --problems -n 50\n\n\
+        How long it is kept is declared in [history] of berth.toml."
+    )]
+    History {
+        /// Show this one with its steps
+        #[arg(value_name = "NUMBER")]
+        swap: Option<u64>,
+        /// What was wrong, and until when
+        #[arg(long, conflicts_with = "swap")]
+        problems: bool,
+        /// How many of the last ones to show, up to 500
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 20, conflicts_with = "swap",
+            value_parser = clap::value_parser!(u32).range(1..=500))]
         last: u32,
     },
     /// Make a key for a client of the proxy; needs no berthd

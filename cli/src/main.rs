@@ -11,6 +11,7 @@ mod events;
 mod exit;
 mod fit;
 mod follow;
+mod history;
 mod out;
 mod progress;
 mod render;
@@ -54,6 +55,9 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
             until_interrupted(follow, berth.logs(&model.name, lines, follow)).await
         }
         Command::Events { follow, last } => until_interrupted(follow, berth.events(last, follow)).await,
+        Command::History { swap: Some(id), .. } => berth.past_swap(id).await,
+        Command::History { problems: true, last, .. } => berth.past_problems(last).await,
+        Command::History { last, .. } => berth.past_swaps(last).await,
         Command::Fit { what, options } => fit::fit(&what, &options, out).await,
         Command::Key { name } => secret::key(&name, out),
         Command::Token { name, rights } => secret::token(&name, rights, out),

@@ -106,6 +106,8 @@ pub enum Message {
     Clear(String, oneshot::Sender<Result<Cleared, Box<Refusal>>>),
     /// Why the proxy can't listen at this address; None once it does.
     Unheard(SocketAddr, Option<String>),
+    /// What is wrong with the history, now.
+    History(Vec<Refusal>),
     /// The state of the node.
     Status(oneshot::Sender<Status>),
     /// An operator declared something anew: this holds from now on, unless a swap is under way.
@@ -336,6 +338,10 @@ impl Driver {
                     Some(why) => self.memory.unheard.insert(address, why),
                     None => self.memory.unheard.remove(&address),
                 };
+                self.notice();
+            }
+            Message::History(wrong) => {
+                self.memory.history = wrong;
                 self.notice();
             }
             Message::Xid(xid) => self.xid(&xid),

@@ -9,6 +9,7 @@ mod configuration;
 mod devices;
 mod guard;
 mod health;
+mod history;
 mod metrics;
 mod openapi;
 mod repair;
@@ -46,6 +47,7 @@ use self::caller::needing;
 use crate::declared::Declared;
 use crate::driver::{Answer, Decide, Message};
 use crate::events::Events;
+use crate::history::Reader;
 use crate::listen::{Opened, listening};
 use crate::preflight::Looker;
 
@@ -66,6 +68,8 @@ pub struct Api {
     pub driver: mpsc::Sender<Message>,
     /// What happened.
     pub events: Events,
+    /// The past.
+    pub history: Reader,
     /// Looks up what each decision needs.
     pub looker: Looker,
     /// What is declared.
@@ -135,6 +139,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(swaps::one))
         .routes(routes!(streams::events))
         .routes(routes!(streams::logs))
+        .merge(history::routes())
         .merge(health::routes().merge(metrics::routes()).into());
     let plan = OpenApiRouter::new().routes(routes!(swaps::dry_run)).routes(routes!(configuration::check));
     let operate = OpenApiRouter::new()

@@ -7,6 +7,7 @@ pub mod events;
 pub mod fault;
 pub mod files;
 pub mod health;
+pub mod history;
 pub mod http;
 pub mod journal;
 pub mod ledger;

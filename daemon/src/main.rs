@@ -13,6 +13,7 @@ use berthd::declared::Declared;
 use berthd::driver::{Driver, Message, now_ms};
 use berthd::events::Events;
 use berthd::files::{self, Files};
+use berthd::history;
 use berthd::http::{self, Api, Sessions};
 use berthd::ledger::Ledger;
 use berthd::listen::Kept;
@@ -44,7 +45,7 @@ struct Args {
     /// Folder of berth.toml, models.d and policies.d
     #[arg(long, default_value = "/etc/berth", value_name = "DIR")]
     config: PathBuf,
-    /// Folder of the ledger
+    /// Folder of the ledger and the history
     #[arg(long, default_value = "/var/lib/berth", value_name = "DIR")]
     state: PathBuf,
     /// Folder of the control socket and the ticket socket
@@ -140,10 +141,12 @@ async fn run(args: &Args, declared: Declared) -> anyhow::Result<()> {
     rivals::spawn(systemd, to_driver.clone());
     files::spawn(files, declared.clone(), to_driver.clone());
     notify::spawn(&settings, &args.state, &driver.problems());
+    let history = history::spawn(&args.state, &settings.history, events.clone(), to_driver.clone());
     let mut kept = Kept::take(&[settings.http.listen.as_slice(), &settings.proxy.listen].concat());
     let api = Api {
         driver: to_driver.clone(),
         events,
+        history,
         looker,
         declared: declared.clone(),
         sessions: Sessions::default(),

@@ -16,7 +16,8 @@ pub(crate) fn reloaded(reloaded: &Reloaded, check: bool) -> String {
         values.for_each(|value| out.push_str(&paragraph("  ", &changed(value))));
     }
     for warning in &reloaded.warnings {
-        out.push_str(&format!("{}\n", warning.trim_end()));
+        out.push_str(warning.trim_end());
+        out.push('\n');
     }
     let end = match (reloaded.changes.is_empty(), check) {
         (true, _) => "Nothing has changed.",

@@ -230,7 +230,7 @@ fn full_log(swap: &SwapSummary) -> String {
 }
 
 /// A step that was done.
-fn done(step: Step) -> &'static str {
+pub(crate) fn done(step: Step) -> &'static str {
     match step {
         Step::Checked => "checked",
         Step::Prewarmed => "prewarmed",
@@ -272,8 +272,12 @@ pub(crate) fn noun(step: Step) -> &'static str {
 }
 
 /// The whole of it: what `berthctl` has printed once a swap has ended.
-#[cfg(test)]
 pub(crate) fn whole(swap: &SwapSummary, paint: Paint) -> String {
+    steps(swap, paint) + &end(swap, paint)
+}
+
+/// The first line and those of the steps that ended.
+pub(crate) fn steps(swap: &SwapSummary, paint: Paint) -> String {
     let mut out = head(swap, paint) + "\n";
     let mut turned = false;
     for report in &swap.steps {
@@ -285,7 +289,7 @@ pub(crate) fn whole(swap: &SwapSummary, paint: Paint) -> String {
             out.push_str(&(line + "\n"));
         }
     }
-    out + &end(swap, paint)
+    out
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod declared;
 mod difference;
 mod error;
 mod explain;
+mod history;
 mod main_file;
 mod model_file;
 mod notify;
@@ -121,6 +122,8 @@ pub struct Settings {
     pub http: Http,
     /// What users may do over the unix socket.
     pub access: Access,
+    /// What is kept of the past.
+    pub history: History,
     /// How models are loaded because a client asks, where a model does not say otherwise.
     pub guests: Guests,
     /// Who is told of problems.
@@ -193,6 +196,19 @@ pub struct Health {
     pub token: Option<Duration>,
     /// How long it may leave checks unanswered while it works.
     pub busy: Duration,
+}
+
+/// What is kept of the past, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct History {
+    /// Between two samples of the devices. Each is kept for a day.
+    pub every: Duration,
+    /// For how long a sample of each minute is kept.
+    pub samples: Duration,
+    /// For how long a sample of each quarter of an hour is kept, and events, swaps and problems.
+    pub keep: Duration,
+    /// What all of it takes at most; then what is oldest goes before its time.
+    pub size: Bytes,
 }
 
 /// How a model is loaded because a client asks for it.

@@ -15,6 +15,7 @@ pub mod demand;
 pub mod facts;
 pub mod gguf;
 pub mod health;
+pub mod history;
 pub mod host;
 pub mod layout;
 pub mod learned;

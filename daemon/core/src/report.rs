@@ -4,6 +4,7 @@
 //! milliseconds, memory is bytes. Fields may be added within a schema version; none changes its meaning.
 
 mod health;
+mod history;
 mod plan;
 mod status;
 mod swap;
@@ -17,6 +18,10 @@ use crate::bytes::Bytes;
 use crate::name::ModelName;
 
 pub use health::{CODES, Concern, Health, HealthStatus, Readiness, Severity};
+pub use history::{
+    DeviceHistory, DeviceSample, DevicesHistory, EventsHistory, PastProblem, ProblemsHistory, SwapHistory,
+    SwapsHistory,
+};
 pub use plan::{Attempt, AttemptOutcome, DeviceShare, GpuChange, PlanReport, StepForecast, Verdict};
 pub use status::{
     Devices, GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, Models, Node,

@@ -35,6 +35,8 @@ pub struct Memory {
     pub ledger_error: Option<Refusal>,
     /// Where the proxy can't listen, and why.
     pub unheard: BTreeMap<SocketAddr, String>,
+    /// What is wrong with the history.
+    pub history: Vec<Refusal>,
     /// Services outside Berth that take GPU memory.
     pub rivals: Rivals,
     /// The models that would not fit even alone, and by how much.
@@ -394,6 +396,9 @@ pub fn problems(view: &View) -> Vec<Problem> {
     }
     for rival in view.memory.rivals.found().filter(|_| !view.facts.gpus().is_empty()) {
         add("rival", rival.unit, rival.text, rival.next);
+    }
+    for why in &view.memory.history {
+        add(&why.code, String::new(), why.text.clone(), why.hints.join("; or "));
     }
     found
 }

@@ -8,7 +8,8 @@ use crate::proxy::KeyHash;
 use crate::report::{Changed, ValueChange};
 
 /// What berthd takes up when it starts alone.
-const AT_START: [&str; 5] = ["http.listen", "proxy.listen", "proxy.connections", "rights.", "notify."];
+const AT_START: [&str; 6] =
+    ["http.listen", "proxy.listen", "proxy.connections", "rights.", "notify.", "history."];
 
 /// What differs in what Berth does with a model and leaves its server as it is.
 const BESIDE: [&str; 11] = [

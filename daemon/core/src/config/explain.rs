@@ -169,6 +169,15 @@ pub fn explain(settings: &Settings) -> Explanation {
         values.add(&format!("notify.{name}.settle"), shown(notify.rules.settle), "default");
         values.add(&format!("notify.{name}.every"), shown(notify.rules.every), "default");
     }
+    let history = &settings.history;
+    for (key, time) in [
+        ("history.every", history.every),
+        ("history.samples", history.samples),
+        ("history.keep", history.keep),
+    ] {
+        values.add(key, shown(time), "default");
+    }
+    values.add("history.size", history.size.to_string(), "default");
     values.add("ports.range", format!("{}-{}", settings.ports.first, settings.ports.last), "default");
     for policy in settings.policies.values() {
         if let Some(source) = &policy.source {

@@ -12,7 +12,7 @@ use super::error::ConfigError;
 use super::reader::{Reader, Table};
 use super::{
     API_PORT, Boot, ClientKey, Deadlines, Guests, Health, OnDemand, PROXY_PORT, PortRange, Proxy, Restart,
-    Settings, SourceFile, UnknownName,
+    Settings, SourceFile, UnknownName, history,
 };
 use crate::bytes::Bytes;
 use crate::proxy::KeyHash;
@@ -104,6 +104,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         proxy: proxy_defaults(),
         http: access::http_defaults(),
         access: Access::default(),
+        history: history::DEFAULT,
         guests: GUESTS,
         notify: Vec::new(),
         policies: BTreeMap::new(),
@@ -144,6 +145,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         access::http(&mut root, &reader, &mut settings.http, &settings.proxy.listen);
         access::rights(&mut root, &mut settings.access);
         settings.notify = super::notify::read(&mut root, &reader);
+        settings.history = history::read(&mut root, &reader, settings.history);
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
                 match range(text.get_ref()) {

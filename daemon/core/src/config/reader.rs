@@ -373,6 +373,23 @@ impl<'r, 'a> Table<'r, 'a> {
         if text.get_ref() == "off" { None } else { self.time(key, &text, EXPECTED) }
     }
 
+    /// A time within `range`; `expected` says what it is, with its bounds.
+    pub(super) fn duration_within(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<Duration>,
+        expected: &str,
+    ) -> Option<Duration> {
+        let text = self.string(key, expected)?;
+        let label = match humantime::parse_duration(text.get_ref()) {
+            Ok(time) if range.contains(&time) => return Some(time),
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        self.complain(key, expected, &text.span(), &label);
+        None
+    }
+
     fn time(&self, key: &str, text: &Spanned<String>, expected: &str) -> Option<Duration> {
         let label = match humantime::parse_duration(text.get_ref()) {
             Ok(Duration::ZERO) => "nothing can be done in no time".to_owned(),

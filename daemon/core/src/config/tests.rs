@@ -472,3 +472,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_history_is_kept_as_long_as_declared() {
+    let main = |text: &str| Sources { main: Some(file("berth.toml", text)), ..Sources::default() };
+    let given = "[history]\nevery = \"1 s\"\nsamples = \"30 days\"\nkeep = \"5 years\"\nsize = \"1 GiB\"\n";
+    let history = load(&main(given), "tower").unwrap().history;
+    assert_eq!((history.every, history.samples), (Duration::from_secs(1), Duration::from_secs(30 * 86_400)));
+    assert_eq!((history.keep.as_secs(), history.size), (157_788_000, Bytes::mib(1024)));
+    let short = load(&main("[history]\nkeep = \"7 days\"\n"), "tower").unwrap().history;
+    assert_eq!(short.samples, short.keep, "the default gives way");
+    let wrong = [
+        "[history]\nevery = \"100 ms\"\nkeep = \"3 hours\"\nsize = \"1 MiB\"\n",
+        "[history]\nevery = 5\nsize = \"lots\"\nsample = \"14 days\"\n",
+        "[history]\nsamples = \"3 years\"\n",
+        "[history]\nsamples = \"7 days\"\nkeep = \"1 day\"\n",
+    ];
+    let wrong: Vec<String> = wrong.map(|text| shown(&load(&main(text), "tower").unwrap_err())).into();
+    assert_snapshot!(wrong.join("\n\n"));
+}

@@ -15,7 +15,7 @@ pub enum Severity {
 }
 
 /// Every code of a problem, and how bad it is.
-pub const CODES: [(&str, Severity); 14] = [
+pub const CODES: [(&str, Severity); 16] = [
     ("ledger_damaged", Severity::Error),
     ("ledger", Severity::Warning),
     ("quarantined", Severity::Error),
@@ -27,6 +27,8 @@ pub const CODES: [(&str, Severity); 14] = [
     ("gpu_suspect", Severity::Warning),
     ("proxy_unheard", Severity::Error),
     ("http_unheard", Severity::Warning),
+    ("history_damaged", Severity::Warning),
+    ("history_error", Severity::Warning),
     ("rival", Severity::Warning),
     ("starting", Severity::Error),
     ("no_answer", Severity::Error),

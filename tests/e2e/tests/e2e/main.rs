@@ -14,6 +14,7 @@ mod crash;
 mod devices;
 mod failures;
 mod health;
+mod history;
 mod home;
 mod host;
 mod http;

@@ -1,0 +1,58 @@
+//! `[history]` of berth.toml.
+
+use std::time::Duration;
+
+use super::History;
+use super::reader::{Reader, Table};
+use crate::bytes::Bytes;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// As people write it back: a year has 365.25 days.
+const YEAR: Duration = Duration::from_secs(31_557_600);
+
+/// Readings of every five seconds show each step of a swap and cost next to nothing. Two weeks are what is looked back
+/// at by the minute, two years show the seasons. With two GPUs all of it takes a tenth of the size.
+pub(super) const DEFAULT: History = History {
+    every: Duration::from_secs(5),
+    samples: Duration::from_secs(14 * DAY.as_secs()),
+    keep: Duration::from_secs(2 * YEAR.as_secs()),
+    size: Bytes::mib(256),
+};
+
+/// Less holds nothing that is worth a look.
+const SMALLEST: Bytes = Bytes::mib(8);
+const LARGEST: Bytes = Bytes::mib(64 << 10);
+const SIZE: &str = "a size from \"8 MiB\" to \"64 GiB\"";
+
+/// What is declared, where it is; else what holds already.
+pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, otherwise: History) -> History {
+    let Some(mut table) = root.table("history") else { return otherwise };
+    let minute = Duration::from_secs(60);
+    let every =
+        table.duration_within("every", Duration::from_secs(1)..=minute, "a time from \"1 s\" to \"1 min\"");
+    let samples =
+        table.duration_within("samples", minute * 60..=10 * YEAR, "a time from \"1 h\" to \"10 years\"");
+    let keep = table.duration_within("keep", DAY..=10 * YEAR, "a time from \"1 day\" to \"10 years\"");
+    let mut history = History {
+        every: every.unwrap_or(otherwise.every),
+        samples: samples.unwrap_or(otherwise.samples.min(keep.unwrap_or(otherwise.keep))),
+        keep: keep.unwrap_or(otherwise.keep),
+        ..otherwise
+    };
+    if let Some(size) = table.parsed::<Bytes>("size", SIZE) {
+        if (SMALLEST..=LARGEST).contains(size.get_ref()) {
+            history.size = size.into_inner();
+        } else {
+            table.complain("size", SIZE, &size.span(), "");
+        }
+    }
+    if history.samples > history.keep {
+        let span = table.span("samples").unwrap_or_default();
+        let message = "`history.samples` can't be longer than `history.keep`";
+        let shown = |time| humantime::format_duration(time);
+        let label = format!("samples are kept {}, all else {}", shown(history.samples), shown(history.keep));
+        reader.error(message, &span, label);
+    }
+    table.finish();
+    history
+}

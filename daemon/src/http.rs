@@ -2,6 +2,7 @@
 //!
 //! Who may connect is the socket's mode: root and the group `berth`. Who asked for a change goes into the journal.
 
+mod dashboard;
 mod devices;
 
 use std::borrow::Cow;
@@ -74,6 +75,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Serves requests until the process ends.
 pub async fn serve(listener: UnixListener, api: Api) -> io::Result<()> {
+    dashboard::announce();
     let router = Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/plan", post(dry_run))
@@ -83,6 +85,7 @@ pub async fn serve(listener: UnixListener, api: Api) -> io::Result<()> {
         .route("/api/v1/devices/clear", post(devices::clear))
         .route("/api/v1/events", get(events))
         .route("/api/v1/models/{name}/logs", get(logs))
+        .merge(dashboard::routes())
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not_found", "no such resource", &[]) })
         .method_not_allowed_fallback(|| async {
             let text = "this resource does not take this method";

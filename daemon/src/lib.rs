@@ -9,6 +9,7 @@ pub mod health;
 pub mod http;
 pub mod journal;
 pub mod ledger;
+pub mod listen;
 pub mod observe;
 pub mod preflight;
 pub mod probe;

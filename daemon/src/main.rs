@@ -14,8 +14,9 @@ use berthd::cpus;
 use berthd::driver::{Driver, Message, now_ms};
 use berthd::events::Events;
 use berthd::files::{self, Files};
-use berthd::http::{self, Api};
+use berthd::http::{self, Api, Sessions};
 use berthd::ledger::Ledger;
+use berthd::listen::Kept;
 use berthd::nvml::Nvml;
 use berthd::observe::{self, Order};
 use berthd::preflight::Looker;
@@ -163,15 +164,24 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
         settings: Arc::clone(&settings),
     };
     let hands = Hands::new(looker.clone(), tickets, to_driver.clone());
-    let listener = http::bind(&args.run.join("berth.sock")).context("the control socket can't be made")?;
+    let socket = http::bind(&args.run.join("berth.sock"), &settings.access)
+        .context("the control socket can't be made")?;
     let driver = Driver::new(hands, ledger, events.clone(), order, state, facts, boot.trim());
     observe::spawn(nvml, systemd.clone(), orders, to_driver.clone());
     rivals::spawn(systemd, to_driver.clone());
     files::spawn(files, Arc::clone(&settings), to_driver.clone());
-    let api = Api { driver: to_driver.clone(), events, looker, settings: Arc::clone(&settings) };
-    let server = tokio::spawn(http::serve(listener, api));
+    let mut kept = Kept::take(&[settings.http.listen.as_slice(), &settings.proxy.listen].concat());
+    let api = Api {
+        driver: to_driver.clone(),
+        events,
+        looker,
+        settings: Arc::clone(&settings),
+        sessions: Sessions::default(),
+    };
+    let server = tokio::spawn(http::serve(socket, kept.listeners(&settings.http.listen), api));
     let (names, traffic) = driver.for_proxy();
-    let proxying = proxy::serve(settings.proxy.clone(), names, traffic, to_driver.clone());
+    let listeners = kept.listeners(&settings.proxy.listen);
+    let proxying = proxy::serve(settings.proxy.clone(), names, traffic, to_driver.clone(), listeners);
     tokio::spawn(async move {
         // Models serve without it.
         if let Err(error) = proxying.await {

@@ -11,7 +11,6 @@ mod cors;
 mod forward;
 mod headers;
 mod keys;
-mod listen;
 mod reply;
 mod telemetry;
 mod traffic;
@@ -44,13 +43,13 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::driver::Message;
+use crate::listen::{Opened, listening};
 
 use self::body::{Answer, Sent, too_large};
 use self::client::{Client, Waits};
 use self::cors::Cors;
 use self::forward::Forward;
 use self::keys::May;
-use self::listen::Kept;
 use self::telemetry::Account;
 use self::traffic::Counted;
 
@@ -63,8 +62,6 @@ const MOST_THREADS: usize = 4;
 const HEAD: Duration = Duration::from_secs(30);
 /// The longest head of a request.
 const HEAD_SIZE: usize = 64 << 10;
-/// Between two tries to listen at an address that somebody else has.
-const LISTEN_AGAIN: Duration = Duration::from_secs(2);
 /// Between two tries to take a connection in, where there are no file descriptors left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -102,9 +99,8 @@ pub async fn serve(
     mut names: Names,
     traffic: Traffic,
     driver: mpsc::Sender<Message>,
+    listeners: Vec<Opened>,
 ) -> io::Result<()> {
-    let mut kept = Kept::take(&settings.listen);
-    let listeners: Vec<_> = settings.listen.iter().map(|at| (*at, kept.listener(*at))).collect();
     // Until then nobody is known: whoever connects waits.
     if names.wait_for(Option::is_some).await.is_err() {
         return Ok(());
@@ -123,6 +119,7 @@ pub async fn serve(
         let (driver, workers, connections) = (driver.clone(), workers.clone(), Arc::clone(&connections));
         tokio::spawn(async move {
             let listener = listening(address, listener, driver).await;
+            tracing::info!(%address, "clients reach models here");
             accept(listener, &workers, &connections).await;
         });
     }
@@ -135,34 +132,6 @@ fn worker() -> io::Result<Handle> {
     let handle = runtime.handle().clone();
     thread::Builder::new().name("proxy".to_owned()).spawn(move || runtime.block_on(pending::<()>()))?;
     Ok(handle)
-}
-
-/// A listener at this address, which another process may have until later. Models serve without it meanwhile.
-async fn listening(
-    address: SocketAddr,
-    mut first: io::Result<TcpListener>,
-    driver: mpsc::Sender<Message>,
-) -> TcpListener {
-    let mut said = false;
-    loop {
-        match first {
-            Ok(listener) => {
-                if said {
-                    _ = driver.send(Message::Unheard(address, None)).await;
-                }
-                tracing::info!(%address, "clients reach models here");
-                return listener;
-            }
-            Err(error) if !said => {
-                said = true;
-                // The driver ends last.
-                _ = driver.send(Message::Unheard(address, Some(error.to_string()))).await;
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(LISTEN_AGAIN).await;
-        first = Kept::none().listener(address);
-    }
 }
 
 /// Takes clients in and gives them to the threads in turn: were each to take what it can, the busiest would take all.

@@ -138,7 +138,7 @@ pub(crate) fn switched() -> SwapSummary {
         id: 12,
         verb: Verb::Switch,
         model: Some(name("genesis")),
-        by: Some(Actor { uid: 1000, user: "frank".into(), pid: 4242 }),
+        by: Some(Actor { user: "frank".into(), uid: Some(1000), pid: Some(4242) }),
         stops: vec![name("aeon")],
         starts: vec![name("genesis")],
         gpus: vec![0, 1],

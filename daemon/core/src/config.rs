@@ -1,5 +1,6 @@
 //! Settings: what was declared, validated as a whole. Reading files is done elsewhere; here is only text.
 
+mod access;
 mod command_line;
 mod declared;
 mod error;
@@ -27,6 +28,7 @@ use crate::policy::Policy;
 use crate::proxy::KeyHash;
 use crate::tuning::Tuning;
 
+pub use access::{Access, Http, Principal, Token};
 pub use error::{ConfigError, Place, Warning};
 pub use explain::{Explained, Explanation, ModelExplanation, Origin, explain};
 pub use variant::{BadSet, with_settings};
@@ -111,6 +113,10 @@ pub struct Settings {
     pub health: Health,
     /// The clients' one address.
     pub proxy: Proxy,
+    /// Where operators and programs see and change what serves, beside the unix socket.
+    pub http: Http,
+    /// What users may do over the unix socket.
+    pub access: Access,
     /// How models are loaded because a client asks, where a model does not say otherwise.
     pub guests: Guests,
     /// How models may be placed, by name: those that ship with Berth and those of `policies.d`.

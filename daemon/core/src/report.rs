@@ -87,13 +87,66 @@ impl Verb {
 /// Who asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actor {
-    /// User id, from the socket's peer credentials.
-    pub uid: u32,
-    /// User name, where there is one.
+    /// The user's name, or `token NAME`.
     pub user: String,
-    /// The asking process.
-    pub pid: u32,
+    /// User id, from the socket's peer credentials; None for who came over TCP with a token.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// The asking process, where it is one of this machine's.
+    #[serde(default)]
+    pub pid: Option<u32>,
 }
+
+/// What somebody may do. Each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rights {
+    /// Nothing.
+    None,
+    /// See everything.
+    Read,
+    /// Ask what a change would do.
+    Plan,
+    /// Change what serves.
+    Operate,
+}
+
+impl Rights {
+    /// As it is declared.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Read => "read",
+            Self::Plan => "plan",
+            Self::Operate => "operate",
+        }
+    }
+}
+
+/// Who asks, and what they may do: `GET /api/v1/session`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The user's name, or `token NAME`; None for who shows nothing.
+    pub user: Option<String>,
+    /// What they may do.
+    pub rights: Rights,
+}
+
+/// An address that signs a browser in, once: the answer of `POST /api/v1/session`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignIn {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The address.
+    pub url: String,
+    /// What it gives: the rights of who asked for it.
+    pub rights: Rights,
+    /// How long it may be used, in seconds.
+    pub expires_in_s: u64,
+}
+
 /// Why a request was refused, and what would work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Refusal {

@@ -346,10 +346,16 @@ pub fn problems(view: &View) -> Vec<Problem> {
     }
     // On a machine without GPUs there is nothing to be taken.
     for (address, why) in &view.memory.unheard {
-        let text = format!("clients can't reach models at {address}: {why}");
-        let next =
-            "free the port, or name another in `listen` of [proxy] in berth.toml; berthd goes on trying";
-        add("proxy_unheard", address.to_string(), text, next.to_owned());
+        let (code, what, table) = if view.settings.http.listen.contains(address) {
+            ("http_unheard", "the dashboard and the control API can't be reached", "http")
+        } else {
+            ("proxy_unheard", "clients can't reach models", "proxy")
+        };
+        let text = format!("{what} at {address}: {why}");
+        let next = format!(
+            "free the port, or name another in `listen` of [{table}] in berth.toml; berthd goes on trying"
+        );
+        add(code, address.to_string(), text, next);
     }
     for rival in view.memory.rivals.found().filter(|_| !view.facts.gpus().is_empty()) {
         add("rival", rival.unit, rival.text, rival.next);

@@ -2,14 +2,15 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::extract::connect_info::ConnectInfo;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use berth_core::report::{Actor, ClearRequest};
+use berth_core::report::ClearRequest;
 use tokio::sync::oneshot;
 
-use super::{Api, Asked, Audit, Peer, no_answer, problem, understood};
+use super::audit::Audit;
+use super::caller::By;
+use super::{Api, Asked, no_answer, problem, understood};
 use crate::driver::Message;
 
 impl Asked for ClearRequest {
@@ -21,25 +22,22 @@ impl Asked for ClearRequest {
 /// `POST /api/v1/devices/clear`.
 pub(super) async fn clear(
     State(api): State<Api>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
+    by: By,
     request: Result<Json<ClearRequest>, JsonRejection>,
 ) -> Response {
-    let Some(actor) = peer.actor() else {
-        return problem(StatusCode::FORBIDDEN, "unknown_peer", "the kernel does not say who asks", &[]);
-    };
     let request = match understood(request) {
         Ok(request) => request,
         Err(problem) => return problem,
     };
     // In a task of its own: the asker may vanish, what was asked for and who asked may not.
-    match tokio::spawn(cleared(api, request, actor)).await {
+    match tokio::spawn(cleared(api, request, by)).await {
         Ok(response) => response,
         Err(_) => no_answer(),
     }
 }
 
-async fn cleared(api: Api, request: ClearRequest, actor: Actor) -> Response {
-    let audit = Audit::new(actor, "device clear", request.device.clone());
+async fn cleared(api: Api, request: ClearRequest, by: By) -> Response {
+    let audit = Audit::new(by, "device clear", request.device.clone());
     let (reply, answer) = oneshot::channel();
     match api.ask(Message::Clear(request.device, reply), answer).await {
         Some(Ok(cleared)) => {

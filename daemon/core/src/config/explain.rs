@@ -12,6 +12,7 @@ use crate::backend;
 use crate::layout::Layout;
 use crate::name::ModelName;
 use crate::policy::{Cores, Policy, Spread};
+use crate::report::Rights;
 use crate::tuning::Tuning;
 
 /// All settings with their origins.
@@ -134,6 +135,32 @@ pub fn explain(settings: &Settings) -> Explanation {
             })
             .collect();
         values.add("proxy.keys", keys.join(", "), "");
+    }
+    let http = &settings.http;
+    let listen = if http.listen.is_empty() { "nowhere".to_owned() } else { joined(&http.listen) };
+    values.add("http.listen", listen, "default");
+    let anonymous = match http.anonymous {
+        Some(rights) => rights.as_str(),
+        None => "read on this machine, else none",
+    };
+    values.add("http.anonymous", anonymous.to_owned(), "default");
+    if !http.hosts.is_empty() {
+        values.add("http.hosts", joined(&http.hosts), "");
+    }
+    if !http.tokens.is_empty() {
+        let tokens = http.tokens.iter().map(|token| format!("{} ({})", token.name, token.rights.as_str()));
+        values.add("http.tokens", tokens.collect::<Vec<_>>().join(", "), "");
+    }
+    let all = [Rights::Operate, Rights::Plan, Rights::Read];
+    for rights in all {
+        let who = settings.access.who.iter().filter(|(_, theirs)| *theirs == rights);
+        let who: Vec<String> = who.map(|(principal, _)| principal.to_string()).collect();
+        if !who.is_empty() {
+            values.add(&format!("rights.{}", rights.as_str()), who.join(", "), "");
+        }
+    }
+    if settings.access.who.is_empty() {
+        values.add("rights.operate", "@berth".to_owned(), "default");
     }
     values.add("ports.range", format!("{}-{}", settings.ports.first, settings.ports.last), "default");
     for policy in settings.policies.values() {

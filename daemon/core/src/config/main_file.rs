@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use super::access::{self, Access};
 use super::error::ConfigError;
 use super::reader::{Reader, Table};
 use super::{
@@ -101,6 +102,8 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         boot: BOOT,
         health: HEALTH,
         proxy: proxy_defaults(),
+        http: access::http_defaults(),
+        access: Access::default(),
         guests: GUESTS,
         policies: BTreeMap::new(),
         models: BTreeMap::new(),
@@ -137,6 +140,8 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         }
         settings.health = health(&mut root, settings.health);
         proxy(&mut root, &reader, &mut settings);
+        access::http(&mut root, &reader, &mut settings.http);
+        access::rights(&mut root, &mut settings.access);
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
                 match range(text.get_ref()) {
@@ -198,26 +203,35 @@ pub(super) fn guests(root: &mut Table<'_, '_>, otherwise: Guests) -> Guests {
     Guests { on_demand, idle: root.duration("guest_idle").unwrap_or(otherwise.idle) }
 }
 
-/// `[proxy]`, where it is given.
-fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings) {
+/// `listen` of the table of this name, where it is given.
+pub(super) fn listen(
+    table: &mut Table<'_, '_>,
+    reader: &Reader<'_>,
+    name: &str,
+    addresses: &mut Vec<SocketAddr>,
+) {
     const ADDRESSES: &str = "addresses with ports, for example [\"127.0.0.1:8010\", \"[::1]:8010\"]";
-    let Some(mut table) = root.table("proxy") else { return };
-    let (proxy, deadlines) = (&mut settings.proxy, &mut settings.deadlines);
-    if let Some(listen) = table.strings("listen", ADDRESSES) {
-        proxy.listen = Vec::new();
-        for text in listen.get_ref() {
-            match text.get_ref().parse::<SocketAddr>() {
-                Ok(address) if address.port() == 0 => {
-                    table.complain("listen", ADDRESSES, &text.span(), "ports are 1 to 65535");
-                }
-                Ok(address) if proxy.listen.contains(&address) => {
-                    reader.error(format!("`proxy.listen` names {address} twice"), &text.span(), "");
-                }
-                Ok(address) => proxy.listen.push(address),
-                Err(error) => table.complain("listen", ADDRESSES, &text.span(), &error.to_string()),
+    let Some(listen) = table.strings("listen", ADDRESSES) else { return };
+    addresses.clear();
+    for text in listen.get_ref() {
+        match text.get_ref().parse::<SocketAddr>() {
+            Ok(address) if address.port() == 0 => {
+                table.complain("listen", ADDRESSES, &text.span(), "ports are 1 to 65535");
             }
+            Ok(address) if addresses.contains(&address) => {
+                reader.error(format!("`{name}.listen` names {address} twice"), &text.span(), "");
+            }
+            Ok(address) => addresses.push(address),
+            Err(error) => table.complain("listen", ADDRESSES, &text.span(), &error.to_string()),
         }
     }
+}
+
+/// `[proxy]`, where it is given.
+fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings) {
+    let Some(mut table) = root.table("proxy") else { return };
+    let (proxy, deadlines) = (&mut settings.proxy, &mut settings.deadlines);
+    listen(&mut table, reader, "proxy", &mut proxy.listen);
     cors(&mut table, &mut proxy.cors);
     let unknown = [("refuse", UnknownName::Refuse), ("default", UnknownName::Default)];
     proxy.unknown = table.choice("unknown", &unknown).map_or(proxy.unknown, Spanned::into_inner);

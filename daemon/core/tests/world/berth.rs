@@ -177,7 +177,7 @@ impl World {
                     return Some("waiting".to_owned());
                 }
                 Beside::TakesOver(plan) => {
-                    let by = Actor { uid: 1000, user: "op".to_owned(), pid: 1 };
+                    let by = Actor { user: "op".to_owned(), uid: Some(1000), pid: Some(1) };
                     self.upkeep.gives_way();
                     if let Some(swap) = &mut self.swap {
                         swap.take_over(plan, by, &mut self.state);
@@ -192,7 +192,7 @@ impl World {
         }
         match plan::plan(&self.settings, &self.facts, &self.state, &request, &BTreeMap::new()) {
             Verdict::Go(plan) => {
-                let by = Actor { uid: 1000, user: "op".to_owned(), pid: 1 };
+                let by = Actor { user: "op".to_owned(), uid: Some(1000), pid: Some(1) };
                 self.begin(plan, Some(by), Event::Begin);
                 None
             }

@@ -12,7 +12,7 @@ use berth_core::report::{
 };
 use tokio::sync::oneshot;
 
-use super::{ASK_AGAIN, Api, GUARD};
+use super::{ASK_AGAIN, Api};
 use crate::driver::Message;
 
 /// Why this is all there is.
@@ -22,20 +22,20 @@ pub(super) const NOT_BUILT: &str = "the dashboard is not in this build of berthd
 const STYLE: &str = include_str!("plain.css");
 
 /// `GET /plain`, and `GET /` where the dashboard was not built.
-pub(in super::super) async fn page(State(api): State<Api>) -> Response {
+pub(super) async fn page(State(api): State<Api>) -> Response {
     let (reply, answer) = oneshot::channel();
     let (code, text) = match api.ask(Message::Status(reply), answer).await {
         Some(status) => (StatusCode::OK, render(&status, super::find(super::INDEX).is_some())),
         None => (StatusCode::SERVICE_UNAVAILABLE, silent()),
     };
     let about = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];
-    (code, about, GUARD, text).into_response()
+    (code, about, text).into_response()
 }
 
 /// `GET /plain.css`.
 pub(super) async fn style() -> Response {
     let about = [(header::CONTENT_TYPE, "text/css; charset=utf-8"), (header::CACHE_CONTROL, ASK_AGAIN)];
-    (about, GUARD, STYLE).into_response()
+    (about, STYLE).into_response()
 }
 
 /// Text from elsewhere, as HTML shows it: program names and logs are not ours.

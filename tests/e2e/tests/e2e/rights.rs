@@ -220,7 +220,7 @@ fn tickets_are_for_pid_1_and_once() {
 
     // A step of preparation holds the start up: the ticket is fetched, and is there again for the server.
     let drop_in = "/etc/systemd/system/berth-model@aeon.service.d/slow.conf";
-    let slow = "[Service]\nExecStartPre=/bin/sh -c 'touch /tmp/preparing; sleep 2'\n";
+    let slow = "[Service]\nExecStartPre=/bin/sh -c 'touch /tmp/preparing; while test -e /tmp/preparing; do sleep 0.1; done'\n";
     berth.sandbox().write_file(drop_in, slow).unwrap();
     _ = berth.systemctl(&["daemon-reload"]).with_code(0);
     let accepted = berth.change(&["switch", "aeon", "--no-wait"]).with_code(0);
@@ -229,7 +229,8 @@ fn tickets_are_for_pid_1_and_once() {
         (berth.run(None, &["test", "-e", "/tmp/preparing"]).code == 0).then_some(())
     });
     asked();
-    assert_eq!(berth.property(unit, "SubState"), "start-pre", "it was over before it was tried");
+    assert_eq!(berth.property(unit, "SubState"), "start-pre");
+    _ = berth.run(None, &["rm", "/tmp/preparing"]).with_code(0);
     berth.wait_serving("aeon", SOON);
     assert!(!berth.ask("aeon").is_empty());
     asked();

@@ -1,0 +1,103 @@
+//! Plans and swaps over the control API.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use berth_core::report::{ApiProblem, PlanReport, Request};
+use tokio::sync::oneshot;
+
+use super::audit::Audit;
+use super::caller::By;
+use super::{Api, Asked, as_problem, malformed, no_answer, problem, understood};
+use crate::driver::{Answer, Message, refusal};
+
+impl Asked for Request {
+    fn name(&self) -> Option<&String> {
+        self.model.as_ref()
+    }
+}
+
+/// `GET /api/v1/swaps/{id}`.
+pub(super) async fn one(State(api): State<Api>, id: Result<Path<String>, PathRejection>) -> Response {
+    let Some(id) = id.ok().and_then(|id| id.parse().ok()) else {
+        return malformed(StatusCode::BAD_REQUEST, "a swap's id is a number");
+    };
+    let (reply, answer) = oneshot::channel();
+    match api.ask(Message::SwapById(id, reply), answer).await {
+        Some(Some(swap)) => Json(swap).into_response(),
+        Some(None) => {
+            let text = format!(
+                "swap {id} is not known any more; the last {} are",
+                berth_core::state::State::KEPT_SWAPS
+            );
+            problem(StatusCode::NOT_FOUND, "unknown_swap", &text, &[])
+        }
+        None => no_answer(),
+    }
+}
+
+/// `POST /api/v1/plan`.
+pub(super) async fn dry_run(
+    State(api): State<Api>,
+    request: Result<Json<Request>, JsonRejection>,
+) -> Response {
+    let request = match understood(request) {
+        Ok(request) => request,
+        Err(problem) => return problem,
+    };
+    match api.decide(request, None).await {
+        Some(Answer::Plan(report)) => Json(report).into_response(),
+        Some(Answer::Accepted(accepted)) => Json(accepted.plan).into_response(),
+        None => no_answer(),
+    }
+}
+
+/// `POST /api/v1/swaps`.
+pub(super) async fn begin(
+    State(api): State<Api>,
+    by: By,
+    request: Result<Json<Request>, JsonRejection>,
+) -> Response {
+    let request = match understood(request) {
+        Ok(request) => request,
+        Err(problem) => return problem,
+    };
+    // In a task of its own: the asker may vanish, what was asked for and who asked may not.
+    match tokio::spawn(asked(api, request, by)).await {
+        Ok(response) => response,
+        Err(_) => no_answer(),
+    }
+}
+
+/// Has a change decided, and writes down who asked for it.
+async fn asked(api: Api, request: Request, by: By) -> Response {
+    let set: Vec<String> = request.set.iter().map(|(key, value)| format!(" --set {key}={value}")).collect();
+    let model = request.model.clone().unwrap_or_default() + &set.concat();
+    let audit = Audit::new(by, request.verb.as_str(), model);
+    let answer = api.decide(request, Some(audit.actor().clone())).await;
+    let (outcome, response) = match answer {
+        Some(Answer::Accepted(accepted)) => {
+            let outcome = accepted.swap.map_or("nothing to do".to_owned(), |id| format!("swap {id}"));
+            (outcome, (StatusCode::ACCEPTED, Json(accepted)).into_response())
+        }
+        Some(Answer::Plan(report)) => {
+            let why = refusal(&report).map(|refusal| refusal.text.clone()).unwrap_or_default();
+            (format!("refused: {why}"), refused(report))
+        }
+        None => ("berthd did not answer".to_owned(), no_answer()),
+    };
+    audit.write(&outcome);
+    response
+}
+
+fn refused(report: PlanReport) -> Response {
+    let (code, text, hints) = match refusal(&report) {
+        Some(refusal) => (refusal.code.clone(), refusal.text.clone(), refusal.hints.clone()),
+        None => ("refused".to_owned(), "it was refused".to_owned(), Vec::new()),
+    };
+    let status = StatusCode::CONFLICT;
+    let body = ApiProblem { status: status.as_u16(), code, title: text, hints, plan: Some(report) };
+    as_problem(status, &body)
+}

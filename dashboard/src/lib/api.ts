@@ -89,7 +89,8 @@ async function orNull<T>(asked: Promise<T>): Promise<T | null> {
 }
 
 export const status = () => ask<Status>('status', {}, SOON)
-export const session = () => orNull(ask<Session>('session', {}, SOON))
+export const session = () => ask<Session>('session', {}, SOON)
+export const signOut = () => reach('session', { method: 'DELETE' }, AbortSignal.timeout(SOON))
 export const plan = (request: Request) => post<Plan>('plan', request)
 export const begin = (request: Request) => post<Accepted>('swaps', request)
 

@@ -20,6 +20,8 @@ export interface Segment {
   bytes: number
   /** More to say: units and processes. */
   note: string
+  /** Whose colour it has, where the label says more than the name. */
+  model?: string
 }
 
 /** A device's bar. `unknown` says why there is none. */
@@ -32,8 +34,8 @@ export function value<T>(known: Known<T>): T | null {
   return 'value' in known ? known.value : null
 }
 
-/** Who holds what of a GPU: models, others, the rest. */
-export function gpuBar(gpu: Gpu): Bar {
+/** Who holds what of a GPU: models, others, the rest. `loading`: the models on their way up here. */
+export function gpuBar(gpu: Gpu, loading: string[]): Bar {
   if ('unknown' in gpu.memory) return gpu.memory
   const { total, reserved, used, kept, headroom, foreign } = gpu.memory.value
   const segments: Segment[] = []
@@ -65,9 +67,15 @@ export function gpuBar(gpu: Gpu): Bar {
   const free = Math.max(total - reserved - used, 0)
   const waiting = Math.min(Math.max(kept - ours, 0), free)
   const never = Math.min(headroom, free - waiting)
+  const shown = waiting >= NOTABLE ? waiting : 0
+  // Of several nobody says what is kept for which.
+  const only = loading.length === 1 ? loading[0] : undefined
+  if (shown > 0) {
+    const label = `kept for ${only ?? 'models'}`
+    segments.push({ kind: 'kept', label, bytes: shown, note: 'not used yet', ...(only && { model: only }) })
+  }
   const rest: [Kind, string, number][] = [
-    ['kept', 'kept for models, not used yet', waiting >= NOTABLE ? waiting : 0],
-    ['free', 'free', free - never - (waiting >= NOTABLE ? waiting : 0)],
+    ['free', 'free', free - never - shown],
     ['headroom', 'headroom', never],
     ['reserved', 'the driver’s own', reserved],
   ]

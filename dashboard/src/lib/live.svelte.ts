@@ -12,6 +12,8 @@ const SEEN = 1_000
 const HIDDEN = 15_000
 /** A picture older than three of these is not true any more. */
 export const OLD = 3 * SEEN + 1_000
+/** Between two questions what we may do. */
+const GREET = 60_000
 /** Events that are kept to be shown. */
 const EVENTS = 300
 
@@ -40,6 +42,7 @@ export class Live {
   private source: EventSource | null = null
   private timer: ReturnType<typeof setTimeout> | undefined
   private opened = Date.now()
+  private greeted = 0
 
   /** How old the picture is. */
   get age(): number {
@@ -90,10 +93,11 @@ export class Live {
   async look() {
     clearTimeout(this.timer)
     try {
-      const first = this.status === null || this.lost !== null
+      const anew = this.status === null || this.lost !== null
       const status = await api.status()
       this.take(status)
-      if (first) await this.greet()
+      // A session ends after a while, and a token may be taken away.
+      if (anew || Date.now() - this.greeted > GREET) await this.greet()
       if (!document.hidden) this.listen()
     } catch (error) {
       this.lost = error instanceof Failed ? error.problem : unexpected(error)
@@ -117,10 +121,10 @@ export class Live {
 
   /** After the connection is there anew: who are we, and what happened meanwhile. */
   private async greet() {
+    this.greeted = Date.now()
     const session = await api.session()
-    // Without such a resource there is only the socket, whose mode says who may.
-    this.rights = session?.rights ?? 'operate'
-    this.user = session?.user ?? null
+    this.rights = session.rights
+    this.user = session.user
     const swaps = await api.swapHistory(50).catch(() => null)
     if (swaps) this.swaps = merged(this.swaps, swaps)
   }

@@ -119,3 +119,8 @@ export function announced(event: Event, words: { moves: (swap: Swap) => string; 
       return ''
   }
 }
+
+/** Whether a model is down because the swap under way stopped it: home still has it, and it is no failure. */
+export function isStopped(model: { name: string; state: string }, swap: Swap | null): boolean {
+  return model.state === 'failed' && swap !== null && swap.outcome === null && swap.stops.includes(model.name)
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ColorChoice, Parser, Subcommand};
 
-use berth_core::report::{Request, Verb};
+use berth_core::report::{Request, Rights, Verb};
 
 use crate::exit;
 
@@ -24,6 +24,7 @@ See:
   status          the same; --watch keeps it on the screen
   logs MODEL      what a model's server said; -f follows
   events          what Berth did; -f follows
+  dashboard       an address that signs your browser in, once
 Change:
   switch MODEL    make it `default`; stop only what is in the way
   start MODEL     add it beside the rest; never stops another
@@ -34,6 +35,7 @@ Change:
   repair          go on from what a damaged ledger still tells; keeps the file
   device clear N  use a GPU that is suspect again at once
   key NAME        make a key for a client of the proxy; needs no berthd
+  token NAME      make a token for a program that asks berthd over TCP
 Before you do:
   plan VERB …     say what a change would do, touch nothing
   fit WHAT        does a file, a folder's models or a declared model fit here?
@@ -52,7 +54,7 @@ Examples:
 
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
-  status, plan, fit, check, repair, device clear, key
+  status, plan, fit, check, repair, device clear, key, token, dashboard
                         one document
   events, logs          one document a line
   switch, start, stop, restart, back, retry
@@ -217,6 +219,23 @@ pub(crate) enum Command {
         #[arg(value_name = "NAME")]
         name: String,
     },
+    /// Make a token for a program that asks berthd over TCP
+    ///
+    /// Needs no berthd: it prints the token and the lines for berth.toml, which hold its hash alone.
+    #[command(after_help = "Example:\n  berthctl token prometheus --rights read")]
+    Token {
+        /// Who it is for
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// What it opens; each includes those before it
+        #[arg(long, value_name = "read|plan|operate", default_value = "read", value_parser = rights)]
+        rights: Rights,
+    },
+    /// Print an address that signs your browser in to the dashboard, once
+    ///
+    /// What you may do there is what you may do here.
+    #[command(after_help = "Example:\n  berthctl dashboard")]
+    Dashboard,
     /// Validate and explain the configuration; needs no berthd
     #[command(after_help = "Example:\n  berthctl check --config ./etc\n\nExits 2 where it is not valid.")]
     Check {
@@ -369,6 +388,13 @@ pub(crate) fn bare(verb: Verb) -> Request {
 /// The request of a verb that takes one model.
 pub(crate) fn request(verb: Verb, model: ModelArg) -> Request {
     Request { model: Some(model.name), ..bare(verb) }
+}
+
+/// Reads the name of what somebody may do.
+fn rights(text: &str) -> Result<Rights, String> {
+    let all = [Rights::Read, Rights::Plan, Rights::Operate];
+    let found = all.into_iter().find(|rights| rights.as_str() == text);
+    found.ok_or_else(|| "one of read, plan, operate".to_owned())
 }
 
 /// Reads `ctx=16384`.

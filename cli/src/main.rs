@@ -11,10 +11,10 @@ mod events;
 mod exit;
 mod fit;
 mod follow;
-mod key;
 mod out;
 mod progress;
 mod render;
+mod secret;
 mod standalone;
 mod verbs;
 
@@ -55,7 +55,9 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         }
         Command::Events { follow, last } => until_interrupted(follow, berth.events(last, follow)).await,
         Command::Fit { what, options } => fit::fit(&what, &options, out).await,
-        Command::Key { name } => key::key(&name, out),
+        Command::Key { name } => secret::key(&name, out),
+        Command::Token { name, rights } => secret::token(&name, rights, out),
+        Command::Dashboard => berth.dashboard().await,
         Command::Check { config } => check::check(&config, out),
         Command::Switch { which, wait } => return berth.change(&which.request(Verb::Switch), &wait).await,
         Command::Start { which, wait } => return berth.change(&which.request(Verb::Start), &wait).await,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_core::report::{
-    Accepted, ClearRequest, Cleared, Event, LogLine, PlanReport, Repaired, Request, SCHEMA, Status,
+    Accepted, ClearRequest, Cleared, Event, LogLine, PlanReport, Repaired, Request, SCHEMA, SignIn, Status,
     SwapSummary, Verdict,
 };
 use jiff::tz::TimeZone;
@@ -108,6 +108,22 @@ impl Context {
             Out::document(&cleared);
         } else {
             Out::say(&render::device::cleared(&cleared));
+        }
+        Ok(Exit::Done)
+    }
+
+    /// `dashboard`.
+    pub(crate) async fn dashboard(&self) -> Result<Exit, Complaint> {
+        let sign_in: SignIn = self.client.post("/api/v1/session", &()).await?;
+        if self.out.json {
+            Out::document(&sign_in);
+        } else {
+            let SignIn { url, rights, expires_in_s, .. } = sign_in;
+            Out::say(&format!(
+                "{url}\n\nSigns one browser in as you, who may {}. It works once, within {} minutes.\n",
+                rights.as_str(),
+                expires_in_s.div_ceil(60)
+            ));
         }
         Ok(Exit::Done)
     }

@@ -32,12 +32,15 @@ impl Audit {
             (Some(uid), None) => format!("{user} (uid {uid}) from {from}"),
             _ => format!("{user} from {from}"),
         };
+        // Of whom the kernel knows the process, from is its command line.
+        let (command, address) = if pid.is_some() { (Some(&from), None) } else { (None, Some(&from)) };
         tracing::info!(
             audit = true,
             uid,
             user,
             pid,
-            from,
+            command,
+            address,
             verb,
             model,
             outcome,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use berth_core::plan;
@@ -50,13 +50,16 @@ fn hundred() -> usize {
 /// `GET /api/v1/events`.
 pub(super) async fn events(
     State(api): State<Api>,
+    headers: HeaderMap,
     query: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Response {
     let Query(query) = match query {
         Ok(query) => query,
         Err(rejection) => return malformed(rejection.status(), &rejection.body_text()),
     };
-    let (kept, live) = match (query.after, query.last) {
+    // A browser that was cut off says where it was.
+    let came_back = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let (kept, live) = match (came_back.or(query.after), query.last) {
         (Some(after), _) => api.events.after(after),
         (None, Some(count)) => api.events.last(count),
         (None, None) => api.events.last(0),

@@ -95,10 +95,14 @@ pub(super) fn http_defaults() -> Http {
 }
 
 /// `[http]`, where it is given.
-pub(super) fn http(root: &mut Table<'_, '_>, reader: &Reader<'_>, http: &mut Http) {
+pub(super) fn http(root: &mut Table<'_, '_>, reader: &Reader<'_>, http: &mut Http, proxy: &[SocketAddr]) {
     const HOSTS: &str = "names of this machine, for example [\"tower.example\"]";
     let Some(mut table) = root.table("http") else { return };
     listen(&mut table, reader, "http", &mut http.listen);
+    if let Some(address) = http.listen.iter().find(|address| proxy.contains(address)) {
+        let span = table.span("listen").unwrap_or_default();
+        reader.error(format!("{address} is the proxy's address"), &span, "each needs one of its own");
+    }
     if let Some(hosts) = table.strings("hosts", HOSTS) {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
         for host in hosts.get_ref() {

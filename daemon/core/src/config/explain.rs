@@ -141,7 +141,7 @@ pub fn explain(settings: &Settings) -> Explanation {
     values.add("http.listen", listen, "default");
     let anonymous = match http.anonymous {
         Some(rights) => rights.as_str(),
-        None => "read on this machine, else none",
+        None => "read (loopback)",
     };
     values.add("http.anonymous", anonymous.to_owned(), "default");
     if !http.hosts.is_empty() {

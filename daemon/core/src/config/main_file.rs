@@ -140,7 +140,7 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         }
         settings.health = health(&mut root, settings.health);
         proxy(&mut root, &reader, &mut settings);
-        access::http(&mut root, &reader, &mut settings.http);
+        access::http(&mut root, &reader, &mut settings.http, &settings.proxy.listen);
         access::rights(&mut root, &mut settings.access);
         if let Some(mut ports) = root.table("ports") {
             if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {

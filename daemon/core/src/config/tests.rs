@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod access;
 mod policies;
 mod variants;
 

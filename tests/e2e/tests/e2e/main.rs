@@ -16,6 +16,7 @@ mod failures;
 mod health;
 mod home;
 mod host;
+mod http;
 mod input;
 mod machine;
 mod memory;

@@ -30,6 +30,8 @@ export class Live {
   user = $state<string | null>(null)
   /** For those who listen. */
   said = $state('')
+  /** The swap that was begun here last: its asker is led to it. */
+  mine = $state<number | null>(null)
   /** Another berthd than the one that sent this page. */
   renewed = $state(false)
 
@@ -172,6 +174,7 @@ export class Live {
   /** A swap that was begun here, with what its plan foresaw. */
   began(id: number, steps: Forecast[]) {
     this.plans.set(id, steps)
+    this.mine = id
     void this.look()
   }
 }

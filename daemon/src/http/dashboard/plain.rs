@@ -2,8 +2,8 @@
 
 use std::fmt::{self, Display, Write};
 
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use berth_core::bytes::Bytes;
 use berth_core::facts::Known;
@@ -19,17 +19,27 @@ use crate::driver::Message;
 pub(super) const NOT_BUILT: &str = "the dashboard is not in this build of berthd, a plain status page takes its place: it is built by `make build` \
      where Node 20.19 or newer is";
 
+/// A browser asks again after so many seconds.
+const REFRESH: HeaderName = HeaderName::from_static("refresh");
+/// The query of who reads slowly: the page does not change meanwhile.
+const STILL: &str = "still";
+
 const STYLE: &str = include_str!("plain.css");
 
-/// `GET /plain`, and `GET /` where the dashboard was not built.
-pub(super) async fn page(State(api): State<Api>) -> Response {
+/// `GET /plain`, and `GET /` where the dashboard was not built. With `?still` it stays as it is.
+pub(super) async fn page(State(api): State<Api>, RawQuery(query): RawQuery) -> Response {
+    let still = query.as_deref() == Some(STILL);
     let (reply, answer) = oneshot::channel();
     let (code, text) = match api.ask(Message::Status(reply), answer).await {
-        Some(status) => (StatusCode::OK, render(&status, super::find(super::INDEX).is_some())),
+        Some(status) => (StatusCode::OK, render(&status, super::find(super::INDEX).is_some(), still)),
         None => (StatusCode::SERVICE_UNAVAILABLE, silent()),
     };
     let about = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];
-    (code, about, text).into_response()
+    let mut answer = (code, about, text).into_response();
+    if !still {
+        answer.headers_mut().insert(REFRESH, HeaderValue::from_static("5"));
+    }
+    answer
 }
 
 /// `GET /plain.css`.
@@ -63,7 +73,7 @@ impl<T: Display> Display for Text<T> {
 fn head(title: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<meta http-equiv=\"refresh\" content=\"5\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n\
          <title>{}</title>\n<link rel=\"stylesheet\" href=\"plain.css\">\n</head>\n<body>\n<main>\n",
         Text(title)
     )
@@ -76,15 +86,15 @@ fn silent() -> String {
     head("berthd does not answer") + text + FOOT
 }
 
-/// The page. `built`: whether the dashboard is there too.
-fn render(status: &Status, built: bool) -> String {
+/// The page. `built`: whether the dashboard is there too. `still`: whether it stays as it is.
+fn render(status: &Status, built: bool, still: bool) -> String {
     let mut out = head(&format!("{}: Berth", status.node));
     // Writing to a string never fails.
-    _ = write_page(&mut out, status, built);
+    _ = write_page(&mut out, status, built, still);
     out + FOOT
 }
 
-fn write_page(out: &mut String, status: &Status, built: bool) -> fmt::Result {
+fn write_page(out: &mut String, status: &Status, built: bool, still: bool) -> fmt::Result {
     writeln!(out, "<h1>{}</h1>", Text(&status.node))?;
     match &status.default {
         Some(model) => writeln!(out, "<p><code>default</code> is {}.</p>", Text(model))?,
@@ -106,9 +116,14 @@ fn write_page(out: &mut String, status: &Status, built: bool) -> fmt::Result {
     } else {
         format!("Why this page is plain: {}.", Text(NOT_BUILT))
     };
+    let again = if still {
+        "It stays as it is: <a href=\"?\">ask again every 5 s</a>."
+    } else {
+        "Asked again every 5 s: <a href=\"?still\">keep it still</a>."
+    };
     writeln!(
         out,
-        "<p class=\"note\">Asked again every 5 s. {more} Changes: <code>berthctl switch MODEL</code>. \
+        "<p class=\"note\">{again} {more} Changes: <code>berthctl switch MODEL</code>. \
          berthd {}.</p>",
         Text(&status.version)
     )
@@ -296,7 +311,7 @@ mod tests {
 
     #[test]
     fn all_is_told_and_nothing_of_it_is_markup() {
-        let page = render(&status(), false);
+        let page = render(&status(), false, false);
         for text in [
             "2.0 GiB of 16.0 GiB",
             "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; 2.0 GiB",
@@ -312,6 +327,6 @@ mod tests {
             assert!(page.contains(text), "{text} is not in {page}");
         }
         assert!(!page.contains("<script"), "{page}");
-        assert!(render(&status(), true).contains("<a href=\"./\">dashboard</a>"));
+        assert!(render(&status(), true, true).contains("<a href=\"./\">dashboard</a>"));
     }
 }

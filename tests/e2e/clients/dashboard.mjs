@@ -80,6 +80,7 @@ try {
   await page.getByText('frank', { exact: true }).waitFor()
   await page.getByText('failed, restored').first().waitFor()
   await page.getByText('Last error:').first().waitFor()
+  await page.getByRole('row', { name: /aeon .* tok\/s/ }).waitFor()
   await accessible(page, 'the page')
 
   // What does not fit is refused with figures, before anything is touched.
@@ -106,6 +107,7 @@ try {
   await swap.getByRole('listitem').filter({ hasText: 'waiting for memory, under way' }).waitFor()
   await page.waitForFunction(() => document.activeElement?.id === 'under-way')
   await swap.getByRole('listitem').filter({ hasText: 'loading, under way' }).waitFor()
+  expect('what is to come is expected', /of about \d/.test(await swap.innerText()), await swap.innerText())
   await gpu(0).getByText('kept for genesis').first().waitFor()
   await page.getByRole('row', { name: /aeon .*stopped for genesis/ }).waitFor()
   await accessible(page, 'a switch under way')

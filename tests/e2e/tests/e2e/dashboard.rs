@@ -7,9 +7,12 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use berth_tests::{Berth, declaration, fake};
+use berth_core::config::PROXY_PORT;
+use berth_tests::{Berth, declaration, fake, post};
+use serde_json::{Value, json};
 
 const EACH: &str = "13600MiB";
+const SOON: Duration = Duration::from_secs(30);
 /// All of it; what the script itself waits for has shorter deadlines.
 const LONG: Duration = Duration::from_secs(150);
 
@@ -28,23 +31,28 @@ fn a_browser_shows_and_switches() {
     let berth = Berth::builder()
         .main("node = \"tower\"\n[gpu]\nsound = \"1s\"\n[deadlines]\nstop = \"3s\"\nrelease = \"12s\"\nstart = \"10s\"\n")
         .model("genesis", &(fake(2, "14300MiB", &["--load-time", "3s"]) + "aliases = [\"production\"]\n"))
-        .fake("aeon", EACH, &[])
+        .fake("aeon", EACH, &["--load-time", "1s", "--token-delay", "14ms"])
         .model("embedder", &declaration("/usr/bin/fakellm --vram 0=600MiB", 1, "600MiB"))
         .fake("llama70b", "16900MiB", &[])
         .model("qwen32b", &short)
         .boot();
     berth.gpu(&["foreign", "Xorg", "--bytes", "420MiB", "--device", "0"]);
     berth.gpu(&["foreign", "<img src=x>", "--bytes", "200MiB", "--device", "1"]);
-    berth.switch("aeon");
-    berth.gpu(&["linger", "800ms"]);
-    _ = berth.change(&["switch", "qwen32b"]).with_code(4);
-    for _ in 0..3 {
-        berth.ask("aeon");
-    }
     berth.gpu(&["linger", "2500ms"]);
+    // Times of both, so that something is expected.
+    berth.switch("genesis");
+    berth.switch("aeon");
+    _ = berth.change(&["switch", "qwen32b"]).with_code(4);
+    for model in ["aeon", "default"] {
+        // As a stream that says how many tokens it had: so its speed is known.
+        let counted = json!({ "include_usage": true });
+        let body = json!({ "model": model, "prompt": "x", "max_tokens": 24, "stream": true, "stream_options": counted });
+        let answer = post(berth.pid1().unwrap(), PROXY_PORT, "/v1/completions", &body, SOON).unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
 
     let signed_in = berth.ctl_as("frank", &["dashboard", "--json"]).with_code(0).stdout;
-    let signed_in: serde_json::Value = serde_json::from_str(&signed_in).unwrap();
+    let signed_in: Value = serde_json::from_str(&signed_in).unwrap();
     let login = signed_in["url"].as_str().unwrap();
     // In the guest's network, with the host's files.
     let mut script = Command::new("nsenter")

@@ -21,17 +21,17 @@ fn main() -> io::Result<()> {
     if dist.join("index.html").exists() {
         let dist = dist.canonicalize()?;
         for path in files(&dist)? {
-            let Some(name) = path.strip_prefix(&dist).ok().and_then(Path::to_str) else { continue };
             let mut hasher = DefaultHasher::new();
             hasher.write(&fs::read(&path)?);
-            let gzip =
-                path.with_file_name(format!("{}.gz", path.file_name().unwrap_or_default().to_string_lossy()));
-            let gzip =
-                if gzip.exists() { format!("Some(include_bytes!({gzip:?}))") } else { "None".to_owned() };
             let tag = format!("{:016x}", hasher.finish());
+            let relative = path.strip_prefix(&dist).unwrap_or(&path).to_string_lossy().into_owned();
+            let path = path.to_string_lossy();
+            let packed = format!("{path}.gz");
+            let gzip = Path::new(&packed).exists().then(|| format!("include_bytes!({packed:?})"));
+            let gzip = gzip.map_or("None".to_owned(), |bytes| format!("Some({bytes})"));
             _ = writeln!(
                 out,
-                "    File {{ path: {name:?}, tag: {tag:?}, bytes: include_bytes!({path:?}), gzip: {gzip} }},"
+                "File {{ path: {relative:?}, tag: {tag:?}, bytes: include_bytes!({path:?}), gzip: {gzip} }},"
             );
         }
     }

@@ -40,6 +40,7 @@ pub(crate) async fn status(why: &Complaint) -> Status {
         },
         models: Vec::new(),
         swap: None,
+        placements: Vec::new(),
         last_swap: None,
         problems: vec![Problem {
             code: why.code.clone(),

@@ -8,12 +8,15 @@ mod caller;
 mod dashboard;
 mod devices;
 mod guard;
+mod openapi;
 mod repair;
+mod resources;
 mod serve;
 mod session;
 mod streams;
 mod swaps;
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -21,16 +24,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router, middleware};
 use berth_core::config::{Access, Settings};
+use berth_core::name::ModelName;
+use berth_core::plan;
 use berth_core::report::{Actor, ApiProblem, Request, Rights};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 pub use self::session::Sessions;
 
@@ -93,23 +100,14 @@ pub async fn serve(socket: UnixListener, tcp: Vec<Opened>, api: Api) {
 }
 
 fn routes(api: &Api) -> Router {
-    let open = Router::new()
+    let (routes, document) = described().split_for_parts();
+    let document = Bytes::from(document.to_json().unwrap_or_default());
+    let document = move || async { ([(header::CONTENT_TYPE, "application/json")], document) };
+    routes
         .route("/login", get(session::login))
-        .route("/api/v1/session", get(caller::session).post(session::invite).delete(session::logout));
-    let read = Router::new()
-        .route("/api/v1/status", get(status))
-        .route("/api/v1/swaps/{id}", get(swaps::one))
-        .route("/api/v1/events", get(streams::events))
-        .route("/api/v1/models/{name}/logs", get(streams::logs));
-    let plan = Router::new().route("/api/v1/plan", post(swaps::dry_run));
-    let operate = Router::new()
-        .route("/api/v1/swaps", post(swaps::begin))
-        .route("/api/v1/repair", post(repair::repair))
-        .route("/api/v1/devices/clear", post(devices::clear));
-    open.merge(dashboard::files())
-        .merge(needing(Rights::Read, read.merge(dashboard::plain())))
-        .merge(needing(Rights::Plan, plan))
-        .merge(needing(Rights::Operate, operate))
+        .route("/api/v1/openapi.json", get(document))
+        .merge(dashboard::files())
+        .merge(needing(Rights::Read, dashboard::plain()))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not_found", "no such resource", &[]) })
         .method_not_allowed_fallback(|| async {
             let text = "this resource does not take this method";
@@ -120,15 +118,50 @@ fn routes(api: &Api) -> Router {
         .with_state(api.clone())
 }
 
-async fn status(State(api): State<Api>) -> Response {
-    let (reply, answer) = oneshot::channel();
-    match api.ask(Message::Status(reply), answer).await {
-        Some(status) => Json(status).into_response(),
-        None => no_answer(),
-    }
+/// The resources with their description.
+fn described() -> OpenApiRouter<Api> {
+    let open = OpenApiRouter::with_openapi(openapi::head()).routes(routes!(
+        caller::session,
+        session::invite,
+        session::logout
+    ));
+    let read = OpenApiRouter::new()
+        .routes(routes!(resources::status))
+        .routes(routes!(resources::nodes))
+        .routes(routes!(resources::devices))
+        .routes(routes!(resources::models))
+        .routes(routes!(resources::model))
+        .routes(routes!(resources::placements))
+        .routes(routes!(swaps::one))
+        .routes(routes!(streams::events))
+        .routes(routes!(streams::logs));
+    let plan = OpenApiRouter::new().routes(routes!(swaps::dry_run));
+    let operate = OpenApiRouter::new()
+        .routes(routes!(swaps::begin))
+        .routes(routes!(repair::repair))
+        .routes(routes!(devices::clear));
+    open.merge(needing(Rights::Read, read))
+        .merge(needing(Rights::Plan, plan))
+        .merge(needing(Rights::Operate, operate))
+}
+
+/// The description of the control API: OpenAPI 3.1, as JSON.
+pub fn openapi_json() -> String {
+    described().to_openapi().to_pretty_json().unwrap_or_default()
 }
 
 impl Api {
+    /// The model of this name or alias, or why there is none.
+    fn model(&self, name: &str) -> Result<ModelName, Box<Response>> {
+        let unnamed = name.parse().ok().and_then(|name| self.settings.model(&name));
+        let state = berth_core::state::State::default();
+        let declared =
+            unnamed.map_or_else(|| plan::resolve(&self.settings, &state, name).map(Cow::Borrowed), Ok);
+        declared.map(|model| model.name.clone()).map_err(|refusal| {
+            Box::new(problem(StatusCode::NOT_FOUND, &refusal.code, &refusal.text, &refusal.hints))
+        })
+    }
+
     async fn ask<T>(&self, message: Message, answer: oneshot::Receiver<T>) -> Option<T> {
         self.driver.send(message).await.ok()?;
         tokio::time::timeout(DRIVER, answer).await.ok()?.ok()

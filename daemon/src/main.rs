@@ -50,10 +50,17 @@ struct Args {
     /// Folder of the control socket and the ticket socket
     #[arg(long, default_value = "/run/berth", value_name = "DIR")]
     run: PathBuf,
+    /// Print the description of the control API (OpenAPI 3.1, docs/openapi.json)
+    #[arg(long, hide = true)]
+    openapi: bool,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.openapi {
+        println!("{}", http::openapi_json());
+        return ExitCode::SUCCESS;
+    }
     log();
     let settings = match settings(&args.config) {
         Ok(settings) => settings,

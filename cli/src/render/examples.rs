@@ -109,6 +109,7 @@ pub(crate) fn tower() -> Status {
         host: Known::Value(HostStatus { total: Bytes::mib(31_846), available: Bytes::mib(21_810) }),
         models: vec![aeon, genesis, llama, gemma],
         swap: None,
+        placements: Vec::new(),
         last_swap: Some(SwapSummary { began_ms: NOW - 3 * DAY, ..switched() }),
         problems: Vec::new(),
     }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::bytes::Bytes;
 use crate::config::{BackendKind, Model};
@@ -285,7 +286,7 @@ pub struct Launch {
 }
 
 /// A failure as read from a server's log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
     /// Its kind.
     pub class: FailureClass,
@@ -327,7 +328,7 @@ pub struct GenerateProbe {
 }
 
 /// Kinds of failures (`memory.md`'s table).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureClass {
     /// An allocation failed.

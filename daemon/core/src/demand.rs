@@ -3,6 +3,7 @@
 pub mod llama_cpp;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::bytes::Bytes;
 
@@ -16,12 +17,12 @@ pub struct Demand {
 }
 
 /// What it takes on one device. Parts that are nothing are left out.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct Parts(pub Vec<Part>);
 
 /// One part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Part {
     /// What it is for.
     pub what: What,
@@ -32,8 +33,9 @@ pub struct Part {
 }
 
 /// What memory is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = MemoryUse)]
 pub enum What {
     /// The model's tensors.
     Weights,
@@ -56,7 +58,7 @@ pub enum What {
 }
 
 /// How an amount is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
     /// Computed to the byte from the file's header.

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The template of which every model's unit is an instance.
 const TEMPLATE: &str = "berth-model@";
@@ -17,7 +18,7 @@ const LONGEST_UNIT: usize = 107 - "@0123456789abcdef/unit//ticket".len();
 /// The name of a model: letters, digits, `.`, `_` and `-`, not starting with `.` or `-`, and short enough for its
 /// unit (`-` counts as four there). A variant's name follows it after a `:` (`genesis:long`), and so do the settings
 /// of an unnamed one, in the order of their keys (`genesis:ctx=16384,kv=q8_0`).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModelName(String);
 

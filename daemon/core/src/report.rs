@@ -10,14 +10,15 @@ mod swap;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::bytes::Bytes;
 use crate::name::ModelName;
 
 pub use plan::{Attempt, AttemptOutcome, DeviceShare, GpuChange, PlanReport, StepForecast, Verdict};
 pub use status::{
-    GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Requests,
-    Status,
+    Devices, GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, Models, Node,
+    Nodes, PlacedShare, Placement, Placements, Problem, Requests, Status,
 };
 pub use swap::{Outcome, Step, StepReport, StepState, SwapSummary};
 
@@ -25,7 +26,7 @@ pub use swap::{Outcome, Step, StepReport, StepState, SwapSummary};
 pub const SCHEMA: u32 = 1;
 
 /// What an operator asks for. `POST /api/v1/plan` and `POST /api/v1/swaps` take it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// What to do.
@@ -39,7 +40,7 @@ pub struct Request {
 }
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verb {
     /// Make it `default`; evict only what is in the way.
@@ -85,7 +86,7 @@ impl Verb {
 }
 
 /// Who asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Actor {
     /// The user's name, or `token NAME`.
     pub user: String,
@@ -98,7 +99,7 @@ pub struct Actor {
 }
 
 /// What somebody may do. Each includes those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Rights {
     /// Nothing.
@@ -124,7 +125,7 @@ impl Rights {
 }
 
 /// Who asks, and what they may do: `GET /api/v1/session`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Session {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -135,7 +136,7 @@ pub struct Session {
 }
 
 /// An address that signs a browser in, once: the answer of `POST /api/v1/session`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SignIn {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -148,7 +149,7 @@ pub struct SignIn {
 }
 
 /// Why a request was refused, and what would work.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Refusal {
     /// Stable, for programs: `unknown_model`, `retired`, `does_not_fit`, `busy` …
     pub code: String,
@@ -159,7 +160,7 @@ pub struct Refusal {
 }
 
 /// The answer to an accepted `POST /api/v1/swaps`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Accepted {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -172,7 +173,7 @@ pub struct Accepted {
 }
 
 /// The answer of `POST /api/v1/repair`: what was done about a ledger that was damaged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Repaired {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -192,7 +193,7 @@ pub struct Repaired {
 }
 
 /// Which GPU is to be cleared. `POST /api/v1/devices/clear` takes it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClearRequest {
     /// Its index or its UUID, as typed.
@@ -200,7 +201,7 @@ pub struct ClearRequest {
 }
 
 /// What came of clearing a GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cleared {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -219,7 +220,7 @@ pub struct Cleared {
 }
 
 /// Memory that is no longer awaited, since nobody is listed for it. It counts as foreign use for as long as it is used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GivenUp {
     /// Whose it was.
     pub model: ModelName,
@@ -228,7 +229,7 @@ pub struct GivenUp {
 }
 
 /// Something that happened: one SSE message of `GET /api/v1/events`, whose id is `id`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -242,7 +243,7 @@ pub struct Event {
 }
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[allow(clippy::large_enum_variant)]
 pub enum What {
@@ -287,7 +288,7 @@ pub enum What {
 }
 
 /// One line of a model's log: one line of `GET /api/v1/models/NAME/logs` (JSON, a line each).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogLine {
     /// When.
     pub at_ms: u64,
@@ -296,7 +297,7 @@ pub struct LogLine {
 }
 
 /// An error of the API: RFC 9457's members. A refusal travels as one, with status 409.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ApiProblem {
     /// The HTTP status.
     pub status: u16,

@@ -11,11 +11,11 @@ use crate::name::ModelName;
 use crate::plan;
 use crate::release::{Proofs, Reading, Unproved};
 use crate::report::{
-    GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, Problem, Refusal,
-    Requests, SCHEMA, Status, SwapSummary,
+    GpuBalance, GpuStatus, GuestStatus, Holder, HostStatus, ModelState, ModelStatus, PlacedShare, Placement,
+    Problem, Refusal, Requests, SCHEMA, Status, SwapSummary,
 };
 use crate::rivals::Rivals;
-use crate::state::{Claim, Phase, State, Times};
+use crate::state::{Claim, ClaimedGpu, Phase, State, Times};
 use crate::upkeep::Upkeep;
 
 /// What the driver knows besides the ledger's state.
@@ -100,10 +100,20 @@ pub fn status(view: &View) -> Status {
             Known::Unknown(why) => Known::Unknown(why.clone()),
         },
         models: view.settings.models.values().map(|model| model_status(view, model)).collect(),
+        placements: view.state.claims.iter().map(|(name, claim)| placement(name, claim)).collect(),
         swap: view.swap.cloned(),
         last_swap: view.state.swaps.back().cloned(),
         problems: problems(view),
     }
+}
+
+fn placement(model: &ModelName, claim: &Claim) -> Placement {
+    let share = |part: &ClaimedGpu| PlacedShare {
+        index: part.placed.index,
+        id: part.placed.id.0.clone(),
+        bytes: part.placed.bytes,
+    };
+    Placement { model: model.clone(), gpus: claim.gpus.iter().map(share).collect(), host: claim.layout.host }
 }
 
 /// What a model does now.

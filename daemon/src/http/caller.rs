@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Extension, FromRequestParts, Request, State};
 use axum::http::header::{AUTHORIZATION, COOKIE, WWW_AUTHENTICATE};
@@ -11,14 +12,15 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::{Json, Router};
 use berth_core::config::{Access, Settings};
 use berth_core::proxy::KeyHash;
 use berth_core::report::{Actor, Rights, SCHEMA, Session};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use tokio::net::unix::UCred;
 use tokio::time::timeout;
+use utoipa_axum::router::OpenApiRouter;
 
+use super::openapi::Problems;
 use super::session::{self, Sessions};
 use super::{Api, LARGEST_REQUEST, guard, malformed, problem};
 
@@ -103,14 +105,15 @@ pub(super) async fn identify(State(api): State<Api>, mut request: Request, next:
 }
 
 /// These routes, for who may do so much.
-pub(super) fn needing(rights: Rights, routes: Router<Api>) -> Router<Api> {
+pub(super) fn needing(rights: Rights, routes: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
     let check = move |Extension(caller): Extension<Caller>, request: Request, next: Next| async move {
         if caller.rights >= rights { next.run(request).await } else { denied(&caller, rights) }
     };
     routes.route_layer(middleware::from_fn(check))
 }
 
-/// `GET /api/v1/session`.
+/// Who asks, and what they may do.
+#[utoipa::path(get, path = "/api/v1/session", tag = "session", responses((status = 200, body = Session), Problems))]
 pub(super) async fn session(Extension(caller): Extension<Caller>) -> Json<Session> {
     let user = caller.actor.map(|actor| actor.user);
     Json(Session { schema: SCHEMA, user, rights: caller.rights })

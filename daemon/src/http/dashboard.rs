@@ -8,6 +8,7 @@ use axum::extract::Path as UrlPath;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use utoipa_axum::router::OpenApiRouter;
 
 use super::{Api, problem};
 
@@ -45,8 +46,9 @@ pub(super) fn files() -> Router<Api> {
 }
 
 /// The plain page, for those who may see how the machine is.
-pub(super) fn plain() -> Router<Api> {
-    let plain = Router::new().route("/plain", get(plain::page));
+pub(super) fn plain() -> OpenApiRouter<Api> {
+    // No resource of the API, so it is not described.
+    let plain = OpenApiRouter::new().route("/plain", get(plain::page));
     if find(INDEX).is_some() { plain } else { plain.route("/", get(plain::page)) }
 }
 

@@ -5,11 +5,12 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use berth_core::report::ClearRequest;
+use berth_core::report::{ClearRequest, Cleared};
 use tokio::sync::oneshot;
 
 use super::audit::Audit;
 use super::caller::By;
+use super::openapi::Problems;
 use super::{Api, Asked, no_answer, problem, understood};
 use crate::driver::Message;
 
@@ -19,7 +20,8 @@ impl Asked for ClearRequest {
     }
 }
 
-/// `POST /api/v1/devices/clear`.
+/// Uses a suspect GPU again at once. Needs `operate`.
+#[utoipa::path(post, path = "/api/v1/devices/clear", tag = "devices", request_body = ClearRequest, responses((status = 200, body = Cleared), Problems))]
 pub(super) async fn clear(
     State(api): State<Api>,
     by: By,

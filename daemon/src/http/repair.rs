@@ -4,14 +4,17 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use berth_core::report::Repaired;
 use tokio::sync::oneshot;
 
 use super::audit::Audit;
 use super::caller::By;
+use super::openapi::Problems;
 use super::{Api, no_answer, problem};
 use crate::driver::Message;
 
-/// `POST /api/v1/repair`.
+/// Goes on from what a damaged ledger still tells. Needs `operate`.
+#[utoipa::path(post, path = "/api/v1/repair", tag = "node", responses((status = 200, body = Repaired), Problems))]
 pub(super) async fn repair(State(api): State<Api>, by: By) -> Response {
     // As with a change: it is done and written down though the asker vanishes.
     match tokio::spawn(repaired(api, by)).await {

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::caller::Caller;
+use super::openapi::Problems;
 use super::{Api, problem};
 
 /// How long an address that signs in may be used.
@@ -110,7 +111,8 @@ pub(super) fn cookie(header: &HeaderValue) -> Option<&str> {
     pairs.into_iter().find(|(name, _)| *name == NAME).map(|(_, value)| value)
 }
 
-/// `POST /api/v1/session`: an address that signs a browser in as who asks for it.
+/// An address that signs a browser in, once, as who asks for it.
+#[utoipa::path(post, path = "/api/v1/session", tag = "session", responses((status = 200, body = SignIn), Problems))]
 pub(super) async fn invite(State(api): State<Api>, Extension(caller): Extension<Caller>) -> Response {
     let Some(actor) = caller.actor else {
         let text = "nobody is signed in, so nobody can be signed in elsewhere";
@@ -154,7 +156,8 @@ pub(super) async fn login(State(api): State<Api>, Query(LoginQuery { code }): Qu
     }
 }
 
-/// `DELETE /api/v1/session`: signs a browser out.
+/// Signs a browser out.
+#[utoipa::path(delete, path = "/api/v1/session", tag = "session", responses((status = 204, description = "It is signed out"), Problems))]
 pub(super) async fn logout(State(api): State<Api>, headers: HeaderMap) -> Response {
     for cookie in headers.get_all(COOKIE).iter().filter_map(cookie) {
         api.sessions.sign_out(cookie);

@@ -1,6 +1,5 @@
 //! What happened, and what models' servers say, as it comes.
 
-use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,30 +10,39 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use berth_core::plan;
-use berth_core::report::{Event, What};
+use berth_core::report::{Event, LogLine, What};
 use futures_util::stream::{self, Stream, StreamExt};
 use serde::Deserialize;
 use tokio::sync::broadcast;
+use utoipa::IntoParams;
 
+use super::openapi::Problems;
 use super::{Api, malformed, problem};
 use crate::journal;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventsQuery {
+    /// Those after the one of this id, and from then on.
     after: Option<u64>,
+    /// So many that were last, and from then on.
     last: Option<usize>,
+    /// Those of this swap alone.
     swap: Option<u64>,
+    /// Whether to go on with what comes.
     #[serde(default = "yes")]
     follow: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogsQuery {
+    /// So many that were last.
     #[serde(default = "hundred")]
     lines: usize,
+    /// Whether to go on with what comes.
     #[serde(default)]
     follow: bool,
 }
@@ -47,7 +55,8 @@ fn hundred() -> usize {
     100
 }
 
-/// `GET /api/v1/events`.
+/// What happened and happens, as server-sent events: each is an `Event`.
+#[utoipa::path(get, path = "/api/v1/events", tag = "events", params(EventsQuery), responses((status = 200, content_type = "text/event-stream", body = Event), Problems))]
 pub(super) async fn events(
     State(api): State<Api>,
     headers: HeaderMap,
@@ -89,7 +98,8 @@ fn swap_of(event: &Event) -> Option<u64> {
     }
 }
 
-/// `GET /api/v1/models/{name}/logs`.
+/// What a model's server said: a `LogLine` each line.
+#[utoipa::path(get, path = "/api/v1/models/{name}/logs", tag = "models", params(("name" = String, Path, description = "The model's name or an alias"), LogsQuery), responses((status = 200, content_type = "application/x-ndjson", body = LogLine), Problems))]
 pub(super) async fn logs(
     State(api): State<Api>,
     name: Result<Path<String>, PathRejection>,
@@ -100,14 +110,9 @@ pub(super) async fn logs(
         (Err(rejection), _) => return malformed(rejection.status(), &rejection.body_text()),
         (_, Err(rejection)) => return malformed(rejection.status(), &rejection.body_text()),
     };
-    let state = berth_core::state::State::default();
-    let unnamed = name.parse().ok().and_then(|name| api.settings.model(&name));
-    let declared = unnamed.map_or_else(|| plan::resolve(&api.settings, &state, &name).map(Cow::Borrowed), Ok);
-    let model = match declared {
-        Ok(model) => model.name.clone(),
-        Err(refusal) => {
-            return problem(StatusCode::NOT_FOUND, &refusal.code, &refusal.text, &refusal.hints);
-        }
+    let model = match api.model(&name) {
+        Ok(model) => model,
+        Err(response) => return *response,
     };
     let lines = match journal::follow(&model, query.lines.min(100_000), query.follow) {
         Ok(lines) => lines,

@@ -5,11 +5,12 @@ use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use berth_core::report::{ApiProblem, PlanReport, Request};
+use berth_core::report::{Accepted, ApiProblem, PlanReport, Request, SwapSummary};
 use tokio::sync::oneshot;
 
 use super::audit::Audit;
 use super::caller::By;
+use super::openapi::Problems;
 use super::{Api, Asked, as_problem, malformed, no_answer, problem, understood};
 use crate::driver::{Answer, Message, refusal};
 
@@ -19,7 +20,8 @@ impl Asked for Request {
     }
 }
 
-/// `GET /api/v1/swaps/{id}`.
+/// One swap, under way or ended.
+#[utoipa::path(get, path = "/api/v1/swaps/{id}", tag = "swaps", params(("id" = u64, Path, description = "Its number")), responses((status = 200, body = SwapSummary), Problems))]
 pub(super) async fn one(State(api): State<Api>, id: Result<Path<String>, PathRejection>) -> Response {
     let Some(id) = id.ok().and_then(|id| id.parse().ok()) else {
         return malformed(StatusCode::BAD_REQUEST, "a swap's id is a number");
@@ -38,7 +40,8 @@ pub(super) async fn one(State(api): State<Api>, id: Result<Path<String>, PathRej
     }
 }
 
-/// `POST /api/v1/plan`.
+/// What a change would do; touches nothing. Needs `plan`.
+#[utoipa::path(post, path = "/api/v1/plan", tag = "swaps", request_body = Request, responses((status = 200, body = PlanReport), Problems))]
 pub(super) async fn dry_run(
     State(api): State<Api>,
     request: Result<Json<Request>, JsonRejection>,
@@ -54,7 +57,8 @@ pub(super) async fn dry_run(
     }
 }
 
-/// `POST /api/v1/swaps`.
+/// Begins a change. Needs `operate`. It goes on though the asker vanishes; `GET /api/v1/events` tells how.
+#[utoipa::path(post, path = "/api/v1/swaps", tag = "swaps", request_body = Request, responses((status = 202, body = Accepted), Problems))]
 pub(super) async fn begin(
     State(api): State<Api>,
     by: By,

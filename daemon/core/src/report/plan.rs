@@ -1,6 +1,7 @@
 //! What would happen.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Refusal, Request, Step};
 use crate::bytes::Bytes;
@@ -8,7 +9,7 @@ use crate::demand::Parts;
 use crate::name::ModelName;
 
 /// What would happen: the answer of `POST /api/v1/plan`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PlanReport {
     /// [`SCHEMA`](super::SCHEMA).
     pub schema: u32,
@@ -30,7 +31,7 @@ pub struct PlanReport {
 }
 
 /// What would come of a request.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Verdict {
     /// It can be done.
@@ -45,7 +46,7 @@ pub enum Verdict {
 }
 
 /// One way to place a model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Attempt {
     /// Where, and with what given up, in words.
     pub way: String,
@@ -56,7 +57,7 @@ pub struct Attempt {
 }
 
 /// What a way needs on one device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceShare {
     /// NVML's index; None for the host.
     pub gpu: Option<u32>,
@@ -69,7 +70,7 @@ pub struct DeviceShare {
 }
 
 /// Whether there is room for a way to place a model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum AttemptOutcome {
     /// There is.
@@ -92,7 +93,7 @@ pub enum AttemptOutcome {
 }
 
 /// One GPU before and after a plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GpuChange {
     /// NVML's index.
     pub index: u32,
@@ -115,7 +116,7 @@ pub struct GpuChange {
 }
 
 /// How long a step is expected to take.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StepForecast {
     /// The step.
     pub step: Step,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::SwapSummary;
 use crate::bytes::Bytes;
@@ -10,7 +11,7 @@ use crate::facts::Known;
 use crate::name::ModelName;
 
 /// The state of one node: `GET /api/v1/status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// [`SCHEMA`](super::SCHEMA).
     pub schema: u32,
@@ -32,6 +33,9 @@ pub struct Status {
     pub host: Known<HostStatus>,
     /// Every declared model, by name.
     pub models: Vec<ModelStatus>,
+    /// What is kept for each model on each device.
+    #[serde(default)]
+    pub placements: Vec<Placement>,
     /// The swap that is under way.
     pub swap: Option<SwapSummary>,
     /// The last one that ended.
@@ -40,8 +44,89 @@ pub struct Status {
     pub problems: Vec<Problem>,
 }
 
+/// The nodes: `GET /api/v1/nodes`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Nodes {
+    /// [`SCHEMA`](super::SCHEMA).
+    pub schema: u32,
+    /// Each.
+    pub nodes: Vec<Node>,
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// berthd's version.
+    pub version: String,
+    /// When this was put together.
+    pub at_ms: u64,
+    /// How long berthd has been up.
+    pub uptime_ms: Option<u64>,
+    /// What is wrong, worst first.
+    pub problems: Vec<Problem>,
+}
+
+/// The GPUs and the host's memory: `GET /api/v1/devices`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Devices {
+    /// [`SCHEMA`](super::SCHEMA).
+    pub schema: u32,
+    /// When this was put together.
+    pub at_ms: u64,
+    /// The GPUs, or why they can't be seen.
+    pub gpus: Known<Vec<GpuStatus>>,
+    /// The host's memory.
+    pub host: Known<HostStatus>,
+}
+
+/// Every declared model: `GET /api/v1/models`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Models {
+    /// [`SCHEMA`](super::SCHEMA).
+    pub schema: u32,
+    /// When this was put together.
+    pub at_ms: u64,
+    /// Each, by name.
+    pub models: Vec<ModelStatus>,
+}
+
+/// What is kept for models: `GET /api/v1/placements`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Placements {
+    /// [`SCHEMA`](super::SCHEMA).
+    pub schema: u32,
+    /// When this was put together.
+    pub at_ms: u64,
+    /// For each model that is on its way up, serves, or whose memory is not proved free.
+    pub placements: Vec<Placement>,
+}
+
+/// What is kept for one model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Placement {
+    /// Whose.
+    pub model: ModelName,
+    /// On each of its GPUs.
+    pub gpus: Vec<PlacedShare>,
+    /// Of the host's memory.
+    pub host: Bytes,
+}
+
+/// What is kept on one GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlacedShare {
+    /// NVML's index.
+    pub index: u32,
+    /// Its UUID.
+    pub id: String,
+    /// How much.
+    pub bytes: Bytes,
+}
+
 /// One GPU.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct GpuStatus {
     /// NVML's index.
     pub index: u32,
@@ -67,7 +152,7 @@ pub struct GpuStatus {
 }
 
 /// A GPU's memory as Berth counts it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GpuBalance {
     /// Physical.
     pub total: Bytes,
@@ -86,7 +171,7 @@ pub struct GpuBalance {
 }
 
 /// Somebody who holds GPU memory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Holder {
     /// The model's name, or the foreign program's.
     pub name: String,
@@ -102,7 +187,7 @@ pub struct Holder {
 }
 
 /// The host's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostStatus {
     /// `MemTotal`.
     pub total: Bytes,
@@ -111,7 +196,7 @@ pub struct HostStatus {
 }
 
 /// One declared model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ModelStatus {
     /// Its name.
     pub name: ModelName,
@@ -147,7 +232,7 @@ pub struct ModelStatus {
 }
 
 /// A model that serves because clients asked for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GuestStatus {
     /// Who asked for it first: a client's key or address.
     pub cause: String,
@@ -157,7 +242,7 @@ pub struct GuestStatus {
 
 /// The requests for one model since berthd started. Medians are of the newest 100 that reached it; None where nothing is
 /// known.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Requests {
     /// How many have ended.
     pub total: u64,
@@ -185,7 +270,7 @@ pub struct Requests {
 }
 
 /// What a model does, in the words of those who run models.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelState {
     /// Answers requests.
@@ -207,7 +292,7 @@ pub enum ModelState {
 }
 
 /// Something that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// Stable, for programs: `degraded`, `gpu_unknown`, `gpu_suspect`, `memory_held` …
     pub code: String,

@@ -1,6 +1,7 @@
 //! A swap, step by step.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Actor, Verb};
 use crate::backend::Failure;
@@ -8,7 +9,7 @@ use crate::bytes::Bytes;
 use crate::name::ModelName;
 
 /// The steps of a swap as people see them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Fit, files, port, program.
@@ -30,7 +31,7 @@ pub enum Step {
 }
 
 /// Where a step is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StepState {
     /// Under way.
@@ -44,7 +45,7 @@ pub enum StepState {
 }
 
 /// One step of one swap.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StepReport {
     /// Which.
     pub step: Step,
@@ -63,7 +64,7 @@ pub struct StepReport {
 }
 
 /// A swap: the one under way, or one that ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SwapSummary {
     /// Counts up on each node, also over restarts.
     pub id: u64,
@@ -110,7 +111,7 @@ pub struct SwapSummary {
 }
 
 /// How a swap ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// As asked.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use berth_core::proxy::KeyHash;
 use berth_core::report::Status;
-use berth_tests::{Answer, Berth, connect, say};
+use berth_tests::{Answer, Berth, GUEST_ASSETS, connect, say};
 use serde_json::{Value, json};
 
 const EACH: &str = "6000MiB";
@@ -159,6 +159,40 @@ fn rights_are_given_apart() {
     for kept in [secret("ci"), secret("nobody"), code.to_owned(), cookie[20..60].to_owned()] {
         assert!(!journal.contains(&kept), "{kept} is in the journal");
     }
+}
+
+/// All that the description of the control API allows is asked for, and much that it doesn't: nothing breaks, and every
+/// answer is as described.
+#[test]
+fn answers_are_as_described() {
+    let berth =
+        Berth::builder().assets().main(&tokens()).fake("aeon", EACH, &[]).fake("genesis", EACH, &[]).boot();
+    let folder = format!("{GUEST_ASSETS}/schemathesis");
+    let path = format!("PYTHONPATH={folder}");
+    let token = format!("Authorization: Bearer {}", secret("ci"));
+    let argv = [
+        "env",
+        &path,
+        "python3",
+        &format!("{folder}/bin/schemathesis"),
+        "run",
+        "http://127.0.0.1:8009/api/v1/openapi.json",
+        "--header",
+        &token,
+        "--checks=not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+        "--phases=examples,coverage,fuzzing",
+        "--max-examples=15",
+        "--generation-deterministic",
+        "--request-timeout=20",
+        "--no-color",
+        // These go on for as long as one listens.
+        "--exclude-path-regex=/(events|logs)$",
+    ];
+    let output = berth.run_within(Duration::from_mins(3), None, &argv);
+    assert_eq!(output.code, 0, "{output}");
+    // It was in earnest: something was switched.
+    assert!(berth.status().last_swap.is_some(), "{output}");
+    berth.assert_no_failed_allocation();
 }
 
 /// Two hundred listen, some of whom never read: switches go on, and who lags comes back where he was.

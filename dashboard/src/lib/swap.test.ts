@@ -66,6 +66,7 @@ test('what a swap stopped has not failed', () => {
   const model = { name: 'aeon', state: 'failed' }
   assert.equal(isStopped(model, swap([])), true)
   assert.equal(isStopped({ name: 'other', state: 'failed' }, swap([])), false)
+  assert.equal(isStopped({ name: 'aeon', state: 'stopping' }, swap([])), false)
   assert.equal(isStopped(model, swap([], { outcome: 'degraded' })), false)
   assert.equal(isStopped(model, null), false)
 })

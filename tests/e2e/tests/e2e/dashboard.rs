@@ -91,7 +91,7 @@ fn outside(berth: &Berth, what: &str) {
     match what.split(' ').collect::<Vec<_>>()[..] {
         ["lose" | "restore", _] => _ = berth.gpu(&what.split(' ').collect::<Vec<_>>()),
         ["stop" | "start", unit] => {
-            _ = berth.systemctl(&[what.split(' ').next().unwrap(), unit]).with_code(0)
+            _ = berth.systemctl(&[what.split(' ').next().unwrap(), unit]).with_code(0);
         }
         ["ask", model] => _ = berth.ask(model),
         _ => panic!("the script asks for `{what}`"),

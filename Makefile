@@ -17,10 +17,27 @@ triplet = $(shell uname -m)-linux-gnu
 as_root = $(if $(filter-out 0,$(shell id -u)),sudo -E env PATH="$$PATH")
 run_as_root = $(if $(as_root),--config "target.'cfg(all())'.runner='sudo -E'")
 
-.PHONY: build install install-files stage stage-faults bench soak crash demo test lint deps assets
+# A Node that is new enough for the dashboard; without one (or with `make node=`) berthd gets a plain status page instead.
+node ?= $(shell node -e 'const [a, b] = process.versions.node.split("."); process.exit((a == 20 && b >= 19) || a >= 22 ? 0 : 1)' \
+    2>/dev/null && command -v node)
+modules = dashboard/node_modules/.package-lock.json
+page = dashboard/dist/index.html
+page_from = $(shell find dashboard -type f -not -path '*/node_modules/*' -not -path '*/dist/*' -not -name '*.md' -not -name '*.test.ts')
 
-build:
+.PHONY: build dashboard install install-files stage stage-faults bench soak crash demo test lint lint-dashboard deps assets
+
+build: dashboard
 	$(CARGO) build $(cargo_profile) --workspace
+
+# The page that berthd serves, made anew when something of it has changed.
+dashboard: $(if $(node),$(page))
+	$(if $(node),,@echo "dashboard: there is no Node 20.19 or newer: berthd gets a plain status page instead")
+
+$(page): $(modules) $(page_from)
+	cd dashboard && npm run --silent build
+
+$(modules): dashboard/package-lock.json dashboard/.npmrc
+	cd dashboard && npm ci --ignore-scripts --no-progress --loglevel=error && touch node_modules/.package-lock.json
 
 # Installs what `make build` built: `make && sudo make install`. Users, folders and the services themselves
 # come to life with `systemd-sysusers && systemd-tmpfiles --create && systemctl enable --now berthd`.
@@ -49,7 +66,7 @@ install-files:
 # A tree as installed, with the simulated GPU library and the test programs: what the sandbox boots.
 staged = $(addprefix -p ,berthd berthctl berth-launch gpusim gpusim-nvml fakellm sandbox)
 stage: PROFILE = debug
-stage:
+stage: dashboard
 	$(CARGO) build $(cargo_profile) $(staged)
 	rm -rf $(stage)
 	$(MAKE) --no-print-directory -s install-files DESTDIR=$(stage) PREFIX=/usr PROFILE=$(PROFILE)
@@ -80,10 +97,13 @@ test: deps lint stage-faults
 	$(CARGO) test --workspace --no-fail-fast $(run_as_root) -- --test-threads=3
 	@echo "test: passed: formatting, clippy, unit tests, end-to-end tests on a real systemd"
 
-lint:
+lint: $(if $(node),lint-dashboard)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -q --workspace --features berthd/faults -- -D warnings
+
+lint-dashboard: $(modules)
+	cd dashboard && npm run --silent lint && npm run --silent test
 
 # Installs what tests and demo need and this machine lacks, with apt. `make bench` installs nginx too.
 deps:

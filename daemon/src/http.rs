@@ -6,6 +6,7 @@
 mod audit;
 mod caller;
 mod configuration;
+mod dashboard;
 mod devices;
 mod guard;
 mod health;
@@ -92,6 +93,7 @@ pub fn bind(path: &Path, access: &Access) -> io::Result<UnixListener> {
 
 /// Serves requests until the process ends.
 pub async fn serve(socket: UnixListener, tcp: Vec<Opened>, api: Api) {
+    dashboard::announce();
     let routes = routes(&api);
     for (address, listener) in tcp {
         let (driver, routes) = (api.driver.clone(), routes.clone());
@@ -112,6 +114,8 @@ fn routes(api: &Api) -> Router {
         .merge(health::supervisors())
         .route("/login", get(session::login))
         .route("/api/v1/openapi.json", get(document))
+        .merge(dashboard::files())
+        .merge(needing(Rights::Read, dashboard::plain()))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not_found", "no such resource", &[]) })
         .method_not_allowed_fallback(|| async {
             let text = "this resource does not take this method";

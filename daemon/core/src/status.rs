@@ -131,6 +131,8 @@ pub fn model_state(view: &View, model: &Model) -> ModelState {
         Some(Phase::Ending) => ModelState::Stopping,
         None if model.retired => ModelState::Retired,
         None if view.state.quarantine(name).is_some() => ModelState::Quarantined,
+        // What a swap stopped is of home until it ends.
+        None if view.swap.is_some_and(|swap| swap.stops.contains(name)) => ModelState::Off,
         None if view.state.home.models.contains(name) && !view.state.is_displaced(name) => ModelState::Failed,
         None if view.memory.too_big.contains_key(name) => ModelState::TooBig,
         None => ModelState::Off,

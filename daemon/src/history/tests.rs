@@ -119,6 +119,7 @@ fn status(at_ms: u64, used: Option<u64>, problems: &[Problem]) -> Status {
         host: Known::Value(HostStatus { total: Bytes::mib(31_846), available: Bytes::mib(21_810) }),
         models: Vec::new(),
         swap: None,
+        placements: Vec::new(),
         last_swap: None,
         problems: problems.to_vec(),
     }

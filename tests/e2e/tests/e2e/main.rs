@@ -11,6 +11,7 @@ mod adoption;
 mod boot;
 mod byhand;
 mod crash;
+mod dashboard;
 mod devices;
 mod failures;
 mod health;

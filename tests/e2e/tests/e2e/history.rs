@@ -156,9 +156,8 @@ fn the_past_outlives_berthd_and_the_power() {
 
     // Damaged while berthd is away: set aside and said, and all else goes on.
     _ = berth.systemctl(&["stop", "berthd.service"]).with_code(0);
-    let size =
-        format!("dd if=/dev/urandom of={FILE} bs=4096 seek=1 count=20 conv=notrunc && rm -f {FILE}-wal");
-    _ = berth.run(None, &["sh", "-c", &size]).with_code(0);
+    let damage = format!("dd if=/dev/urandom of={FILE} bs=4096 count=20 conv=notrunc && rm -f {FILE}-wal");
+    _ = berth.run(None, &["sh", "-c", &damage]).with_code(0);
     _ = berth.systemctl(&["start", "berthd.service"]).with_code(0);
     berth.wait_for_berthd(SOON).unwrap();
     let said = berth.wait_for("the damage is a problem", SOON, |berth| {

@@ -89,9 +89,11 @@ demo: deps
 	@pretend=; tests/assets/fetch || { test $$? -eq 69 && pretend=--fakellm; } || exit 1; \
 	    $(as_root) target/debug/demo $$pretend
 
-# All that CI runs. The end-to-end tests boot sandboxes, so tests run as root: through sudo where you are not.
-test: deps lint stage-faults
-	@tests/assets/fetch || test $$? -eq 69
+# All that CI runs. The end-to-end tests boot sandboxes, so tests run as root: through sudo where you are not. What comes through pip comes while all is built.
+test: deps
+	@tests/assets/fetch & fetching=$$!; \
+	    $(MAKE) --no-print-directory lint stage-faults || { kill $$fetching; exit 1; }; \
+	    wait $$fetching || test $$? -eq 69
 	@dir=$$(mktemp -d) && $(as_root) target/debug/sandbox up --tree none --dir $$dir >/dev/null && \
 	    $(as_root) target/debug/sandbox down --wipe --dir $$dir >/dev/null
 	$(CARGO) test --workspace --no-fail-fast $(run_as_root) -- --test-threads=3

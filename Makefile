@@ -118,7 +118,7 @@ assets:
 # What a switch costs, beside what others do, what a killed berthd and a power cut do, 1,000 restarts at the edge of
 # memory, and what the proxy adds, beside nginx: 20 minutes; docs/measurements.md and docs/benchmarks.md have the last
 # figures. Of what is installed, so of a release build, in a tree of its own. BENCH="edge=100 adopt" for parts of it:
-# switch, others, wait, adopt, recovery, edge, plan, proxy, each with how many.
+# switch, others, wait, adopt, recovery, edge, plan, proxy, listeners, each with how many.
 # Before all else that runs on this machine (FIRST= for among it), so that it measures Berth and not a compiler.
 first = $(if $(filter undefined,$(origin FIRST)),chrt --rr 1,$(FIRST))
 bench: PROFILE = release

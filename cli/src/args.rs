@@ -101,6 +101,9 @@ pub(crate) enum Command {
         /// Keep it on the screen, renewed every second, until Ctrl-C
         #[arg(long, short)]
         watch: bool,
+        /// As a page in Markdown, to be put where others read it
+        #[arg(long, conflicts_with_all = ["watch", "json"])]
+        markdown: bool,
     },
     /// Make a model `default`; stop only what is in the way
     #[command(after_help = "Examples:\n  berthctl switch genesis --timeout 5m\n  \

@@ -46,8 +46,9 @@ fn main() -> Exit {
 
 async fn run(cli: Cli, out: Out) -> verbs::Ended {
     let berth = Context { client: Client::new(cli.socket), out };
-    Ok(match cli.verb.unwrap_or(Command::Status { watch: false }) {
-        Command::Status { watch } => until_interrupted(watch, berth.status(watch)).await,
+    Ok(match cli.verb.unwrap_or(Command::Status { watch: false, markdown: false }) {
+        Command::Status { markdown: true, .. } => berth.page().await,
+        Command::Status { watch, .. } => until_interrupted(watch, berth.status(watch)).await,
         Command::Plan { verb } => berth.plan(&verb.request()).await,
         Command::Repair => berth.repair().await,
         Command::Device { verb: DeviceVerb::Clear { gpu } } => berth.clear(gpu).await,

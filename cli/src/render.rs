@@ -6,6 +6,7 @@ pub(crate) mod device;
 pub(crate) mod events;
 pub(crate) mod fit;
 pub(crate) mod history;
+pub(crate) mod markdown;
 pub(crate) mod parts;
 pub(crate) mod plan;
 pub(crate) mod reload;

@@ -41,7 +41,7 @@ pub(crate) fn key(name: &str, out: Out) -> Result<Exit, Complaint> {
             "{key}\n\nFor the client {name}, as its API key. It is shown this once. In /etc/berth/berth.toml:\n\n\
              [proxy.keys.{name}]\nsha256 = \"{sha256}\"\n# models = [\"default\"]    # where it may not ask for all\n\
              # loads = false           # where it may have no model loaded\n\n\
-             Then: sudo systemctl restart berthd. With a key declared, nobody is answered without one.\n"
+             Then: sudo berthctl reload. With a key declared, nobody is answered without one.\n"
         ));
     }
     Ok(Exit::Done)
@@ -58,7 +58,7 @@ pub(crate) fn token(name: &str, rights: Rights, out: Out) -> Result<Exit, Compla
         Out::say(&format!(
             "{token}\n\nFor {name}, which sends it as `Authorization: Bearer TOKEN` to the control API. It is shown this \
              once.\nIn /etc/berth/berth.toml:\n\n[http.tokens.{name}]\nsha256 = \"{sha256}\"\nrights = \"{rights}\"\n\n\
-             Then: sudo systemctl restart berthd\n"
+             Then: sudo berthctl reload\n"
         ));
     }
     Ok(Exit::Done)

@@ -53,18 +53,30 @@ struct VersionedLine<'a> {
 }
 
 impl Context {
+    /// `status --markdown`, also without berthd.
+    pub(crate) async fn page(&self) -> Result<Exit, Complaint> {
+        let (status, exit) = self.look().await;
+        Out::say(&render::markdown::page(&status, &TimeZone::system()));
+        Ok(exit)
+    }
+
+    /// What berthd says, else what can be seen without it.
+    async fn look(&self) -> (Status, Exit) {
+        match self.client.get::<Status>("/api/v1/status").await {
+            Ok(status) => (status, Exit::Done),
+            Err(trouble) => {
+                let complaint = Complaint::from(trouble);
+                let exit = complaint.exit;
+                (standalone::status(&complaint).await, exit)
+            }
+        }
+    }
+
     /// `status`, also without berthd.
     pub(crate) async fn status(&self, watch: bool) -> Result<Exit, Complaint> {
         let mut first = true;
         loop {
-            let (status, exit) = match self.client.get::<Status>("/api/v1/status").await {
-                Ok(status) => (status, Exit::Done),
-                Err(trouble) => {
-                    let complaint = Complaint::from(trouble);
-                    let exit = complaint.exit;
-                    (standalone::status(&complaint).await, exit)
-                }
-            };
+            let (status, exit) = self.look().await;
             if self.out.json {
                 Out::document(&status);
             } else {

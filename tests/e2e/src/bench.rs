@@ -16,6 +16,7 @@ pub(crate) mod bus;
 pub(crate) mod client;
 mod edge;
 mod figures;
+mod listeners;
 mod plain;
 mod planner;
 mod proxy;
@@ -59,6 +60,8 @@ pub struct Bench {
     pub plan: bool,
     /// Answers in each round through each proxy.
     pub proxied: u32,
+    /// Switches under many listeners, and as many without.
+    pub listened: u32,
 }
 
 /// A part of a switch: its name and how it is taken from the stamps.
@@ -96,6 +99,19 @@ pub fn run(bench: &Bench) -> Result<()> {
             millis(percentile(&waits, 50)),
             millis(percentile(&waits, 99)),
             edge::SCALE
+        );
+    }
+    if bench.listened > 0 {
+        let listening = listeners::measure(bench.listened, |done| said(done, bench.listened, "pairs"))?;
+        let [alone, listened] = [&listening.alone, &listening.listened].map(|all| percentile(all, 50));
+        println!(
+            "bench: listeners count={} pairs={} alone_p50_ms={} listened_p50_ms={} ratio={:.2} grown_kib={}",
+            listeners::LISTENERS,
+            bench.listened,
+            millis(alone),
+            millis(listened),
+            listened as f64 / alone as f64,
+            listening.grown_kib
         );
     }
     if bench.proxied > 0 {
@@ -164,10 +180,9 @@ fn switches(bench: &Bench) -> Result<()> {
     }
     if !bench.wait.is_zero() {
         let waiting = waiting::measure(&berth, &switcher, bench.wait)?;
-        println!(
-            "bench: wait cpu_percent={:.2} idle_cpu_percent={:.2} seconds={:.1}",
-            waiting.lingering_percent, waiting.idle_percent, waiting.seconds
-        );
+        println!("bench: wait cpu_percent={:.2} seconds={:.1}", waiting.lingering_percent, waiting.seconds);
+        let mib = waiting.idle_kib as f64 / 1024.0;
+        println!("bench: idle cpu_percent={:.2} rss_mib={mib:.1}", waiting.idle_percent);
     }
     Ok(())
 }

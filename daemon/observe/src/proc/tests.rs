@@ -201,7 +201,8 @@ fn the_host_has_memory() {
 #[test]
 fn what_a_process_uses_grows() {
     let before = used(std::process::id()).unwrap();
-    let held = vec![1_u8; 64 << 20];
+    // So much that no other test of this process can give back as much meanwhile.
+    let held = vec![1_u8; 256 << 20];
     let end = Instant::now() + Duration::from_millis(300);
     while Instant::now() < end {
         std::hint::black_box(&held);
@@ -209,7 +210,7 @@ fn what_a_process_uses_grows() {
     let after = used(std::process::id()).unwrap();
     assert_eq!(before.started, after.started);
     assert!(after.cpu >= before.cpu + Duration::from_millis(50), "{before:?} {after:?}");
-    assert!(after.resident >= before.resident.plus(Bytes::mib(48)), "{before:?} {after:?}");
+    assert!(after.resident >= before.resident.plus(Bytes::mib(128)), "{before:?} {after:?}");
 
     // The crate reads the same fields.
     let stat = Process::myself().unwrap().stat().unwrap();
@@ -217,7 +218,7 @@ fn what_a_process_uses_grows() {
     assert!(now.faulted.0 / procfs::page_size() >= stat.majflt, "{now:?} {stat:?}");
     let own = control_group_of(std::process::id()).unwrap();
     let brought = brought_by(&cgroup_processes(&own), &own);
-    assert!(brought.value().is_some_and(|brought| brought.resident > Bytes::mib(48)), "{brought:?}");
+    assert!(brought.value().is_some_and(|brought| brought.resident > Bytes::mib(128)), "{brought:?}");
     drop(held);
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Waiting {
     pub lingering_percent: f64,
     /// Of one core, with a model that serves.
     pub idle_percent: f64,
+    /// All of berthd that is resident when nothing goes on, in KiB.
+    pub idle_kib: i64,
     /// How long was looked at, each.
     pub seconds: f64,
 }
@@ -29,6 +31,7 @@ pub(super) fn measure(berth: &Berth, switcher: &Switcher, linger: Duration) -> R
     let process = Process::of_berthd(berth)?;
     thread::sleep(MARGIN);
     let idle_percent = percent(&process, look)?;
+    let idle_kib = process.at_rest()?.resident_kib;
 
     berth.gpu(&["linger", &format!("{}ms", linger.as_millis())]);
     let following = switcher.client().change("switch", switcher.next())?;
@@ -37,7 +40,7 @@ pub(super) fn measure(berth: &Berth, switcher: &Switcher, linger: Duration) -> R
     let lingering = berth.stats().devices.iter().filter(|card| !card.lingering.is_empty()).count();
     ensure!(lingering == 2, "the wait was over before it was measured");
     following.ended()?;
-    Ok(Waiting { lingering_percent, idle_percent, seconds: look.as_secs_f64() })
+    Ok(Waiting { lingering_percent, idle_percent, idle_kib, seconds: look.as_secs_f64() })
 }
 
 fn percent(process: &Process, time: Duration) -> Result<f64> {

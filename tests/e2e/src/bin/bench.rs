@@ -15,6 +15,7 @@ const USAGE: &str = "usage: bench [PART[=NUMBER]]…, all of these without:
   recovery=10  power cuts
   edge=1000    restarts of a model that takes nearly all memory
   plan         how long a plan takes for 8 GPUs and 100 models
+  listeners=50 switches while 200 listen, and as many while nobody does
   proxy=2000   answers in each of twelve rounds through Berth's proxy, nginx and none, with 1, 16 and 64 connections";
 
 fn main() -> ExitCode {
@@ -45,6 +46,7 @@ fn run() -> Result<()> {
         ("edge", 1000),
         ("plan", 1),
         ("proxy", 2000),
+        ("listeners", 50),
     ];
     let mut numbers = parts.map(|(part, usual)| (part, if words.is_empty() { usual } else { 0 }));
     for word in &words {
@@ -56,7 +58,8 @@ fn run() -> Result<()> {
             number => number.parse().with_context(|| format!("{number} is no number\n{USAGE}"))?,
         };
     }
-    let [switches, others, wait, kills, boots, restarts, plan, proxied] = numbers.map(|(_, number)| number);
+    let [switches, others, wait, kills, boots, restarts, plan, proxied, listened] =
+        numbers.map(|(_, number)| number);
     if others > switches {
         bail!("{others} switches each other way can't be spread over {switches} by Berth\n{USAGE}");
     }
@@ -70,5 +73,6 @@ fn run() -> Result<()> {
         restarts,
         plan: plan > 0,
         proxied,
+        listened,
     })
 }

@@ -33,6 +33,8 @@ pub struct Footprint {
     /// Anonymous memory in KiB: heap, stacks and what it changed of its program; not pages of files, which the
     /// kernel maps in and out as it likes.
     pub anonymous_kib: i64,
+    /// All that is resident, in KiB: pages of its program too.
+    pub resident_kib: i64,
 }
 
 impl Process {
@@ -91,6 +93,7 @@ impl Process {
             descriptors: looks.iter().map(|look| look.descriptors).min().unwrap_or_default(),
             threads: looks.iter().map(|look| look.threads).min().unwrap_or_default(),
             anonymous_kib: looks[LOOKS / 2].anonymous_kib,
+            resident_kib: looks[LOOKS / 2].resident_kib,
         })
     }
 
@@ -123,7 +126,8 @@ impl Process {
         // What was swapped out is its own, too.
         let anonymous_kib =
             kib("Anonymous").context("a smaps_rollup without Anonymous")? + kib("Swap").unwrap_or_default();
-        Ok(Footprint { descriptors: count("fd")?, threads: count("task")?, anonymous_kib })
+        let resident_kib = kib("Rss").context("a smaps_rollup without Rss")?;
+        Ok(Footprint { descriptors: count("fd")?, threads: count("task")?, anonymous_kib, resident_kib })
     }
 
     /// What its open files are, with how many there are of each.

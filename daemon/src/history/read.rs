@@ -64,6 +64,8 @@ impl Reader {
     /// One swap; None where it is not known, or no longer. Of several with this id, after a ledger was begun anew, the
     /// newest.
     pub async fn swap(&self, id: u64) -> Result<Option<SwapSummary>, HistoryError> {
+        // SQLite's numbers have a sign; no swap has such a number.
+        let Ok(id) = i64::try_from(id) else { return Ok(None) };
         self.read(move |connection| {
             let of = "SELECT json FROM swap WHERE id = ?1 ORDER BY n DESC LIMIT 1";
             Ok(list(connection, of, [id])?.into_iter().next())

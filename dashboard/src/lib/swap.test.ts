@@ -62,10 +62,10 @@ test('past swaps are told once, newest first, and none that is under way', () =>
   assert.deepEqual(all.map((swap) => swap.id), [3, 2, 1])
 })
 
-test('what a swap stopped has not failed', () => {
-  const model = { name: 'aeon', state: 'failed' }
+test('what a swap stopped is told apart', () => {
+  const model = { name: 'aeon', state: 'off' }
   assert.equal(isStopped(model, swap([])), true)
-  assert.equal(isStopped({ name: 'other', state: 'failed' }, swap([])), false)
+  assert.equal(isStopped({ name: 'other', state: 'off' }, swap([])), false)
   assert.equal(isStopped({ name: 'aeon', state: 'stopping' }, swap([])), false)
   assert.equal(isStopped(model, swap([], { outcome: 'degraded' })), false)
   assert.equal(isStopped(model, null), false)

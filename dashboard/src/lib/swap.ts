@@ -120,7 +120,7 @@ export function announced(event: Event, words: { moves: (swap: Swap) => string; 
   }
 }
 
-/** Whether a model is down because the swap under way stopped it: home still has it, and it is no failure. */
+/** Whether a model is off because the swap under way stopped it. */
 export function isStopped(model: { name: string; state: string }, swap: Swap | null): boolean {
-  return model.state === 'failed' && swap !== null && swap.outcome === null && swap.stops.includes(model.name)
+  return model.state === 'off' && swap !== null && swap.outcome === null && swap.stops.includes(model.name)
 }

@@ -202,7 +202,7 @@ fn requests_that_make_no_sense() {
         ("GET", "/api/v1/plan", json, "", 405),
         ("POST", "/api/v1/status", json, "{}", 405),
         ("DELETE", "/api/v1/swaps/1", json, "", 405),
-        ("GET", "/", json, "", 404),
+        ("GET", "/nowhere", json, "", 404),
         ("GET", "/api/v2/status", json, "", 404),
         ("GET", "/api/v1/swaps/999999", json, "", 404),
         ("GET", "/api/v1/swaps/one", json, "", 400),

@@ -87,7 +87,8 @@ fn what_is_declared_anew_takes_effect() {
         (!berth.status().models.iter().any(|model| model.name.as_str() == "aeon")).then_some(())
     });
     assert_eq!(berth.state_of("glm"), ModelState::Serving);
-    berth.declare("slow", &fake(1, EACH, &["--load-time", "3s"]));
+    // Its port would be the one that glm has had since before aeon was gone.
+    berth.declare("slow", &(fake(1, EACH, &["--load-time", "3s"]) + "port = 8150\n"));
     _ = reload(&berth, &[]);
     let accepted = berth.change(&["start", "slow", "--no-wait"]).with_code(0);
     let busy = berth.ctl(&["reload"]).with_code(3);

@@ -92,7 +92,7 @@ demo: deps
 # All that CI runs. The end-to-end tests boot sandboxes, so tests run as root: through sudo where you are not. What comes through pip comes while all is built.
 test: deps
 	@tests/assets/fetch & fetching=$$!; \
-	    $(MAKE) --no-print-directory lint stage-faults || { kill $$fetching; exit 1; }; \
+	    $(MAKE) --no-print-directory lint stage-faults || { kill $$fetching 2>/dev/null; exit 1; }; \
 	    wait $$fetching || test $$? -eq 69
 	@dir=$$(mktemp -d) && $(as_root) target/debug/sandbox up --tree none --dir $$dir >/dev/null && \
 	    $(as_root) target/debug/sandbox down --wipe --dir $$dir >/dev/null

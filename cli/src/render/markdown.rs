@@ -1,5 +1,7 @@
 //! `berthctl status --markdown`: the page that people keep by hand, written from what is measured.
 
+use std::fmt::Write as _;
+
 use berth_core::bytes::Bytes;
 use berth_core::facts::Known;
 use berth_core::report::{GpuStatus, ModelStatus, Status};
@@ -16,7 +18,7 @@ pub(crate) fn page(status: &Status, zone: &TimeZone) -> String {
     let mut out = format!("# {}\n\nMeasured {}.", cell(&status.node), at.unwrap_or_default());
     match (&status.default, status.uptime_ms) {
         (_, None) => out.push_str(" berthd does not answer."),
-        (Some(model), _) => out.push_str(&format!(" Clients of `default` get {model}.")),
+        (Some(model), _) => _ = write!(out, " Clients of `default` get {model}."),
         (None, _) => {}
     }
     out.push_str("\n\n## Problems\n\n");
@@ -26,7 +28,8 @@ pub(crate) fn page(status: &Status, zone: &TimeZone) -> String {
     for problem in &status.problems {
         let next =
             if problem.next.is_empty() { String::new() } else { format!(" Next: {}", text(&problem.next)) };
-        out.push_str(&format!("- {}{next}\n", text(&problem.text)));
+        // Writing to a String cannot fail.
+        _ = writeln!(out, "- {}{next}", text(&problem.text));
     }
     out.push_str("\n## Memory\n\n| device | in use | of | who |\n|---|---|---|---|\n");
     match &status.gpus {

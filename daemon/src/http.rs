@@ -75,6 +75,8 @@ pub struct Api {
     pub looker: Looker,
     /// What is declared.
     pub declared: Declared,
+    /// Who may do what over the unix socket, as when it was bound: its mode goes with it, also after a reload.
+    pub access: Access,
     /// The browsers that are signed in.
     pub sessions: Sessions,
 }

@@ -149,6 +149,7 @@ async fn run(args: &Args, declared: Declared) -> anyhow::Result<()> {
         history,
         looker,
         declared: declared.clone(),
+        access: settings.access.clone(),
         sessions: Sessions::default(),
     };
     let reloading = api.clone();

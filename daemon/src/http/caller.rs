@@ -77,7 +77,7 @@ pub(super) async fn identify(State(api): State<Api>, mut request: Request, next:
     let settings = api.declared.now();
     let via = request.extensions().get::<Via>().cloned();
     let caller = match via {
-        Some(Via::Socket(peer)) => peer_caller(peer, &settings.access).await,
+        Some(Via::Socket(peer)) => peer_caller(peer, &api.access).await,
         Some(Via::Tcp { at, from }) => {
             if let Err(refused) = guard::check(&request, &settings) {
                 return refused;

@@ -152,6 +152,12 @@ fn rights_are_given_apart() {
     assert_eq!(gone.status, 204);
     assert_eq!(post("/api/v1/swaps", &own, &switch("aeon")), (401, "not_signed_in".to_owned()));
 
+    // Everybody may connect until berthd is started anew, so `[rights]` hold until then, though they are gone.
+    berth.configure("berth.toml", format!("node = \"tower\"\n{}", tokens()).as_bytes());
+    _ = berth.ctl(&["reload"]).with_code(0);
+    let refused = berth.ctl_as("mallory", &["switch", "aeon"]).with_code(3);
+    assert!(refused.stderr.contains("this needs the right `operate`; mallory has `read`"), "{refused}");
+
     // Who asked is written down; what opened it is not.
     let journal = berth.journal("berthd.service");
     assert!(journal.contains("audit: token ci from 127.0.0.1:"), "{journal}");

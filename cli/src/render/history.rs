@@ -88,7 +88,7 @@ fn longest(past: &SwapSummary) -> String {
         || "-".to_owned(),
         |step| {
             let label =
-                if step.state == StepState::Done { swap::done(step.step) } else { swap::noun(step.step) };
+                if step.state == StepState::Done { step.step.as_str() } else { swap::noun(step.step) };
             format!("{label} {}", took(step.elapsed_ms))
         },
     )

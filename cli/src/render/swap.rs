@@ -55,7 +55,7 @@ pub(crate) fn turn(paint: Paint) -> String {
 /// A step that ended, with its time; nothing for one that goes on or was skipped.
 pub(crate) fn step(step: &StepReport, paint: Paint) -> Option<String> {
     let (mark, label) = match step.state {
-        StepState::Done => (paint.tint(Tone::Good, "✓"), done(step.step)),
+        StepState::Done => (paint.tint(Tone::Good, "✓"), step.step.as_str()),
         StepState::Failed => (paint.tint(Tone::Bad, "✗"), noun(step.step)),
         StepState::Began | StepState::Skipped => return None,
     };
@@ -227,20 +227,6 @@ fn full_log(swap: &SwapSummary) -> String {
     let started = failed.filter(|step| matches!(step.step, Step::Started | Step::Ready));
     let model = started.and_then(|step| step.model.as_ref().or(swap.model.as_ref()).or(swap.starts.first()));
     model.map_or_else(String::new, |model| format!("Full log: berthctl logs {model}\n"))
-}
-
-/// A step that was done.
-pub(crate) fn done(step: Step) -> &'static str {
-    match step {
-        Step::Checked => "checked",
-        Step::Prewarmed => "prewarmed",
-        Step::Drained => "drained",
-        Step::Stopped => "stopped",
-        Step::Released => "released",
-        Step::Started => "started",
-        Step::Ready => "ready",
-        Step::Restored => "restored",
-    }
 }
 
 /// A step that goes on.

@@ -216,8 +216,7 @@ fn swaps(page: &mut Page, measured: &Measured) {
         "Whether a swap is under way.",
         one((Labels::new(), flag(status.swap.is_some()))),
     );
-    let steps =
-        swaps.steps.iter().map(|(step, times)| (vec![("step", swaps::step(*step).to_owned())], times));
+    let steps = swaps.steps.iter().map(|(step, times)| (vec![("step", step.as_str().to_owned())], times));
     page.histogram(
         "berth_swap_step_seconds",
         "How long steps of swaps took that were done, without those of a way back.",

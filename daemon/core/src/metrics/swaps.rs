@@ -67,16 +67,3 @@ pub(super) fn outcome(outcome: Outcome) -> &'static str {
         Outcome::Degraded => "degraded",
     }
 }
-
-pub(super) fn step(step: Step) -> &'static str {
-    match step {
-        Step::Checked => "checked",
-        Step::Prewarmed => "prewarmed",
-        Step::Drained => "drained",
-        Step::Stopped => "stopped",
-        Step::Released => "released",
-        Step::Started => "started",
-        Step::Ready => "ready",
-        Step::Restored => "restored",
-    }
-}

@@ -30,6 +30,22 @@ pub enum Step {
     Restored,
 }
 
+impl Step {
+    /// What was done, in one word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Checked => "checked",
+            Self::Prewarmed => "prewarmed",
+            Self::Drained => "drained",
+            Self::Stopped => "stopped",
+            Self::Released => "released",
+            Self::Started => "started",
+            Self::Ready => "ready",
+            Self::Restored => "restored",
+        }
+    }
+}
+
 /// Where a step is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

@@ -153,6 +153,7 @@ fn rights_are_given_apart() {
     assert_eq!(post("/api/v1/swaps", &own, &switch("aeon")), (401, "not_signed_in".to_owned()));
 
     // Everybody may connect until berthd is started anew, so `[rights]` hold until then, though they are gone.
+    berth.wait_for("the stop", SOON, |berth| berth.status().swap.is_none().then_some(()));
     berth.configure("berth.toml", format!("node = \"tower\"\n{}", tokens()).as_bytes());
     _ = berth.ctl(&["reload"]).with_code(0);
     let refused = berth.ctl_as("mallory", &["switch", "aeon"]).with_code(3);

@@ -30,7 +30,7 @@ pub(crate) enum Exit {
 pub(crate) const EXPLAINED: &str = "\
 Exit codes:
     0  done
-    2  usage: the command line, or with `check` and `fit` what it reads, is wrong
+    2  usage: the command line, or with `check`, `fit` and `reload` what is read, is wrong
     3  refused, nothing was touched; with `fit`: it does not fit
     4  failed, and what served before serves again
     5  failed, and not all that should serve does; berthd goes on trying

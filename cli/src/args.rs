@@ -32,6 +32,7 @@ Change:
   stop MODEL      free its memory; it stays stopped (--all: every model)
   restart MODEL   the same again
   back            whatever served before
+  cancel          give up the change under way; what served before serves again
   retry MODEL     start what is quarantined again
   reload          take up what is declared now; touches nothing that runs
   repair          go on from what a damaged ledger still tells; keeps the file
@@ -60,7 +61,7 @@ With --json, on standard output (`schema` is 1; fields may be added to it):
   dashboard
                         one document
   events, logs          one document a line
-  switch, start, stop, restart, back, retry
+  switch, start, stop, restart, back, retry, cancel
                         one event a line while it is followed; the last line has
                         `exit` and one of `swap` (how it ended), `accepted`
                         (--no-wait, or nothing to do) or `problem`
@@ -142,6 +143,20 @@ pub(crate) enum Command {
     /// Go back to whatever served before
     #[command(after_help = "Example:\n  berthctl back")]
     Back {
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Give up the change under way; what served before serves again
+    ///
+    /// What was stopped is started again, once its memory is proved free: nothing is started over memory that is still
+    /// held. A stop that has begun can't be cancelled, nor what berthd does by itself: that gives way to what you ask for.
+    #[command(after_help = "Example:\n  berthctl cancel\n\n\
+        Exits 0 when what served before serves again, 3 where there is nothing to\n\
+        cancel.")]
+    Cancel {
+        /// Only if it is this one, by its number
+        #[arg(value_name = "NUMBER")]
+        swap: Option<u64>,
         #[command(flatten)]
         wait: Wait,
     },

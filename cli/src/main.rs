@@ -70,9 +70,8 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Stop { which, wait } => return berth.change(&which.request(), &wait).await,
         Command::Restart { model, wait } => return berth.change(&request(Verb::Restart, model), &wait).await,
         Command::Retry { model, wait } => return berth.change(&request(Verb::Retry, model), &wait).await,
-        Command::Back { wait } => {
-            return berth.change(&bare(Verb::Back), &wait).await;
-        }
+        Command::Back { wait } => return berth.change(&bare(Verb::Back), &wait).await,
+        Command::Cancel { swap, wait } => return berth.cancel(swap, &wait).await,
     })
 }
 

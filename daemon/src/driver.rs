@@ -13,7 +13,7 @@ mod show;
 mod unnamed;
 mod upkeep;
 
-pub use decide::refusal;
+pub use decide::{refusal, unknown};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -100,6 +100,8 @@ pub enum Message {
     Decide(Box<Decide>),
     /// What was looked up for a model that clients wait for.
     Load(ModelName, Box<Looked>),
+    /// An operator cancels the swap of this number.
+    Cancel(u64, Actor, oneshot::Sender<Result<SwapSummary, Box<Refusal>>>),
     /// The driver of the GPUs reported an Xid.
     Xid(Xid),
     /// An operator takes this GPU as it is.
@@ -361,12 +363,8 @@ impl Driver {
                 _ = reply.send(self.with_view(|view| (status::health(view), status::readiness(view))));
             }
             Message::Metrics(reply) => _ = reply.send(self.measured()),
-            Message::SwapById(id, reply) => {
-                let now = monotonic_now();
-                let running = self.swap.as_ref().filter(|swap| swap.id() == id).map(|swap| swap.summary(now));
-                let found = running.or_else(|| self.state.swaps.iter().find(|swap| swap.id == id).cloned());
-                _ = reply.send(found);
-            }
+            Message::SwapById(id, reply) => _ = reply.send(self.swap_by_id(id)),
+            Message::Cancel(id, by, reply) => _ = reply.send(self.cancel(id, &by)),
             Message::Quit => {}
         }
     }

@@ -106,12 +106,13 @@ fn last_words(error: &anyhow::Error) {
 }
 
 async fn run(args: &Args, declared: Declared) -> anyhow::Result<()> {
-    let settings = declared.now();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the boot id can't be read")?;
     let (ledger, state, note) = Ledger::open(&args.state)?;
     if let Some(note) = note {
         tracing::warn!("{note}");
     }
+    declared.keep_ports(&state);
+    let settings = declared.now();
     let nvml = Nvml::spawn();
     let systemd = Systemd::connect().await.context("systemd can't be asked")?;
     let (tickets, mut taken) = Tickets::serve(&args.run.join("ticket.sock"))?;

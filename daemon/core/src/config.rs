@@ -316,6 +316,8 @@ pub struct Model {
     pub args: Vec<String>,
     /// Its environment beyond what the template gives.
     pub env: BTreeMap<String, String>,
+    /// Variables of its environment whose values are credentials of its unit: only systemd and the server know them.
+    pub secrets: Vec<String>,
     /// Its working directory.
     pub cwd: Option<PathBuf>,
     /// The model's file or folder, an absolute path, where one is declared or found among the arguments.

@@ -377,6 +377,10 @@ fn command(values: &mut Values<'_>, model: &Model) {
     for (name, value) in &model.env {
         values.push(&format!("env.{name}"), value.clone(), Origin::Declared { line });
     }
+    for name in &model.secrets {
+        let line = values.declared.get("secrets").copied().unwrap_or(1);
+        values.push(&format!("env.{name}"), "a credential of its unit".to_owned(), Origin::Declared { line });
+    }
     // Which GPUs it sees is decided at its start.
     for (name, value) in launch.env.iter().filter(|(name, _)| !name.starts_with("CUDA_")) {
         if !model.env.contains_key(name) {

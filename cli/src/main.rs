@@ -18,6 +18,7 @@ mod render;
 mod secret;
 mod standalone;
 mod verbs;
+mod watch;
 
 use berth_core::report::Verb;
 use clap::Parser as _;
@@ -48,7 +49,8 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
     let berth = Context { client: Client::new(cli.socket), out };
     Ok(match cli.verb.unwrap_or(Command::Status { watch: false, markdown: false }) {
         Command::Status { markdown: true, .. } => berth.page().await,
-        Command::Status { watch, .. } => until_interrupted(watch, berth.status(watch)).await,
+        Command::Status { watch: true, .. } => until_interrupted(true, berth.watch()).await,
+        Command::Status { .. } => berth.status().await,
         Command::Plan { verb } => berth.plan(&verb.request()).await,
         Command::Repair => berth.repair().await,
         Command::Device { verb: DeviceVerb::Clear { gpu } } => berth.clear(gpu).await,

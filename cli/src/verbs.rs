@@ -1,7 +1,5 @@
 //! The verbs that ask berthd: ask, show, and give the exit code.
 
-use std::time::Duration;
-
 use berth_core::report::{
     Accepted, ClearRequest, Cleared, Event, LogLine, Outcome, PlanReport, Reloaded, Repaired, Request,
     SCHEMA, SignIn, Status, SwapSummary, Verdict,
@@ -20,9 +18,6 @@ use crate::out::Out;
 use crate::progress::Progress;
 use crate::render::{self, swap};
 use crate::standalone;
-
-/// How often `status --watch` is renewed.
-const RENEW: Duration = Duration::from_secs(1);
 
 /// berthd and the reader: what every verb needs.
 pub(crate) struct Context {
@@ -61,7 +56,7 @@ impl Context {
     }
 
     /// What berthd says, else what can be seen without it.
-    async fn look(&self) -> (Status, Exit) {
+    pub(crate) async fn look(&self) -> (Status, Exit) {
         match self.client.get::<Status>("/api/v1/status").await {
             Ok(status) => (status, Exit::Done),
             Err(trouble) => {
@@ -73,33 +68,14 @@ impl Context {
     }
 
     /// `status`, also without berthd.
-    pub(crate) async fn status(&self, watch: bool) -> Result<Exit, Complaint> {
-        let mut first = true;
-        loop {
-            let (status, exit) = self.look().await;
-            if self.out.json {
-                Out::document(&status);
-            } else {
-                let text = render::status::status(&status, self.out.paint);
-                Out::say(&if watch { self.redrawn(&text, first) } else { text });
-            }
-            if !watch {
-                return Ok(exit);
-            }
-            first = false;
-            tokio::time::sleep(RENEW).await;
+    pub(crate) async fn status(&self) -> Result<Exit, Complaint> {
+        let (status, exit) = self.look().await;
+        if self.out.json {
+            Out::document(&status);
+        } else {
+            Out::say(&render::status::status(&status, self.out.paint));
         }
-    }
-
-    /// The text for where the last one stands; without a terminal below it.
-    fn redrawn(&self, text: &str, first: bool) -> String {
-        match (self.out.terminal, first) {
-            (true, true) => format!("\x1b[2J\x1b[H{text}"),
-            // Line by line over the last one: clearing it all first would flicker.
-            (true, false) => format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")),
-            (false, true) => text.to_owned(),
-            (false, false) => format!("\n{text}"),
-        }
+        Ok(exit)
     }
 
     /// `plan VERB`.

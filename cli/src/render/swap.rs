@@ -283,6 +283,16 @@ pub(crate) fn steps(swap: &SwapSummary, paint: Paint) -> String {
     out
 }
 
+/// One under way, as it stands: the steps that ended, and below them the one that goes on.
+pub(crate) fn live(swap: &SwapSummary, frame: usize, paint: Paint) -> String {
+    let mut out = steps(swap, paint);
+    let before: u64 = swap.steps.iter().map(|step| step.elapsed_ms).sum();
+    for step in swap.steps.iter().filter(|step| step.state == StepState::Began) {
+        out.push_str(&(under_way(step, frame, swap.elapsed_ms.saturating_sub(before), paint) + "\n"));
+    }
+    out
+}
+
 #[cfg(test)]
 #[path = "swap_tests.rs"]
 mod tests;

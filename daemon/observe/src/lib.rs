@@ -5,3 +5,5 @@ pub mod cpus;
 pub mod files;
 pub mod nvml;
 pub mod proc;
+pub mod sockets;
+pub mod systemd;

@@ -3,6 +3,7 @@
 
 pub mod cpus;
 pub mod files;
+pub mod ledger;
 pub mod nvml;
 pub mod proc;
 pub mod sockets;

@@ -149,14 +149,14 @@ pub(crate) async fn doctor(
         berthd: client.get::<Status>("/api/v1/status").await.map_err(Complaint::from),
         state: read_ledger(Path::new(LEDGER)),
     };
-    let mut checks = vec![configured, berthd(&ground)];
+    let mut checks = vec![configured];
     let devices = devices::look(&ground).await;
     checks.extend(devices::judge(&devices));
-    checks.extend(units::judge(&units::look(&ground, units, &devices.gpus).await));
+    checks.extend(units::judge(&units::look(&ground, units, devices.for_rivals()).await));
     checks.extend(models::judge(&models::look(&ground, &devices.gpus).await));
     checks.extend(sockets::judge(sockets::look(&ground).await.as_ref()));
     checks.extend(installation::judge(&installation::look(&ground, folder).await));
-    let report = report(checks);
+    let report = report(berthd(&ground), checks);
     let exit = if report.findings.is_empty() { Exit::Done } else { Exit::Found };
     if out.json {
         Out::document(&Document { schema: SCHEMA, exit: exit.code(), report: &report });
@@ -166,19 +166,21 @@ pub(crate) async fn doctor(
     Ok(exit)
 }
 
-/// Worst first, and what two of them found once.
-fn report(checks: Vec<Check>) -> Report {
-    let well = checks.iter().filter(|check| check.findings.is_empty()).map(|check| check.name).collect();
-    let mut findings: Vec<Finding> = Vec::new();
-    for finding in checks.into_iter().flat_map(|check| check.findings) {
-        let same = |known: &Finding| known.code == finding.code && known.subject == finding.subject;
-        match findings.iter_mut().find(|known| same(known)) {
-            // What berthd says of it has no evidence; what was seen here has.
-            Some(known) if known.text == finding.text || known.evidence.is_empty() => *known = finding,
-            Some(known) if *known == finding => {}
-            _ => findings.push(finding),
+/// Worst first. What `berthd` found too is told once, as it was seen here: with its evidence.
+fn report(berthd: Check, others: Vec<Check>) -> Report {
+    let mut all: Vec<Finding> = Vec::new();
+    let well = others.iter().chain([&berthd]).filter(|check| check.findings.is_empty());
+    let well = well.map(|check| check.name).collect();
+    for finding in others.into_iter().flat_map(|check| check.findings) {
+        if !all.contains(&finding) {
+            all.push(finding);
         }
     }
+    let seen = |finding: &Finding| {
+        all.iter().any(|known| known.code == finding.code && known.subject == finding.subject)
+    };
+    let mut findings: Vec<Finding> = berthd.findings.into_iter().filter(|finding| !seen(finding)).collect();
+    findings.append(&mut all);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Report { findings, well }
 }
@@ -224,12 +226,13 @@ fn berthd(ground: &Ground) -> Check {
     let findings = match &ground.berthd {
         Ok(status) => status.problems.iter().map(of_problem).collect(),
         Err(complaint) => {
-            let severity = match complaint.code.as_str() {
-                "berthd_not_running" => Severity::Error,
-                _ => Severity::Unknown,
+            let (severity, next) = match complaint.code.as_str() {
+                "berthd_not_running" => {
+                    (Severity::Error, "sudo systemctl start berthd; journalctl -u berthd -n 50".to_owned())
+                }
+                _ => (Severity::Unknown, complaint.hints.join("; ")),
             };
-            let finding = Finding::new(severity, &complaint.code, "", complaint.title.clone());
-            vec![finding.next(complaint.hints.join("; "))]
+            vec![Finding::new(severity, &complaint.code, "", complaint.title.clone()).next(next)]
         }
     };
     check("berthd", findings)
@@ -278,5 +281,36 @@ async fn apart<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> 
         Ok(Ok(value)) => Known::Value(value),
         Ok(Err(_)) => Known::Unknown("the look at it broke off".to_owned()),
         Err(_) => Known::Unknown(format!("it has not answered for {} s", LOOK.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_berthd_found_too_is_told_once_and_the_worst_comes_first() {
+        let text = || "aeon.service is enabled".to_owned();
+        let rival = Finding::warning("rival", "aeon.service", text());
+        let degraded = Finding::error("degraded", "genesis", "it does not serve".into());
+        let seen = rival.clone().shown_by(["Restart=always".to_owned()]);
+        let others = vec![
+            check("clock", [Finding::unknown("clock", "", "no answer".into())]),
+            check("rivals", [seen.clone(), seen.clone()]),
+            check("disk space", []),
+        ];
+        let report = report(check("berthd", [rival, degraded.clone()]), others);
+        assert_eq!(report.findings[..2], [degraded, seen]);
+        assert_eq!((report.findings.len(), report.findings[2].severity), (3, Severity::Unknown));
+        assert_eq!(report.well, ["disk space"]);
+    }
+
+    #[test]
+    fn a_ledger_that_was_never_written_is_a_state_and_a_damaged_one_is_unknown() {
+        let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+        let path = folder.path().join("ledger");
+        assert_eq!(read_ledger(&path), Known::Value(State::default()));
+        assert!(std::fs::write(&path, "berth-ledger 2\nno\n").is_ok());
+        assert!(read_ledger(&path).why_unknown().is_some_and(|why| why.contains("line 2")));
     }
 }

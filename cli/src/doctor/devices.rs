@@ -51,6 +51,13 @@ pub(super) async fn look(ground: &Ground) -> Devices {
     }
 }
 
+impl Devices {
+    /// The GPUs that a service could take, none where they can't be seen; None on a machine without any.
+    pub(super) fn for_rivals(&self) -> Option<Vec<Gpu>> {
+        (!has_none(self)).then(|| self.gpus.value().cloned().unwrap_or_default())
+    }
+}
+
 fn kernel() -> Known<Option<String>> {
     match fs::read_to_string("/sys/module/nvidia/version") {
         Ok(version) => Known::Value(Some(version.trim().to_owned())),

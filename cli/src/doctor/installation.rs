@@ -12,7 +12,6 @@ use berth_observe::systemd::{MANAGER, Reader, SERVICE, SystemdError, UNIT, call}
 use nix::unistd::{Group, Uid, User};
 use zbus::{Connection, OwnedVariant};
 
-use super::units::BERTHS;
 use super::{Check, Finding, Ground, apart, check};
 
 /// What Debian 12 has: the first that does all that berthd asks of it.
@@ -20,6 +19,7 @@ const SYSTEMD_FROM: u32 = 252;
 /// Older ones have no rules in JavaScript.
 const POLKIT_FROM: &str = "0.106";
 
+const BERTHD: &str = "berthd.service";
 const STATE: &str = "/var/lib/berth";
 const RULE: &str = "60-berth.rules";
 const RULES: [&str; 2] = ["/usr/share/polkit-1/rules.d", "/etc/polkit-1/rules.d"];
@@ -55,20 +55,13 @@ const FOLDERS: [Folder; 4] = [
 /// A folder as it is: its owner's name and its mode.
 type Is = Known<Option<(String, u32)>>;
 
-/// One of Berth's units.
-#[derive(Debug)]
-struct Unit {
-    name: &'static str,
-    /// systemd's `UnitFileState`.
-    enabled: String,
-}
-
 /// What was seen.
 #[derive(Debug)]
 pub(super) struct Installation {
     systemd: Known<String>,
     polkit: Known<String>,
-    units: Known<Vec<Unit>>,
+    /// systemd's `UnitFileState` of berthd; None where it has no unit, which is told where units are looked at.
+    enabled: Known<Option<String>>,
     /// How many sockets systemd keeps for berthd over a restart.
     kept: Known<u32>,
     synchronized: Known<bool>,
@@ -97,7 +90,7 @@ pub(super) async fn look(ground: &Ground, config: &Path) -> Installation {
     Installation {
         systemd: asked(ground, version).await,
         polkit: asked(ground, polkit).await,
-        units: asked(ground, own_units).await,
+        enabled: asked(ground, enabled).await,
         kept: asked(ground, kept).await,
         synchronized: asked(ground, synchronized).await,
         unified: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
@@ -155,20 +148,16 @@ async fn property<T: TryFrom<OwnedVariant>>(
     })
 }
 
-async fn own_units(bus: &Connection) -> Result<Vec<Unit>, SystemdError> {
-    let mut units = Vec::new();
-    for name in BERTHS {
-        let reader = Reader::of(bus, name);
-        // That it is not there is told where units are looked at.
-        if reader.get::<String>(UNIT, "LoadState").await? != "not-found" {
-            units.push(Unit { name, enabled: reader.get(UNIT, "UnitFileState").await? });
-        }
+async fn enabled(bus: &Connection) -> Result<Option<String>, SystemdError> {
+    let reader = Reader::of(bus, BERTHD);
+    if reader.get::<String>(UNIT, "LoadState").await? == "not-found" {
+        return Ok(None);
     }
-    Ok(units)
+    reader.get(UNIT, "UnitFileState").await.map(Some)
 }
 
 async fn kept(bus: &Connection) -> Result<u32, SystemdError> {
-    Reader::of(bus, "berthd.service").get(SERVICE, "FileDescriptorStoreMax").await
+    Reader::of(bus, BERTHD).get(SERVICE, "FileDescriptorStoreMax").await
 }
 
 // A database that can't be read knows nobody, here and below.
@@ -222,7 +211,7 @@ pub(super) fn judge(here: &Installation) -> Vec<Check> {
         check("systemd", versions(here)),
         check("polkit", may_act(here)),
         check("cgroups", cgroups(here)),
-        check("berthd's units", boot(here)),
+        check("berthd at boot", boot(here)),
         check("users and groups", people(here)),
         check("folders", folders(here)),
         check("disk space", space(here)),
@@ -312,23 +301,20 @@ fn cgroups(here: &Installation) -> Option<Finding> {
 
 fn boot(here: &Installation) -> Vec<Finding> {
     let mut found = Vec::new();
-    match &here.units {
-        Known::Value(units) => {
-            for unit in units.iter().filter(|unit| !unit.enabled.starts_with("enabled")) {
-                let (name, state) = (unit.name, &unit.enabled);
-                let text =
-                    format!("{name} is not enabled ({state}): after a reboot Berth brings nothing back");
-                let next = format!("sudo systemctl enable {name}");
-                found.push(Finding::warning("not_enabled", name, text).next(next));
-            }
+    match &here.enabled {
+        Known::Value(Some(state)) if !state.starts_with("enabled") => {
+            let text = format!("{BERTHD} is not enabled ({state}): after a reboot Berth brings nothing back");
+            let next = format!("sudo systemctl enable {BERTHD}");
+            found.push(Finding::warning("not_enabled", BERTHD, text).next(next));
         }
+        Known::Value(_) => {}
         Known::Unknown(why) => {
             let text = format!("whether berthd is enabled for boot can't be told: {why}");
             found.push(Finding::unknown("not_enabled", "", text).next("systemctl is-enabled berthd"));
         }
     }
     // Where the units can't be read, that is told once.
-    if here.kept == Known::Value(0) && here.units.value().is_some_and(|units| !units.is_empty()) {
+    if here.kept == Known::Value(0) && here.enabled.value().is_some_and(Option::is_some) {
         let text = "systemd keeps no sockets for berthd: while it restarts, clients are refused";
         found.push(
             Finding::warning("no_fd_store", "", text.to_owned())
@@ -431,7 +417,7 @@ mod tests {
         Installation {
             systemd: Value("252.39-1~deb12u1".into()),
             polkit: Value("122".into()),
-            units: Value(BERTHS.map(|name| Unit { name, enabled: "enabled".into() }).into()),
+            enabled: Value(Some("enabled".into())),
             kept: Value(16),
             synchronized: Value(true),
             unified: true,
@@ -492,9 +478,9 @@ mod tests {
         );
         let users = vec![("berth-model", false)];
         finds(&Installation { users, ..sound() }, Severity::Error, "no_user", "sudo systemd-sysusers");
-        let units = Value(vec![Unit { name: "berthd.service", enabled: "disabled".into() }]);
+        let enabled = Value(Some("disabled".into()));
         let next = "sudo systemctl enable berthd.service";
-        finds(&Installation { units, ..sound() }, Severity::Warning, "not_enabled", next);
+        finds(&Installation { enabled, ..sound() }, Severity::Warning, "not_enabled", next);
         let next = "sudo systemctl edit berthd and set FileDescriptorStoreMax=16";
         finds(&Installation { kept: Value(0), ..sound() }, Severity::Warning, "no_fd_store", next);
         let with = |is: Option<(&str, u32)>| {
@@ -534,7 +520,7 @@ mod tests {
         let dark = Installation {
             systemd: Unknown(no()),
             polkit: Unknown(no()),
-            units: Unknown(no()),
+            enabled: Unknown(no()),
             kept: Unknown(no()),
             synchronized: Unknown(no()),
             folders: vec![(FOLDERS[0], Unknown(no()))],

@@ -288,8 +288,11 @@ fn fits(seen: &Seen) -> Vec<Finding> {
             }
             None => unknown(judged.why.as_deref().unwrap_or("no way to place it was found")),
         },
-        // Where there is no GPU, the driver's check says why.
-        Some(Err(refusal)) if ["gpu_unknown", "no_gpu"].contains(&refusal.code.as_str()) => Vec::new(),
+        // One cause for all models, and one finding.
+        Some(Err(refusal)) if ["gpu_unknown", "no_gpu"].contains(&refusal.code.as_str()) => {
+            let text = format!("whether models fit can't be told: {}", refusal.text);
+            vec![Finding::unknown("does_not_fit", "", text).next("berthctl fit MODEL --gpus 2x16GiB")]
+        }
         Some(Err(refusal)) => unknown(&refusal.text),
     }
 }

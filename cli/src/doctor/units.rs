@@ -13,7 +13,7 @@ use zbus::Connection;
 use super::{Check, Finding, Ground, check};
 
 /// What comes with Berth, beside the models' units.
-pub(super) const BERTHS: [&str; 2] = ["berthd.service", "berth-devices.service"];
+const BERTHS: [&str; 2] = ["berthd.service", "berth-devices.service"];
 
 /// What a unit says of others, by systemd's key; whether it does not start without them.
 const KEYS: [(&str, bool); 8] = [
@@ -55,11 +55,11 @@ pub(super) struct Units {
     all: Vec<String>,
     /// The services that are enabled for boot.
     enabled: Known<Vec<Service>>,
-    gpus: Vec<Gpu>,
+    /// None on a machine without GPUs.
+    gpus: Option<Vec<Gpu>>,
 }
 
-pub(super) async fn look(ground: &Ground, named: &[String], gpus: &Known<Vec<Gpu>>) -> Units {
-    let gpus = gpus.value().cloned().unwrap_or_default();
+pub(super) async fn look(ground: &Ground, named: &[String], gpus: Option<Vec<Gpu>>) -> Units {
     let unknown = |why: String| Units {
         read: Known::Unknown(why.clone()),
         loads: BTreeMap::new(),
@@ -253,12 +253,10 @@ fn rivals(units: &Units) -> Vec<Finding> {
         }
     };
     // On a machine without GPUs there is nothing to be taken.
-    if units.gpus.is_empty() {
-        return Vec::new();
-    }
+    let Some(gpus) = &units.gpus else { return Vec::new() };
     let mut rivals = Rivals::default();
     rivals.take(services);
-    rivals.note(&units.gpus);
+    rivals.note(gpus);
     let found =
         rivals.found().map(|rival| Finding::warning("rival", &rival.unit, rival.text).next(rival.next));
     found.collect()
@@ -276,7 +274,13 @@ mod tests {
         let load = |name: &String| if missing.contains(&name.as_str()) { "not-found" } else { "loaded" };
         let loads = named.map(|name| (name.clone(), load(&name).to_owned())).collect();
         let all = vec!["tailscaled.service".to_owned(), "ssh.service".to_owned()];
-        Units { read: Known::Value(units), loads, all, enabled: Known::Value(Vec::new()), gpus: Vec::new() }
+        Units {
+            read: Known::Value(units),
+            loads,
+            all,
+            enabled: Known::Value(Vec::new()),
+            gpus: Some(Vec::new()),
+        }
     }
 
     fn ssh(path: &str, key: &'static str, text: &str) -> Unit {
@@ -334,6 +338,22 @@ mod tests {
         let found: Vec<Finding> = judge(&all).into_iter().flat_map(|check| check.findings).collect();
         assert!(found.iter().all(|finding| finding.severity == Severity::Unknown));
         assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn a_rival_is_told_with_its_restart_unless_there_is_nothing_to_take() {
+        let aeon = Service {
+            unit: "aeon.service".into(),
+            restart: "always".into(),
+            commands: vec![vec!["/opt/llama-server".into(), "-m".into(), "/m.gguf".into()]],
+        };
+        let mut all = Units { enabled: Known::Value(vec![aeon]), ..units(Vec::new(), &[]) };
+        let found = rivals(&all);
+        assert_eq!((found.len(), found[0].subject.as_str()), (1, "aeon.service"));
+        assert!(found[0].text.contains("(Restart=always)"), "{}", found[0].text);
+        assert_eq!(found[0].next, "sudo systemctl disable --now aeon.service");
+        all.gpus = None;
+        assert_eq!(rivals(&all), []);
     }
 
     #[test]

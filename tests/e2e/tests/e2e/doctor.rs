@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use berth_core::report::Problem;
 use berth_tests::{Berth, declaration};
+use serde_json::Value;
 
 /// Three of them share the cards.
 const EACH: &str = "4000MiB";
@@ -43,7 +44,7 @@ fn told_in_time(berth: &Berth, model: &str, port: u16) -> Problem {
 }
 
 #[test]
-fn a_server_that_listens_more_widely_than_declared_is_named() {
+fn what_is_exposed_and_what_is_set_up_wrong_is_named() {
     let berth = Berth::builder()
         .model("wide", &fake("--bind-host 0.0.0.0"))
         .model("late", &fake("--child-listens 0.0.0.0:9101 --child-listens-after 4s"))
@@ -77,4 +78,113 @@ fn a_server_that_listens_more_widely_than_declared_is_named() {
     _ = berth.change(&["stop", "late"]).with_code(0);
     berth.wait_for("late is over", TOLD, |berth| exposed(berth, "late").is_none().then_some(()));
     assert!(exposed(&berth, "six").is_some());
+
+    plant(&berth);
+    look(&berth, "with berthd");
+    let told = berth.ctl(&["doctor", "watch", "wait.service"]).with_code(1).stdout;
+    println!("{told}");
+    for line in told.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+
+    // Who may ask berthd nothing is told so, and finds what anybody can see.
+    let others = berth.run(Some("mallory"), &["berthctl", "doctor", "--json"]).with_code(1);
+    let others: Value = serde_json::from_str(&others.stdout).unwrap();
+    assert!(
+        has(&others, "unknown", "permission_denied", "") && has(&others, "warning", "rival", "aeon.service")
+    );
+    assert!(has(&others, "unknown", "gpu_gone", ""), "the ledger is not everybody's: {others:#}");
+
+    _ = berth.systemctl(&["stop", "berthd"]).with_code(0);
+    look(&berth, "without berthd");
+    let report = berth.ctl_json(&["doctor"]);
+    assert!(has(&report, "error", "berthd_not_running", ""), "{report:#}");
+}
+
+/// What somebody who sets up a machine by hand leaves behind.
+fn plant(berth: &Berth) {
+    let write = |path: &str, text: &str| {
+        let command = format!("mkdir -p \"$(dirname '{path}')\" && cat > '{path}' <<'END'\n{text}\nEND");
+        _ = berth.run(None, &["sh", "-c", &command]).with_code(0);
+    };
+    write(
+        "/etc/systemd/system/watch.service",
+        "[Unit]\nAfter=network.target dbuss.service\n[Service]\nExecStart=/bin/true",
+    );
+    write(
+        "/etc/systemd/system/wait.service",
+        "[Unit]\nRequires=tailscale.service\n[Service]\nExecStart=/bin/true",
+    );
+    write(
+        "/etc/systemd/system/aeon.service",
+        "[Service]\nRestart=always\nExecStart=/opt/llama.cpp/llama-server -m /m.gguf\n[Install]\nWantedBy=multi-user.target",
+    );
+    write(
+        "/etc/systemd/system/berth-model@locked.service.d/limits.conf",
+        "[Service]\nLimitMEMLOCK=64K\nNice=-5",
+    );
+    write("/etc/fstab", "/dev/sdz1 /weights ext4 noauto 0 0");
+    write("/srv/closed/q.gguf", "weights");
+    _ = berth.run(None, &["chmod", "0700", "/srv/closed"]).with_code(0);
+    _ = berth.systemctl(&["daemon-reload"]).with_code(0);
+    _ = berth.systemctl(&["enable", "aeon"]).with_code(0);
+    let squatter = ["systemd-run", "--unit=squatter", "/usr/bin/fakellm", "--port", "8177"];
+    _ = berth.run(None, &squatter).with_code(0);
+    berth.wait_for("the squatter listens", TOLD, |berth| listens(berth, 8177).then_some(()));
+    berth.declare("closed", &format!("model = \"/srv/closed/q.gguf\"\n{}", fake("")));
+    berth.declare("away", &format!("model = \"/weights/q.gguf\"\n{}", fake("")));
+    berth.declare("taken", &format!("port = 8177\n{}", fake("")));
+    berth.declare("locked", &fake("--mlock"));
+    berth.declare("large", &declaration("/usr/bin/fakellm", 2, "90000MiB"));
+}
+
+fn has(report: &Value, severity: &str, code: &str, subject: &str) -> bool {
+    finding(report, severity, code, subject).is_some()
+}
+
+fn finding<'a>(report: &'a Value, severity: &str, code: &str, subject: &str) -> Option<&'a Value> {
+    report["findings"].as_array().unwrap().iter().find(|finding| {
+        finding["severity"] == severity && finding["code"] == code && finding["subject"] == subject
+    })
+}
+
+/// What is found on that machine, whether berthd runs or not.
+#[track_caller]
+fn look(berth: &Berth, when: &str) {
+    let report = berth.ctl_json(&["doctor", "watch", "wait.service"]);
+    let wanted = [
+        ("warning", "unit_missing", "watch.service dbuss.service", "/etc/systemd/system/watch.service:2"),
+        (
+            "error",
+            "unit_missing",
+            "wait.service tailscale.service",
+            "can't start: it needs tailscale.service",
+        ),
+        ("warning", "rival", "aeon.service", "sudo systemctl disable --now aeon.service"),
+        ("error", "unreadable", "closed", "drwx------ root root /srv/closed"),
+        ("error", "not_mounted", "away", "sudo mount /weights"),
+        ("error", "port_taken", "taken", "fakellm (pid "),
+        ("error", "memlock", "locked", "LimitMEMLOCK=65536"),
+        ("warning", "priority", "locked", "Nice=-5"),
+        ("warning", "does_not_fit", "large", "berthctl fit large"),
+        // As root it is seen which process it is.
+        ("warning", "exposed", "six", "[::]:9102 by fakellm (pid "),
+    ];
+    for (severity, code, subject, says) in wanted {
+        let Some(finding) = finding(&report, severity, code, subject) else {
+            panic!("{when}: no {severity} {code} of `{subject}`: {report:#}")
+        };
+        assert!(finding.to_string().contains(says), "{when}: {finding:#}");
+        assert!(!finding["next"].as_str().unwrap().is_empty(), "{finding:#}");
+    }
+    let six = finding(&report, "warning", "exposed", "six").unwrap();
+    assert!(!six["text"].as_str().unwrap().contains(" or "), "{when}: {six:#}");
+    for well in
+        ["configuration", "device nodes", "systemd", "polkit", "cgroups", "users and groups", "folders"]
+    {
+        assert!(
+            report["well"].as_array().unwrap().iter().any(|name| name == well),
+            "{when}: {well}: {report:#}"
+        );
+    }
 }

@@ -286,6 +286,8 @@ async fn apart<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -303,6 +305,31 @@ mod tests {
         assert_eq!(report.findings[..2], [degraded, seen]);
         assert_eq!((report.findings.len(), report.findings[2].severity), (3, Severity::Unknown));
         assert_eq!(report.well, ["disk space"]);
+    }
+
+    #[test]
+    fn every_code_is_in_the_docs() {
+        let source = [
+            include_str!("doctor.rs"),
+            include_str!("doctor/devices.rs"),
+            include_str!("doctor/installation.rs"),
+            include_str!("doctor/models.rs"),
+            include_str!("doctor/sockets.rs"),
+            include_str!("doctor/units.rs"),
+        ];
+        let source = source.map(|file| file.split("#[cfg(test)]").next().unwrap_or_default()).concat();
+        let said = source.split("Finding::").skip(1).filter_map(|rest| {
+            let (kind, rest) = rest.split_once('(')?;
+            ["error", "warning", "unknown"].contains(&kind).then(|| rest.split('"').nth(1))?
+        });
+        let said: BTreeSet<&str> = said.collect();
+        assert!(said.len() > 25, "{said:?}");
+        let docs = include_str!("../../docs/operations.md");
+        let section = docs.split("## What is wrong with a machine").nth(1).unwrap_or_default();
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+        let documented: BTreeSet<&str> = rows.flat_map(|cell| cell.split('`').step_by(2)).collect();
+        assert_eq!(documented.into_iter().filter(|code| !code.is_empty()).collect::<BTreeSet<_>>(), said);
     }
 
     #[test]

@@ -164,10 +164,26 @@ pub(super) fn judge(models: &Models) -> Vec<Check> {
     };
     let each = |judge: fn(&Seen) -> Vec<Finding>| all.iter().flat_map(judge).collect::<Vec<_>>();
     vec![
-        check("files of models", each(readable)),
+        check("files of models", of_bases(each(readable))),
         check("memory of models", each(fits)),
         check("limits of models", each(limits)),
     ]
+}
+
+/// A model's files are its variants' too: what keeps both from them is told of the model alone.
+fn of_bases(findings: Vec<Finding>) -> Vec<Finding> {
+    let base = |finding: &Finding| finding.subject.split(':').next().map(str::to_owned);
+    let mut kept: Vec<Finding> = Vec::new();
+    for finding in findings {
+        let same = |known: &Finding| {
+            let (a, b) = (known, &finding);
+            base(a) == base(b) && (&a.code, &a.evidence, &a.next) == (&b.code, &b.evidence, &b.next)
+        };
+        if !kept.iter().any(same) {
+            kept.push(finding);
+        }
+    }
+    kept
 }
 
 /// Whether it can open its files, and they are on what is mounted.

@@ -21,6 +21,8 @@ struct Listener {
     model: Option<ModelName>,
     /// Who has it open, as far as that can be seen.
     by: Vec<Named>,
+    /// The unit of the first of them.
+    unit: Option<String>,
 }
 
 /// What was seen of them.
@@ -114,7 +116,8 @@ fn on_ports(
         let model = socket.cgroup_id.and_then(|id| owners.get(&id)).map(|model| (*model).clone());
         let address = SocketAddr::new(socket.address, socket.port);
         let by = if model.is_some() { Vec::new() } else { socket.holders() };
-        Listener { address, model, by }
+        let unit = by.first().and_then(|process| proc::describe(process.pid)?.unit);
+        Listener { address, model, by, unit }
     };
     let all = match known(sockets::listeners(None)) {
         Known::Value(all) => all,
@@ -156,7 +159,8 @@ fn taken(sockets: &Sockets) -> Vec<Finding> {
             None => ("berthd".to_owned(), "end it, or name another in `listen` in berth.toml".to_owned()),
         };
         let text = format!("the port of {who}, {wanted}, is taken: {by} listens at {}", other.address);
-        found.push(Finding::error("port_taken", &who, text).next(next));
+        let of = other.unit.as_ref().map(|unit| format!("it is of {unit}"));
+        found.push(Finding::error("port_taken", &who, text).shown_by(of).next(next));
     }
     found
 }
@@ -221,6 +225,7 @@ mod tests {
             address: address.parse().unwrap(),
             model: model.map(|name| name.parse().unwrap()),
             by: vec![Named { pid: by, program: "nginx".into() }],
+            unit: Some("nginx.service".into()),
         }
     }
 

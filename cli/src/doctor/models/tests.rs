@@ -53,6 +53,15 @@ fn weights_that_its_user_can_t_read_name_the_folder_and_the_command() {
 }
 
 #[test]
+fn what_keeps_a_model_and_its_variants_from_their_files_is_told_once() {
+    let of = |name: &str| Seen { model: name.parse().unwrap(), ..seen(vec![file(0o700, 0o644)]) };
+    let all = ["genesis", "genesis:long", "genesis2"].map(of);
+    let Some(check) = judge(&Models(Known::Value(all.into()))).into_iter().next() else { panic!() };
+    let subjects: Vec<&str> = check.findings.iter().map(|finding| finding.subject.as_str()).collect();
+    assert_eq!(subjects, ["genesis", "genesis2"]);
+}
+
+#[test]
 fn homes_that_the_unit_hides_and_users_that_are_not_there() {
     let mut at_home = file(0o755, 0o644);
     at_home.path = "/home/frank/q.gguf".into();

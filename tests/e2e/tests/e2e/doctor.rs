@@ -163,7 +163,7 @@ fn look(berth: &Berth, when: &str) {
         ("warning", "rival", "aeon.service", "sudo systemctl disable --now aeon.service"),
         ("error", "unreadable", "closed", "drwx------ root root /srv/closed"),
         ("error", "not_mounted", "away", "sudo mount /weights"),
-        ("error", "port_taken", "taken", "fakellm (pid "),
+        ("error", "port_taken", "taken", "it is of squatter.service"),
         ("error", "memlock", "locked", "LimitMEMLOCK=65536"),
         ("warning", "priority", "locked", "Nice=-5"),
         ("warning", "does_not_fit", "large", "berthctl fit large"),

@@ -156,7 +156,7 @@ pub(crate) async fn doctor(
     checks.extend(models::judge(&models::look(&ground, &devices.gpus).await));
     checks.extend(sockets::judge(sockets::look(&ground).await.as_ref()));
     checks.extend(installation::judge(&installation::look(&ground, folder).await));
-    let report = report(berthd(&ground), checks);
+    let report = report(berthd(&ground), once(checks, ground.bus.why_unknown()));
     let exit = if report.findings.is_empty() { Exit::Done } else { Exit::Found };
     if out.json {
         Out::document(&Document { schema: SCHEMA, exit: exit.code(), report: &report });
@@ -164,6 +164,24 @@ pub(crate) async fn doctor(
         Out::say(&render::doctor::report(&report, out.paint));
     }
     Ok(exit)
+}
+
+/// What could not be looked at since systemd can't be asked has one cause, and is told once.
+fn once(mut checks: Vec<Check>, why: Option<&str>) -> Vec<Check> {
+    let Some(why) = why else { return checks };
+    let for_that = |finding: &Finding| finding.severity == Severity::Unknown && finding.text.contains(why);
+    let mut names = Vec::new();
+    for check in checks.iter_mut().filter(|check| check.findings.iter().any(for_that)) {
+        check.findings.retain(|finding| !for_that(finding));
+        names.push(check.name);
+    }
+    // What is left of a check says nothing of the rest of it.
+    checks.retain(|check| !check.findings.is_empty() || !names.contains(&check.name));
+    let finding = Finding::unknown("no_systemd", "", why.to_owned())
+        .shown_by([format!("not looked at for that: {}", names.join(", "))])
+        .next("systemctl status dbus");
+    checks.push(check("systemd's answers", [finding]));
+    checks
 }
 
 /// Worst first. What `berthd` found too is told once, as it was seen here: with its evidence.
@@ -330,6 +348,26 @@ mod tests {
         let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
         let documented: BTreeSet<&str> = rows.flat_map(|cell| cell.split('`').step_by(2)).collect();
         assert_eq!(documented.into_iter().filter(|code| !code.is_empty()).collect::<BTreeSet<_>>(), said);
+    }
+
+    #[test]
+    fn what_systemd_does_not_answer_is_told_once() {
+        let why = "can't connect to systemd: no bus";
+        let unknown = |code| Finding::unknown(code, "", format!("it can't be told: {why}"));
+        let error = Finding::error("polkit_rule", "", "there is no rule".into());
+        let checks = || {
+            vec![
+                check("units", [unknown("unit_missing")]),
+                check("polkit", [unknown("polkit_old"), error.clone()]),
+                check("cgroups", []),
+            ]
+        };
+        let report = report(check("berthd", []), once(checks(), Some(why)));
+        let [first, last] = report.findings.as_slice() else { panic!("{report:?}") };
+        assert_eq!((first, last.code.as_str()), (&error, "no_systemd"));
+        assert_eq!(last.evidence, ["not looked at for that: units, polkit"]);
+        assert_eq!(report.well, ["cgroups", "berthd"]);
+        assert_eq!(once(checks(), None).len(), 3);
     }
 
     #[test]

@@ -129,7 +129,10 @@ fn on_ports(
 pub(super) fn judge(sockets: Option<&Sockets>) -> Vec<Check> {
     // Without a configuration nothing is declared, which its check says.
     let Some(sockets) = sockets else { return Vec::new() };
-    vec![check("ports", taken(sockets)), check("listening sockets", exposed(sockets))]
+    vec![
+        check("ports", taken(sockets)),
+        check("listening sockets", exposed(sockets).into_iter().chain(past_keys(sockets))),
+    ]
 }
 
 fn taken(sockets: &Sockets) -> Vec<Finding> {
@@ -193,6 +196,27 @@ fn exposed(sockets: &Sockets) -> Vec<Finding> {
     found.collect()
 }
 
+/// Models that others reach as declared, although the proxy asks them for a key.
+fn past_keys(sockets: &Sockets) -> Vec<Finding> {
+    if sockets.settings.proxy.keys.is_empty() {
+        return Vec::new();
+    }
+    let models = sockets.settings.models.values();
+    let open = models.filter(|model| !model.retired && !model.exposed && !model.host.is_loopback());
+    open.map(|model| {
+        let (name, host) = (&model.name, model.host);
+        let text = format!(
+            "{name} is declared to listen at {host}: who reaches it there is asked for none of the keys of [proxy.keys]"
+        );
+        let next = format!(
+            "let it listen at 127.0.0.1, or say that it is meant: exposed = true in {}",
+            model.source.display()
+        );
+        Finding::warning("past_keys", name, text).next(next)
+    })
+    .collect()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -250,6 +274,22 @@ mod tests {
         seen.berthd = false;
         assert_eq!(with(&mut seen, listener("127.0.0.1:8010", None, 7)).len(), 1);
         assert_eq!(with(&mut seen, listener("127.0.0.1:8010", None, 1)).len(), 0);
+    }
+
+    #[test]
+    fn a_model_that_is_declared_open_beside_keys_is_a_hole() {
+        let with = |main: &str, model: &str| {
+            let main = SourceFile { path: "/etc/berth/berth.toml".into(), text: main.into() };
+            let text = format!("cmd = \"llama-server -m /g.gguf --host 0.0.0.0\"\n{model}");
+            let models = vec![SourceFile { path: "/etc/berth/models.d/genesis.toml".into(), text }];
+            let sources = Sources { main: Some(main), models, ..Sources::default() };
+            past_keys(&Sockets { settings: load(&sources, "tower").unwrap(), ..sockets() }).len()
+        };
+        let keys = format!("[proxy.keys.frank]\nsha256 = \"{}\"\n", "a".repeat(64));
+        assert_eq!(
+            (with(&keys, ""), with(&keys, "exposed = true\n"), with("node = \"tower\"\n", "")),
+            (1, 0, 0)
+        );
     }
 
     #[test]

@@ -43,6 +43,8 @@ Before you do:
   plan VERB …     say what a change would do, touch nothing
   fit WHAT        does a file, a folder's models or a declared model fit here?
   check           validate and explain the configuration; needs no berthd
+When something is wrong:
+  doctor          look at the machine: driver, units, files, ports and more
   help VERB       more on each, with an example
 
 Options:
@@ -57,8 +59,8 @@ Examples:
 
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
-  status, plan, fit, check, history, reload, repair, device clear, key, token,
-  dashboard
+  status, plan, fit, check, doctor, history, reload, repair, device clear, key,
+  token, dashboard
                         one document
   events, logs          one document a line
   switch, start, stop, restart, back, retry, cancel
@@ -285,6 +287,21 @@ pub(crate) enum Command {
     /// What you may do there is what you may do here.
     #[command(after_help = "Example:\n  berthctl dashboard")]
     Dashboard,
+    /// Look for what is wrong with this machine; changes nothing, needs no berthd
+    ///
+    /// The driver and the GPUs, services that would take them at boot, whether models' servers can read their files and
+    /// have the memory, ports and who listens where, what Berth itself needs. Each finding says what shows it and the
+    /// command that mends it. With sudo more can be seen; what can't be is said.
+    #[command(after_help = "Examples:\n  sudo berthctl doctor\n  sudo berthctl doctor ssh.service\n\n\
+        Exits 0 where nothing is wrong, 1 where something is or could not be looked at.")]
+    Doctor {
+        /// Units whose orderings and requirements are looked at too, beside Berth's
+        #[arg(value_name = "UNIT")]
+        units: Vec<String>,
+        /// The folder with berth.toml, models.d and policies.d
+        #[arg(long, value_name = "DIR", default_value = CONFIG)]
+        config: PathBuf,
+    },
     /// Validate and explain the configuration; needs no berthd
     #[command(after_help = "Example:\n  berthctl check --config ./etc\n\nExits 2 where it is not valid.")]
     Check {

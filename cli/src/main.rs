@@ -7,6 +7,7 @@ mod args;
 mod check;
 mod client;
 mod complaint;
+mod doctor;
 mod events;
 mod exit;
 mod fit;
@@ -66,6 +67,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Token { name, rights } => secret::token(&name, rights, out),
         Command::Reload { check } => berth.reload(check).await,
         Command::Dashboard => berth.dashboard().await,
+        Command::Doctor { units, config } => doctor::doctor(&units, &config, &berth.client, out).await,
         Command::Check { config } => check::check(&config, out),
         Command::Switch { which, wait } => return berth.change(&which.request(Verb::Switch), &wait).await,
         Command::Start { which, wait } => return berth.change(&which.request(Verb::Start), &wait).await,

@@ -188,16 +188,14 @@ impl Context {
 
     /// Has the swap of this number, or the one under way, called off.
     async fn called_off(&self, id: Option<u64>) -> Result<SwapSummary, Complaint> {
-        let id = match id {
-            Some(id) => id,
-            None => match self.client.get::<Status>("/api/v1/status").await?.swap {
-                Some(swap) => swap.id,
-                None => {
-                    let title = "no change is under way".to_owned();
-                    let hint = "berthctl back (whatever served before the last one)".to_owned();
-                    return Err(Complaint::new(Exit::Refused, "no_swap", title, &[hint]));
-                }
-            },
+        let under_way = match id {
+            Some(id) => Some(id),
+            None => self.client.get::<Status>("/api/v1/status").await?.swap.map(|swap| swap.id),
+        };
+        let Some(id) = under_way else {
+            let title = "no change is under way".to_owned();
+            let hint = "berthctl back (whatever served before the last one)".to_owned();
+            return Err(Complaint::new(Exit::Refused, "no_swap", title, &[hint]));
         };
         Ok(self.client.delete(&format!("/api/v1/swaps/{id}")).await?)
     }

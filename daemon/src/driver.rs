@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_core::config::Settings;
-use berth_core::facts::{Cpu, Facts, FileFacts, Gpu, Known, Moment, Unit};
+use berth_core::facts::{Cpu, Facts, FileFacts, Gpu, Known, Listening, Moment, Unit};
 use berth_core::health::Verdict;
 use berth_core::metrics::{Measured, Swaps};
 use berth_core::name::ModelName;
@@ -83,6 +83,8 @@ pub enum Message {
     Files(BTreeMap<PathBuf, FileFacts>),
     /// The services that are enabled for boot.
     Enabled(Vec<Service>),
+    /// Where the processes of models listen.
+    Listening(BTreeMap<ModelName, Vec<Listening>>),
     /// How a model that served has ended.
     Ended(ModelName, End),
     /// What of a model's files is missing, and why.
@@ -309,6 +311,10 @@ impl Driver {
             Message::Cpus(cpus) => self.facts.host.cpus = cpus,
             Message::Enabled(services) => {
                 self.memory.rivals.take(services);
+                self.notice();
+            }
+            Message::Listening(sockets) => {
+                self.memory.listening = sockets;
                 self.notice();
             }
             Message::Ended(model, end) => {

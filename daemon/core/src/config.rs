@@ -330,6 +330,8 @@ pub struct Model {
     pub port: u16,
     /// Whether another model that says so too may have the same port: the two never serve at once.
     pub shares_port: bool,
+    /// Whether its processes may listen at other addresses than that: it is no problem then.
+    pub exposed: bool,
     /// How it may be placed.
     pub policy: Policy,
     /// GPU memory it needs.

@@ -295,6 +295,9 @@ pub(super) fn explain_model(model: &Model, settings: &Settings) -> ModelExplanat
     if model.shares_port {
         values.add("shares_port", "true".to_owned(), "");
     }
+    if model.exposed {
+        values.add("exposed", "true: it may listen at other addresses too".to_owned(), "");
+    }
     values.add("policy", model.policy.to_string(), derived("policy"));
     for key in Tuning::KEYS {
         let declared = |key: &str| model.declared.contains_key(key);

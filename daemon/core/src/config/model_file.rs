@@ -168,6 +168,7 @@ impl Derive<'_, '_> {
             host,
             port: draft.port.as_ref().map_or(0, |(port, _)| *port),
             shares_port: declared.shares_port,
+            exposed: declared.exposed,
             priority: declared.priority.map_or(policy.priority, Spanned::into_inner),
             policy,
             tuning: declared.tuned.tuning,

@@ -24,7 +24,7 @@ modules = dashboard/node_modules/.package-lock.json
 page = dashboard/dist/index.html
 page_from = $(shell find dashboard -type f -not -path '*/node_modules/*' -not -path '*/dist/*' -not -name '*.md' -not -name '*.test.ts')
 
-.PHONY: build dashboard install install-files stage stage-faults bench soak crash demo test lint lint-dashboard deps assets
+.PHONY: build dashboard install install-files deb deb-files stage stage-faults bench soak crash demo test lint lint-dashboard deps assets
 
 build: dashboard
 	$(CARGO) build $(cargo_profile) --workspace
@@ -62,6 +62,20 @@ install-files:
 	    test -e "$$policy" || continue; \
 	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/berth/policies "$$policy" || exit 1; \
 	done
+
+# The Debian package, built anew: `make deb && sudo apt install ./target/deb/berth_*.deb`.
+deb: build deb-files
+
+# The same of what `make build` built; packaging/debian says what becomes of it.
+version := $(shell sed -n 's/^version = "\(.*\)"/\1/p;T;q' Cargo.toml)
+maintainer = $(shell sed -n 's/^Maintainer: //p' packaging/debian/control)
+deb-files:
+	@command -v dh >/dev/null || { echo "there is no debhelper: run 'apt install debhelper' first" >&2; exit 1; }
+	rm -rf target/deb && mkdir -p target/deb/build && cp -R packaging/debian target/deb/build/debian
+	printf 'berth (%s-1) unstable; urgency=medium\n\n  * See changelog.gz.\n\n -- %s  %s\n' '$(version)' '$(maintainer)' \
+	    "$$(date --utc -R --date=@$$(git log -1 --format=%ct 2>/dev/null || date +%s))" >target/deb/build/debian/changelog
+	cd target/deb/build && SOURCE='$(CURDIR)' PROFILE=$(PROFILE) debian/rules binary
+	rm -r target/deb/build
 
 # A tree as installed, with the simulated GPU library and the test programs: what the sandbox boots.
 staged = $(addprefix -p ,berthd berthctl berth-launch gpusim gpusim-nvml fakellm sandbox)

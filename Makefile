@@ -10,6 +10,7 @@ cargo_profile = $(if $(filter release,$(PROFILE)),--release)
 
 # systemd, sysusers and tmpfiles look below /usr/local too, polkit doesn't.
 units_to = $(DESTDIR)$(PREFIX)/lib/systemd/system
+zsh_to = $(DESTDIR)$(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 polkit_to = $(DESTDIR)$(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/polkit-1/rules.d
 stage = target/stage
 triplet = $(shell uname -m)-linux-gnu
@@ -62,6 +63,14 @@ install-files:
 	    test -e "$$policy" || continue; \
 	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/berth/policies "$$policy" || exit 1; \
 	done
+	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && set -ex && \
+	    $(target)/berthctl generate "$$made" && $(target)/berthd --man >"$$made/berthd.8" && \
+	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 "$$made"/man/*.1 && \
+	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man8 "$$made/berthd.8" && \
+	    install -D -m 644 "$$made/completions/berthctl.bash" $(DESTDIR)$(PREFIX)/share/bash-completion/completions/berthctl && \
+	    install -D -m 644 -t $(zsh_to) "$$made/completions/_berthctl" && \
+	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d "$$made/completions/berthctl.fish" && \
+	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/berth/schema "$$made"/schema/*.json
 
 # The Debian package, built anew: `make deb && sudo apt install ./target/deb/berth_*.deb`.
 deb: build deb-files
@@ -72,7 +81,7 @@ maintainer = $(shell sed -n 's/^Maintainer: //p' packaging/debian/control)
 deb-files:
 	@command -v dh >/dev/null || { echo "there is no debhelper: run 'apt install debhelper' first" >&2; exit 1; }
 	rm -rf target/deb && mkdir -p target/deb/build && cp -R packaging/debian target/deb/build/debian
-	printf 'berth (%s-1) unstable; urgency=medium\n\n  * See changelog.gz.\n\n -- %s  %s\n' '$(version)' '$(maintainer)' \
+	printf 'berth (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.gz.\n\n -- %s  %s\n' '$(version)' '$(maintainer)' \
 	    "$$(date --utc -R --date=@$$(git log -1 --format=%ct 2>/dev/null || date +%s))" >target/deb/build/debian/changelog
 	cd target/deb/build && SOURCE='$(CURDIR)' PROFILE=$(PROFILE) debian/rules binary
 	rm -r target/deb/build

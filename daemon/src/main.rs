@@ -26,7 +26,7 @@ use berthd::proxy;
 use berthd::rivals;
 use berthd::systemd::Systemd;
 use berthd::ticket::Tickets;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -54,6 +54,9 @@ struct Args {
     /// Print the description of the control API (OpenAPI 3.1, docs/openapi.json)
     #[arg(long, hide = true)]
     openapi: bool,
+    /// Print the man page
+    #[arg(long, hide = true)]
+    man: bool,
 }
 
 fn main() -> ExitCode {
@@ -61,6 +64,10 @@ fn main() -> ExitCode {
     if args.openapi {
         println!("{}", http::openapi_json());
         return ExitCode::SUCCESS;
+    }
+    if args.man {
+        let page = clap_mangen::Man::new(Args::command()).section("8").render(&mut std::io::stdout());
+        return if page.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     log();
     let declared = match Declared::read(&args.config) {

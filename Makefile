@@ -25,7 +25,7 @@ modules = dashboard/node_modules/.package-lock.json
 page = dashboard/dist/index.html
 page_from = $(shell find dashboard -type f -not -path '*/node_modules/*' -not -path '*/dist/*' -not -name '*.md' -not -name '*.test.ts')
 
-.PHONY: build dashboard install install-files deb deb-files stage stage-faults bench soak crash demo test lint lint-dashboard deps assets
+.PHONY: build dashboard install install-files deb deb-files package stage stage-faults bench soak crash demo test lint lint-dashboard deps assets
 
 build: dashboard
 	$(CARGO) build $(cargo_profile) --workspace
@@ -86,6 +86,12 @@ deb-files:
 	cd target/deb/build && SOURCE='$(CURDIR)' PROFILE=$(PROFILE) debian/rules binary
 	rm -r target/deb/build
 
+# The package that tests install: of a debug build, and packed in no time.
+package: export DPKG_DEB_COMPRESSOR_TYPE = gzip
+package: export DPKG_DEB_COMPRESSOR_LEVEL = 1
+package:
+	$(MAKE) --no-print-directory -s deb-files PROFILE=debug >target/deb.log 2>&1 || { cat target/deb.log >&2; exit 1; }
+
 # A tree as installed, with the simulated GPU library and the test programs: what the sandbox boots.
 staged = $(addprefix -p ,berthd berthctl berth-launch gpusim gpusim-nvml fakellm sandbox)
 stage: PROFILE = debug
@@ -115,7 +121,8 @@ demo: deps
 # All that CI runs. The end-to-end tests boot sandboxes, so tests run as root: through sudo where you are not. What comes through pip comes while all is built.
 test: deps
 	@tests/assets/fetch & fetching=$$!; \
-	    $(MAKE) --no-print-directory lint stage-faults || { kill $$fetching 2>/dev/null; exit 1; }; \
+	    $(MAKE) --no-print-directory lint stage-faults && $(MAKE) --no-print-directory -s package || \
+	    { kill $$fetching 2>/dev/null; exit 1; }; \
 	    wait $$fetching || test $$? -eq 69
 	@dir=$$(mktemp -d) && $(as_root) target/debug/sandbox up --tree none --dir $$dir >/dev/null && \
 	    $(as_root) target/debug/sandbox down --wipe --dir $$dir >/dev/null

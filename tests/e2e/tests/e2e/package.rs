@@ -37,12 +37,12 @@ os.execv("/usr/bin/fakellm", ["fakellm", "--vram-each", "6000MiB", "--port", por
 
 const SECRET: &str = "hf_5ecret";
 
-/// The package that `make deb-files` made.
+/// The package that `make package` made.
 fn package() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/deb");
     let found = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut packages: Vec<_> = found.filter(|path| path.extension().is_some_and(|it| it == "deb")).collect();
-    assert_eq!(packages.len(), 1, "no package in {}: `make deb-files PROFILE=debug`", folder.display());
+    assert_eq!(packages.len(), 1, "no package in {}: `make package` makes it", folder.display());
     packages.remove(0)
 }
 

@@ -32,7 +32,7 @@ found = {
 }
 json.dump(found, open(os.path.join(cache, "found.json"), "w"))
 port = sys.argv[sys.argv.index("--port") + 1]
-os.execv("/usr/bin/fakellm", ["fakellm", "--vram-each", "6000MiB", "--port", port, "--host", "127.0.0.1", "--fork-child"])
+os.execv("/usr/bin/fakellm", ["fakellm", "--vram-each", "6000MiB", "--port", port, "--host", "127.0.0.1", "--fork-child", "--token-delay", "10ms"])
 "#;
 
 const SECRET: &str = "hf_5ecret";
@@ -345,11 +345,17 @@ fn serves_from_a_home(machine: &Machine) {
     assert_eq!(tried.matches("Read-only file system").count(), 3, "{tried}");
 }
 
-/// Models and what they are saying go on under an upgrade and a downgrade; the next berthd takes them over.
+/// Models and what they are saying go on under an upgrade and a downgrade, to clients of the proxy too; the next berthd takes
+/// them over.
 fn upgraded_under_a_stream(machine: &Machine) {
-    let run = machine.run_of("genesis");
-    let stream = Streamed::open(machine.pid1(), 8022).unwrap();
+    const TOKENS: u32 = 600;
+    let (run, pid1) = (machine.run_of("genesis"), machine.pid1());
+    let stream = Streamed::open(pid1, 8022).unwrap();
     let berthd = || machine.root("systemctl show -p MainPID --value berthd");
+    // Six seconds, at the clients' address.
+    let body = json!({ "model": "default", "prompt": "count", "max_tokens": TOKENS, "stream": true });
+    let answering = std::thread::spawn(move || post(pid1, PROXY, "/v1/completions", &body, SOON).unwrap());
+    std::thread::sleep(Duration::from_millis(300));
     for (package, version) in [("newer", "99.0"), ("berth", env!("CARGO_PKG_VERSION"))] {
         let (before, begin) = (berthd(), Instant::now());
         machine.root(&format!("dpkg --install /opt/{package}.deb 2>&1"));
@@ -362,6 +368,9 @@ fn upgraded_under_a_stream(machine: &Machine) {
         assert_eq!(answer.status, 200, "{}", answer.body);
         assert!(machine.root("berthctl status").contains("genesis serves"));
     }
+    let answer = answering.join().unwrap();
+    assert!(answer.body.contains(&format!("\" {}\"", TOKENS - 1)), "cut off after {} B", answer.body.len());
+    assert!(answer.body.trim_end().ends_with("data: [DONE]"), "cut off after {} B", answer.body.len());
 }
 
 /// Without berthd models go on, and the state stays; installed again, it goes on with both.

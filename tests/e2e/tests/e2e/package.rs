@@ -271,7 +271,7 @@ fn serves_from_a_home(machine: &Machine) {
         let output = machine.0.exec_as("frank", &["sh", "-c", &format!("cd; {command}")]).unwrap();
         assert!(output.status.success(), "{command}: {}{}", output.stdout, output.stderr);
     };
-    frank("/usr/bin/python3 -m venv --without-pip venv && mkdir models && echo weights >models/tiny.gguf");
+    frank("python3 -m venv --without-pip venv && mkdir models && echo weights >models/tiny.gguf");
     frank(&format!("cat >serve.py <<'EOF'\n{SERVER}EOF\n"));
     machine.root(&format!(
         "install -d -m 700 /etc/berth/secrets && umask 077 && printf %s {SECRET}1 >/etc/berth/secrets/hf && \

@@ -309,6 +309,13 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR", default_value = CONFIG)]
         config: PathBuf,
     },
+    /// Write man pages, completions and schemas into a folder, for an installation
+    #[command(hide = true)]
+    Generate {
+        /// The folder
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -496,7 +503,7 @@ mod tests {
 
     #[test]
     fn every_verb_is_in_the_grouped_help_and_has_an_example() {
-        for verb in Cli::command().get_subcommands() {
+        for verb in Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
             assert!(GROUPS.contains(&format!("\n  {}", verb.get_name())), "{} is missing", verb.get_name());
             let example = verb.get_after_help().unwrap().to_string();
             assert!(example.contains(&format!("berthctl {}", verb.get_name())), "{example}");

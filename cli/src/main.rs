@@ -12,6 +12,7 @@ mod events;
 mod exit;
 mod fit;
 mod follow;
+mod generate;
 mod history;
 mod out;
 mod progress;
@@ -69,6 +70,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Dashboard => berth.dashboard().await,
         Command::Doctor { units, config } => doctor::doctor(&units, &config, &berth.client, out).await,
         Command::Check { config } => check::check(&config, out),
+        Command::Generate { folder } => generate::generate(&folder),
         Command::Switch { which, wait } => return berth.change(&which.request(Verb::Switch), &wait).await,
         Command::Start { which, wait } => return berth.change(&which.request(Verb::Start), &wait).await,
         Command::Stop { which, wait } => return berth.change(&which.request(), &wait).await,

@@ -24,6 +24,7 @@ mod input;
 mod machine;
 mod memory;
 mod on_demand;
+mod package;
 mod placement;
 mod proxy;
 mod release;

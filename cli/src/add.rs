@@ -185,7 +185,8 @@ async fn of_machine(unit: &str, name: Option<&str>) -> Result<Addition, Complain
             Some(("was changed on the disk and not loaded since".to_owned(), "sudo systemctl daemon-reload".to_owned()))
         }
         "loaded" if loaded.files.is_empty() => Some(("has no file of its own".to_owned(), format!("systemctl cat {unit}"))),
-        "loaded" => None,
+        // What is wrong with it is told by its line below.
+        "loaded" | "bad-setting" => None,
         other => Some((format!("can't be loaded by systemd ({other})"), format!("systemctl status {unit}"))),
     };
     if let Some((what, hint)) = wrong {
@@ -201,8 +202,12 @@ async fn of_machine(unit: &str, name: Option<&str>) -> Result<Addition, Complain
     let files = loaded.files.iter().map(|path| read_unit(path)).collect::<Result<Vec<_>, _>>()?;
     let around = around(systemd::environment().await.map_err(no_systemd)?);
     let read = Unit::read(unit, &files).map_err(|wrong| refused(unit, wrong.into()))?;
-    same_as_systemd(&read, &around, &loaded).map_err(|refusal| refused(unit, refusal))?;
     let draft = of_unit(&read, name, &around)?;
+    if loaded.load == "bad-setting" {
+        let title = format!("{unit} has a setting that systemd does not load it with");
+        return Err(Complaint::new(Exit::Usage, "no_such_service", title, &[format!("systemctl status {unit}")]));
+    }
+    same_as_systemd(&read, &around, &loaded).map_err(|refusal| refused(unit, refusal))?;
     let service = Service { unit: unit.to_owned(), links: links(Path::new(UNITS), unit), loaded };
     Ok(Addition { service: Some(service), ..Addition::of(draft) })
 }
@@ -376,7 +381,7 @@ fn runs_as(draft: &mut Draft, user: &str) -> Result<(), Complaint> {
     let about = |line: &String| ["User=", "Group=", "CapabilityBoundingSet=~"].iter().any(|key| line.starts_with(key));
     draft.service.retain(|line| !about(line));
     draft.service.insert(0, format!("User={user}"));
-    draft.notes.retain(|note| note.what != "no User=");
+    draft.notes.retain(|note| note.why != from_unit::AS_ROOT);
     Ok(())
 }
 

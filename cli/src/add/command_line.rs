@@ -34,7 +34,7 @@ pub(super) fn settle(draft: &mut Draft) -> Result<(), Refusal> {
         let what = format!("`{arg}` would be taken for Berth's own placeholder of the address");
         return Err(Refusal::new(what, "write the address out"));
     }
-    engine(draft)?;
+    engine(draft);
     let [program, args @ ..] = draft.argv.as_slice() else { return Ok(()) };
     let kind = backend::kind_of(program, args);
     if kind == BackendKind::Command {
@@ -108,19 +108,26 @@ fn refuse(command: &[String]) -> Result<(), Refusal> {
         return Ok(());
     }
     let why = match program {
-        "podman" => "without --cgroups=split, or in the background, its processes are not in the unit's cgroup",
+        "podman" => {
+            "without --cgroups=split and --network=host, or in the background, its processes are not in the unit's cgroup \
+             or its port not in sight"
+        }
         _ => "the engine's daemon runs the server, and its processes are not in the unit's cgroup",
     };
-    let what = format!("`{program}` can't run a model: {why}, so Berth could neither measure nor stop them");
+    let what = format!("`{program}` can't run a model: {why}, so Berth could not measure, ask or stop it");
     Err(Refusal::new(what, format!("run the server itself, or: {}", by_podman(command))))
 }
 
-/// Whether this podman leaves all of its processes in the cgroup that it is started in.
+/// Whether this podman leaves all of its processes in the cgroup that it is started in, and its port in the machine's
+/// network, where Berth looks whose it is.
 fn inside(command: &[String]) -> bool {
-    let split = command.iter().any(|arg| arg == "--cgroups=split")
-        || command.windows(2).any(|pair| pair[0] == "--cgroups" && pair[1] == "split");
+    let has = |option: &str, value: &str| {
+        command.iter().any(|arg| *arg == format!("{option}={value}"))
+            || command.windows(2).any(|pair| pair[0] == option && pair[1] == value)
+    };
     let runs = command.iter().skip(1).find(|arg| !arg.starts_with('-')).is_some_and(|verb| verb == "run");
-    split && runs && !command.iter().any(|arg| detaches(arg))
+    let network = has("--network", "host") || has("--net", "host");
+    runs && network && has("--cgroups", "split") && !command.iter().any(|arg| detaches(arg))
 }
 
 fn detaches(arg: &str) -> bool {
@@ -128,34 +135,43 @@ fn detaches(arg: &str) -> bool {
 }
 
 /// The command as podman would run it within the unit.
-fn by_podman(command: &[String]) -> String {
-    let mut words = vec!["/usr/bin/podman".to_owned()];
-    let mut args = command.iter().skip(1).filter(|arg| !detaches(arg) && !arg.starts_with("--sdnotify=")).peekable();
-    if !args.peek().is_some_and(|verb| *verb == "run") {
-        return "podman run --cgroups=split …".to_owned();
+pub(super) fn by_podman(command: &[String]) -> String {
+    let mut args = command.iter().skip(1);
+    if !args.next().is_some_and(|verb| verb == "run") {
+        return "/usr/bin/podman run --cgroups=split --network=host …".to_owned();
     }
-    args.next();
-    words.extend(["run".to_owned(), "--cgroups=split".to_owned()]);
+    let mut words = ["/usr/bin/podman", "run", "--cgroups=split", "--network=host"].map(str::to_owned).to_vec();
+    let mut published = None;
     while let Some(arg) = args.next() {
-        let gpus = arg.strip_prefix("--gpus=").map(str::to_owned).or_else(|| {
-            if arg == "--gpus" { args.next().cloned() } else { None }
-        });
-        match gpus {
-            Some(gpus) => {
-                let gpus = gpus.trim_start_matches("device=").to_owned();
-                words.extend(gpus.split(',').map(|gpu| format!("--device=nvidia.com/gpu={gpu}")));
+        let (option, value) = match arg.split_once('=') {
+            Some((option, value)) if option.starts_with("--") => (option, Some(value.to_owned())),
+            _ => (arg.as_str(), None),
+        };
+        let mut value = || value.clone().or_else(|| args.next().cloned()).unwrap_or_default();
+        match option {
+            "--gpus" => {
+                let gpus = value();
+                let gpus = gpus.trim_start_matches("device=").split(',');
+                words.extend(gpus.map(|gpu| format!("--device=nvidia.com/gpu={gpu}")));
             }
-            None if arg.starts_with("--cgroups=") => {}
-            None => words.push(arg.clone()),
+            "-p" | "--publish" => published = Some(value()),
+            "--cgroups" | "--network" | "--net" | "--sdnotify" => _ = value(),
+            _ if detaches(arg) => {}
+            _ => words.push(arg.clone()),
         }
+    }
+    // In the machine's network the server itself has to have the port that clients knew.
+    let port = published.as_deref().and_then(|published| published.rsplit(':').nth(1));
+    if let Some(port) = port.filter(|_| !words.iter().any(|word| word == "--port")) {
+        words.extend(["--port".to_owned(), port.to_owned()]);
     }
     words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// What podman needs and a model's unit forbids.
-fn engine(draft: &mut Draft) -> Result<(), Refusal> {
+fn engine(draft: &mut Draft) {
     if draft.argv.first().is_none_or(|program| base(program) != "podman") {
-        return Ok(());
+        return;
     }
     for line in [
         "Delegate=yes",
@@ -175,7 +191,6 @@ fn engine(draft: &mut Draft) -> Result<(), Refusal> {
         }
     }
     draft.note("podman", "a model's unit forbids what it needs, so the drop-in allows it");
-    Ok(())
 }
 
 /// What is known of a server that something else starts.

@@ -57,7 +57,11 @@ impl Draft {
     }
 
     pub(crate) fn note(&mut self, what: impl Into<String>, why: impl Into<String>) {
-        self.notes.push(Note { what: what.into(), why: why.into() });
+        let (what, why) = (what.into(), why.into());
+        match self.notes.iter_mut().find(|note| note.why == why) {
+            Some(note) => note.what = format!("{}, {what}", note.what),
+            None => self.notes.push(Note { what, why }),
+        }
     }
 
     /// Puts variables whose names say that they are secret where only root and the server read them.

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use super::command_line;
 use super::draft::Draft;
-use super::from_unit::Refusal;
+use super::from_unit::{AS_ROOT, Refusal};
 use crate::unit::Variables;
 
 /// Variables of a session, a terminal or a shell: none of them is the server's. Those that end with `*` stand for all that
@@ -102,6 +102,10 @@ pub(super) fn read(pid: u32, name: Option<&str>) -> Result<Draft, Refusal> {
     draft.cwd = Some(cwd.to_string_lossy().into_owned()).filter(|cwd| cwd != "/");
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(owner)).ok().flatten();
     draft.service.push(format!("User={}", user.map_or(owner.to_string(), |user| user.name)));
+    if owner == 0 {
+        draft.service.push("CapabilityBoundingSet=~".to_owned());
+        draft.note("root", AS_ROOT);
+    }
     draft.note(
         format!("process {pid}"),
         "goes on: until it ends its memory and port count as somebody else's; end it before `berthctl switch`",

@@ -7,7 +7,7 @@ use berth_core::name::ModelName;
 use toml::Value;
 
 use super::command_line;
-use super::draft::{Draft, quote};
+use super::draft::Draft;
 use super::setting::{Fate, fate};
 use crate::unit::{
     Around, Command, Depth, Setting, Unit, Unreadable, Variables, assignments, commands, expand, expanded, file, words,
@@ -52,6 +52,9 @@ const AT_START: [&str; 8] = [
     "MEMORY_PRESSURE_WATCH",
     "WATCHDOG_USEC",
 ];
+
+/// What is said of a server that runs as root.
+pub(super) const AS_ROOT: &str = "it runs as root, as it did; `--user NAME` lets it run as who owns its files";
 
 /// Settings that make a folder, the variable that names it, and where it lies.
 const FOLDERS: [(&str, &str, &str); 5] = [
@@ -116,7 +119,7 @@ fn by_podman(unit: &Unit) -> Option<String> {
         ("Volume", "--volume"),
     ];
     let image = unit.last("Container", "Image")?;
-    let mut words = ["/usr/bin/podman", "run", "--cgroups=split", "--rm"].map(str::to_owned).to_vec();
+    let mut words = ["/usr/bin/podman", "run", "--rm"].map(str::to_owned).to_vec();
     for (key, option) in OPTIONS {
         for setting in unit.all("Container", key) {
             words.extend([option.to_owned(), setting.value.clone()]);
@@ -129,7 +132,7 @@ fn by_podman(unit: &Unit) -> Option<String> {
     if let Some(run) = unit.last("Container", "Exec") {
         words.extend(crate::unit::words(&run.value).ok()?);
     }
-    Some(words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" "))
+    Some(command_line::by_podman(&words))
 }
 
 struct Translation<'a> {
@@ -142,17 +145,20 @@ impl<'a> Translation<'a> {
     fn run(mut self) -> Result<Draft, Refusal> {
         self.can_be_a_model()?;
         self.rest()?;
-        self.user()?;
         let environment = self.environment()?;
         let working_directory = self.working_directory(&environment.all)?;
+        self.user()?;
         let (start, command) = self.command()?;
         let args = self.variables_replaced(&command, &environment.all).map_err(|why| {
             Refusal::new(why, "write the value into ExecStart= and run systemctl daemon-reload").at(start)
         })?;
-        self.draft.argv = std::iter::once(command.program).chain(args).collect();
+        self.draft.argv = std::iter::once(command.program.clone()).chain(args).collect();
         self.draft.env = environment.declared;
         if let Some(folder) = working_directory {
             self.draft.cwd = Some(folder);
+        }
+        if command.prefixes.contains('-') {
+            self.draft.note("ExecStart=-", "the server's failure is one for Berth, which brings it back");
         }
         let place = start.place();
         command_line::settle(&mut self.draft).map_err(|refusal| Refusal { place: Some(place), ..refusal })?;
@@ -206,6 +212,9 @@ impl<'a> Translation<'a> {
             return Err(Refusal::new("ExecStart= is empty", "").at(start));
         };
         for prefix in command.prefixes.chars() {
+            if prefix == '-' {
+                continue;
+            }
             let (why, instead) = match prefix {
                 '@' => ("its program is given another name than its own", "leave `@` and that name out"),
                 '+' | '!' => ("its program is run as root in spite of User=", "leave the prefix out, or User="),
@@ -226,7 +235,10 @@ impl<'a> Translation<'a> {
             if passed.contains(name) || AT_START.contains(&name) {
                 return Some(format!("`${name}` is known to systemd alone, and only when it starts the service"));
             }
-            // What is not among those that systemd told of is known only if it told of any.
+            let of_user = ["HOME", "LOGNAME", "SHELL", "USER"].contains(&name);
+            if let Some(user) = self.unit.last("Service", "User").filter(|_| of_user && self.known_user().is_none()) {
+                return Some(format!("`${name}` is of user {}, who is not known on this machine", user.value));
+            }
             (name == "PATH" || name == "LANG").then(|| format!("`${name}` is systemd's own, and can't be asked for here"))
         })
     }
@@ -239,7 +251,8 @@ impl<'a> Translation<'a> {
             match fate(section, key) {
                 Fate::Read | Fate::Dropped => {}
                 Fate::Kept => {
-                    for setting in all {
+                    let counting = if is_single(key) { &all[all.len() - 1..] } else { &all[..] };
+                    for setting in counting {
                         let line = self.line(setting)?;
                         if section == "Unit" { self.draft.unit.push(line) } else { self.draft.service.push(line) }
                     }
@@ -319,11 +332,12 @@ impl<'a> Translation<'a> {
     /// Who it runs as. The template's user is another one, so it is always said.
     fn user(&mut self) -> Result<(), Refusal> {
         let mut lines = Vec::new();
-        if let Some(user) = self.unit.last("Service", "User") {
-            lines.push(self.line(user)?);
-        } else {
-            lines.push("User=".to_owned());
-            self.draft.note("no User=", "it runs as root, as it did; `--user NAME` lets it run as who owns its files");
+        let user = self.unit.last("Service", "User");
+        lines.push(user.map(|user| self.line(user)).transpose()?.unwrap_or_else(|| "User=".to_owned()));
+        if user.is_none_or(|user| ["root", "0"].contains(&user.value.as_str())) {
+            let what = user.map_or("no User=".to_owned(), |user| format!("User={}", user.value));
+            self.draft.note(what, AS_ROOT);
+            // A model's unit has none of root's rights otherwise.
             if self.unit.last("Service", "CapabilityBoundingSet").is_none() {
                 lines.push("CapabilityBoundingSet=~".to_owned());
             }
@@ -425,15 +439,20 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// What systemd sets for a user.
-    fn of_user(&self) -> Variables {
-        let Some(user) = self.unit.last("Service", "User") else { return Variables::new() };
+    /// The user of `User=`, where this machine knows one of that name.
+    fn known_user(&self) -> Option<nix::unistd::User> {
+        let user = self.unit.last("Service", "User")?;
         let name = expand(&user.value, self.unit, self.around, Depth::All).unwrap_or_default();
         let found = name.parse().map_or_else(
             |_| nix::unistd::User::from_name(&name),
             |uid| nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)),
         );
-        let Ok(Some(user)) = found else { return Variables::new() };
+        found.ok().flatten()
+    }
+
+    /// What systemd sets for a user.
+    fn of_user(&self) -> Variables {
+        let Some(user) = self.known_user() else { return Variables::new() };
         let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
         let mut all = Variables::from([
             ("USER".to_owned(), user.name.clone()),
@@ -473,7 +492,7 @@ impl<'a> Translation<'a> {
         let value = setting.map_or("/", |setting| setting.value.as_str());
         let root = self.unit.last("Service", "User").is_none();
         if value == "/" {
-            self.draft.service.push("WorkingDirectory=/".to_owned());
+            self.draft.service.insert(0, "WorkingDirectory=/".to_owned());
             return Ok(None);
         }
         let Some(setting) = setting.filter(|_| !value.starts_with(['-', '~'])) else {
@@ -483,17 +502,24 @@ impl<'a> Translation<'a> {
                 ("~", true) => format!("WorkingDirectory={}", value.replace('~', home)),
                 _ => setting.map(|setting| self.line(setting)).transpose()?.unwrap_or_default(),
             };
-            self.draft.service.push(line);
+            self.draft.service.insert(0, line);
             return Ok(None);
         };
         let folder = expand(value, self.unit, self.around, Depth::All)
             .map_err(|why| Refusal::new(format!("WorkingDirectory= can't be read: {why}"), "").at(setting))?;
         if root {
             // The template's is the home of its user.
-            self.draft.service.push("WorkingDirectory=/".to_owned());
+            self.draft.service.insert(0, "WorkingDirectory=/".to_owned());
         }
         Ok(Some(folder))
     }
+}
+
+/// Whether only the last of this setting counts, so that the others need not be kept.
+fn is_single(key: &str) -> bool {
+    const SINGLE: [&str; 8] =
+        ["Nice", "UMask", "OOMScoreAdjust", "KillSignal", "ProtectSystem", "ProtectHome", "PrivateTmp", "NoNewPrivileges"];
+    key.starts_with("Limit") || key.starts_with("Memory") || key.starts_with("CPUScheduling") || SINGLE.contains(&key)
 }
 
 /// A service's variables.

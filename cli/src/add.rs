@@ -10,6 +10,7 @@ mod from_file;
 mod from_process;
 mod from_unit;
 mod llama_swap;
+mod quadlet;
 mod setting;
 mod show;
 
@@ -133,7 +134,9 @@ pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Re
 fn make(addition: &Addition, changes: &[Vec<Change>], what: &str) -> Result<(), changes::Failed> {
     let unit = addition.service.as_ref().map(|service| service.unit.as_str());
     for (at, (draft, changes)) in addition.drafts.iter().zip(changes).enumerate() {
-        if let Err(failed) = changes::make(changes, &record(&draft.name), &format!("berthctl add {what}"), unit) {
+        if let Err(failed) =
+            changes::make(changes, &record(&draft.name), &format!("berthctl add {what}"), unit)
+        {
             for before in &addition.drafts[..at] {
                 // Why it failed is what has to be told; what stays behind is a model that `remove` takes away.
                 _ = changes::undo(&record(&before.name));
@@ -163,7 +166,7 @@ async fn find(what: &str, options: &AddOptions) -> Result<Addition, Complaint> {
     }
     match kind.as_str() {
         "yaml" | "yml" => llama_swap::read(path, name).map_err(refused),
-        "container" | "kube" | "pod" => Err(refused(from_unit::quadlet(path))),
+        "container" | "kube" | "pod" => Err(refused(quadlet::refusal(path))),
         "service" => of_file(path, name).await,
         _ if !path.exists() => Err(no_such(what)),
         _ => from_file::read(path, name).map(Addition::of).map_err(refused),
@@ -174,17 +177,30 @@ async fn find(what: &str, options: &AddOptions) -> Result<Addition, Complaint> {
 async fn of_machine(unit: &str, name: Option<&str>) -> Result<Addition, Complaint> {
     let no_systemd = |failed: systemd::Failed| {
         let hint = "berthctl add ./FILE.service --dry-run reads a unit's file alone".to_owned();
-        Complaint::new(Exit::Usage, "no_systemd", format!("systemd can't be asked for {unit}: {failed}"), &[hint])
+        Complaint::new(
+            Exit::Usage,
+            "no_systemd",
+            format!("systemd can't be asked for {unit}: {failed}"),
+            &[hint],
+        )
     };
     let loaded = systemd::loaded(unit).await.map_err(no_systemd)?;
     let wrong = match loaded.load.as_str() {
-        _ if ModelName::from_unit(unit).is_some() => Some(("is one of Berth's own".to_owned(), "berthctl status".to_owned())),
-        "not-found" => Some(("is no service that systemd knows".to_owned(), "systemctl list-unit-files --type=service".to_owned())),
-        "masked" => Some(("is masked, so it can't be read".to_owned(), format!("systemctl unmask {unit}"))),
-        "loaded" if loaded.stale => {
-            Some(("was changed on the disk and not loaded since".to_owned(), "sudo systemctl daemon-reload".to_owned()))
+        _ if ModelName::from_unit(unit).is_some() => {
+            Some(("is one of Berth's own".to_owned(), "berthctl status".to_owned()))
         }
-        "loaded" if loaded.files.is_empty() => Some(("has no file of its own".to_owned(), format!("systemctl cat {unit}"))),
+        "not-found" => Some((
+            "is no service that systemd knows".to_owned(),
+            "systemctl list-unit-files --type=service".to_owned(),
+        )),
+        "masked" => Some(("is masked, so it can't be read".to_owned(), format!("systemctl unmask {unit}"))),
+        "loaded" if loaded.stale => Some((
+            "was changed on the disk and not loaded since".to_owned(),
+            "sudo systemctl daemon-reload".to_owned(),
+        )),
+        "loaded" if loaded.files.is_empty() => {
+            Some(("has no file of its own".to_owned(), format!("systemctl cat {unit}")))
+        }
         // What is wrong with it is told by its line below.
         "loaded" | "bad-setting" => None,
         other => Some((format!("can't be loaded by systemd ({other})"), format!("systemctl status {unit}"))),
@@ -205,7 +221,12 @@ async fn of_machine(unit: &str, name: Option<&str>) -> Result<Addition, Complain
     let draft = of_unit(&read, name, &around)?;
     if loaded.load == "bad-setting" {
         let title = format!("{unit} has a setting that systemd does not load it with");
-        return Err(Complaint::new(Exit::Usage, "no_such_service", title, &[format!("systemctl status {unit}")]));
+        return Err(Complaint::new(
+            Exit::Usage,
+            "no_such_service",
+            title,
+            &[format!("systemctl status {unit}")],
+        ));
     }
     same_as_systemd(&read, &around, &loaded).map_err(|refusal| refused(unit, refusal))?;
     let service = Service { unit: unit.to_owned(), links: links(Path::new(UNITS), unit), loaded };
@@ -245,7 +266,10 @@ fn same_as_systemd(unit: &Unit, around: &Around, loaded: &Loaded) -> Result<(), 
     let theirs: std::collections::BTreeSet<&String> = loaded.environment.iter().collect();
     if start != loaded.start || environment.iter().collect::<std::collections::BTreeSet<_>>() != theirs {
         let what = format!("systemd reads {} otherwise than berthctl does", unit.name);
-        return Err(Refusal::new(what, format!("compare `systemctl show {} -p ExecStart -p Environment`", unit.name)));
+        return Err(Refusal::new(
+            what,
+            format!("compare `systemctl show {} -p ExecStart -p Environment`", unit.name),
+        ));
     }
     Ok(())
 }
@@ -265,7 +289,9 @@ fn links(units: &Path, unit: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(units).into_iter().flatten().flatten() {
         let path = entry.path();
-        let folder = path.extension().is_some_and(|kind| ["wants", "requires", "upholds"].iter().any(|one| kind == *one));
+        let folder = path
+            .extension()
+            .is_some_and(|kind| ["wants", "requires", "upholds"].iter().any(|one| kind == *one));
         if folder {
             let link = path.join(unit);
             if link.is_symlink() {
@@ -324,7 +350,10 @@ fn placed(addition: &mut Addition, sources: &Sources, let_berth: bool) -> Vec<Ve
 /// The whole configuration with what is added.
 fn valid(addition: &Addition, sources: &Sources) -> Result<Settings, Vec<config::ConfigError>> {
     let mut sources = sources.clone();
-    let files = addition.drafts.iter().map(|draft| SourceFile { path: declaration(&draft.name), text: draft.declaration() });
+    let files = addition
+        .drafts
+        .iter()
+        .map(|draft| SourceFile { path: declaration(&draft.name), text: draft.declaration() });
     sources.models.extend(files);
     config::load(&sources, &check::host())
 }
@@ -338,9 +367,12 @@ pub(crate) fn sources() -> Result<Sources, Complaint> {
 fn undeclared(draft: &mut Draft, settings: &Settings) {
     let model = settings.models.get(&draft.name);
     if model.is_some_and(|model| {
-        model.backend == BackendKind::Command && model.memory == Memory::Undeclared && model.policy.uses_gpus()
+        model.backend == BackendKind::Command
+            && model.memory == Memory::Undeclared
+            && model.policy.uses_gpus()
     }) {
-        let why = "Berth can't read how much this program takes: add [memory] gpu = \"… GiB\" before you start it";
+        let why =
+            "Berth can't read how much this program takes: add [memory] gpu = \"… GiB\" before you start it";
         draft.note("memory", why);
     }
 }
@@ -360,14 +392,17 @@ fn vacant(name: &ModelName, sources: &Sources) -> Result<(), Complaint> {
 fn named(asked: Option<&str>, otherwise: &str) -> Result<ModelName, Complaint> {
     let name = asked.unwrap_or(otherwise);
     let plain = || name.parse::<ModelName>().map_err(|bad| bad.to_string());
-    plain().and_then(|name| if name.as_str().contains(':') { Err(format!("`{name}` is a variant's name")) } else { Ok(name) }).map_err(
-        |why| Complaint::new(Exit::Usage, "bad_name", why, &["--name NAME".to_owned()]),
-    )
+    plain()
+        .and_then(|name| {
+            if name.as_str().contains(':') { Err(format!("`{name}` is a variant's name")) } else { Ok(name) }
+        })
+        .map_err(|why| Complaint::new(Exit::Usage, "bad_name", why, &["--name NAME".to_owned()]))
 }
 
 /// A text as a model could be called.
 fn sound_name(text: &str) -> String {
-    let name: String = text.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
+    let name: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
     name.trim_start_matches(['.', '-']).to_owned()
 }
 
@@ -378,7 +413,9 @@ fn runs_as(draft: &mut Draft, user: &str) -> Result<(), Complaint> {
         let title = format!("there is no user {user} on this machine");
         return Err(Complaint::new(Exit::Usage, "no_such_user", title, &["getent passwd".to_owned()]));
     }
-    let about = |line: &String| ["User=", "Group=", "CapabilityBoundingSet=~"].iter().any(|key| line.starts_with(key));
+    let about = |line: &String| {
+        ["User=", "Group=", "CapabilityBoundingSet=~"].iter().any(|key| line.starts_with(key))
+    };
     draft.service.retain(|line| !about(line));
     draft.service.insert(0, format!("User={user}"));
     draft.notes.retain(|note| note.why != from_unit::AS_ROOT);
@@ -391,7 +428,12 @@ pub(crate) fn root(verb: &str) -> Result<(), Complaint> {
         return Ok(());
     }
     let title = format!("only root can change files in /etc, and so {verb} a model");
-    Err(Complaint::new(Exit::Usage, "not_root", title, &[format!("sudo berthctl {verb} …, or --dry-run to see what would change")]))
+    Err(Complaint::new(
+        Exit::Usage,
+        "not_root",
+        title,
+        &[format!("sudo berthctl {verb} …, or --dry-run to see what would change")],
+    ))
 }
 
 /// Asks, where somebody can be asked. Whoever says no has changed nothing.

@@ -274,11 +274,13 @@ pub(crate) enum Command {
     /// Shows the declaration that it comes to, all that will change, and what can't be taken over with the reason; then
     /// asks. Every flag is kept. A service is disabled and masked, so that nothing but Berth starts it, and not stopped:
     /// until it ends its memory counts as somebody else's. What is changed is recorded, for `berthctl remove`.
-    #[command(after_help = "Examples:\n  sudo berthctl add genesis.service\n  berthctl add ./genesis.service --dry-run\n  \
+    #[command(
+        after_help = "Examples:\n  sudo berthctl add genesis.service\n  berthctl add ./genesis.service --dry-run\n  \
         sudo berthctl add ~/models/gemma-4-26b.gguf --name gemma\n  sudo berthctl add 4711\n  \
         sudo berthctl add ~/llama-swap.yaml\n\n\
         Exits 2 where it can't be read or is not valid, 3 where it can't be taken over;\n\
-        nothing was changed then.")]
+        nothing was changed then."
+    )]
     Add {
         /// A service's name or file, a process's number, a GGUF file, a folder with config.json, or llama-swap's YAML
         #[arg(value_name = "WHAT")]

@@ -117,9 +117,15 @@ pub(crate) fn make(changes: &[Change], record: &Path, about: &str, unit: Option<
         return Err(failed(&unfinished, "can't be removed")(error));
     }
     fs::create_dir(&unfinished).map_err(failed(&unfinished, "can't be made"))?;
-    fs::set_permissions(&unfinished, Permissions::from_mode(0o700)).map_err(failed(&unfinished, "can't be made"))?;
-    let mut written =
-        Record { version: VERSION, about: about.to_owned(), unit: unit.map(str::to_owned), changed: Vec::new(), folders: Vec::new() };
+    fs::set_permissions(&unfinished, Permissions::from_mode(0o700))
+        .map_err(failed(&unfinished, "can't be made"))?;
+    let mut written = Record {
+        version: VERSION,
+        about: about.to_owned(),
+        unit: unit.map(str::to_owned),
+        changed: Vec::new(),
+        folders: Vec::new(),
+    };
     for (at, change) in changes.iter().enumerate() {
         let link = match &change.after {
             After::Link(to) => Some(to.clone()),
@@ -131,7 +137,8 @@ pub(crate) fn make(changes: &[Change], record: &Path, about: &str, unit: Option<
             missing_folders(&change.path, &mut written.folders);
         }
     }
-    let text = serde_json::to_vec_pretty(&written).map_err(|error| failed(record, "can't be written")(error.into()))?;
+    let text = serde_json::to_vec_pretty(&written)
+        .map_err(|error| failed(record, "can't be written")(error.into()))?;
     store(&unfinished.join(RECORD), &text, 0o600, None)?;
     fs::rename(&unfinished, record).map_err(failed(record, "can't be made"))?;
     sync(parent)?;
@@ -153,7 +160,8 @@ pub(crate) fn read(record: &Path) -> Result<Option<Record>, Failed> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(&path, "can't be read")(error)),
     };
-    let record: Record = serde_json::from_slice(&text).map_err(|error| failed(&path, "can't be read")(error.into()))?;
+    let record: Record =
+        serde_json::from_slice(&text).map_err(|error| failed(&path, "can't be read")(error.into()))?;
     if record.version != VERSION {
         let why = format!("it has version {}, this berthctl knows {VERSION}", record.version);
         return Err(failed(&path, "can't be read")(io::Error::new(ErrorKind::InvalidData, why)));
@@ -368,8 +376,14 @@ mod tests {
         let before = all(root.path());
         let record = root.path().join("berth/added/genesis");
         make(&changes(root.path()), &record, "genesis", Some("genesis.service")).unwrap();
-        assert_eq!(fs::read_to_string(root.path().join("berth/models.d/genesis.toml")).unwrap(), "cmd = \"a\"\n");
-        assert_eq!(fs::read_link(root.path().join("system/genesis.service")).unwrap(), Path::new("/dev/null"));
+        assert_eq!(
+            fs::read_to_string(root.path().join("berth/models.d/genesis.toml")).unwrap(),
+            "cmd = \"a\"\n"
+        );
+        assert_eq!(
+            fs::read_link(root.path().join("system/genesis.service")).unwrap(),
+            Path::new("/dev/null")
+        );
         assert!(!root.path().join("system/multi-user.target.wants/genesis.service").is_symlink());
         assert_eq!(read(&record).unwrap().unwrap().unit.as_deref(), Some("genesis.service"));
         // The declaration is Berth's own, however it was edited.
@@ -388,7 +402,8 @@ mod tests {
         let record = root.path().join("berth/added/genesis");
         make(&changes(root.path()), &record, "genesis", None).unwrap();
         // As far as it got: the link of the enabled unit is back, the mask is gone, and half a file was written.
-        symlink("../genesis.service", root.path().join("system/multi-user.target.wants/genesis.service")).unwrap();
+        symlink("../genesis.service", root.path().join("system/multi-user.target.wants/genesis.service"))
+            .unwrap();
         fs::remove_file(root.path().join("system/genesis.service")).unwrap();
         fs::write(root.path().join("system/.genesis.service.berthctl-new"), "half").unwrap();
         assert_eq!(undo(&record).unwrap(), Vec::<PathBuf>::new());
@@ -429,7 +444,8 @@ mod tests {
         let root = machine();
         let record = root.path().join("added");
         make(&[], &record, "a", None).unwrap();
-        let text = fs::read_to_string(record.join(RECORD)).unwrap().replace("\"version\": 1", "\"version\": 2");
+        let text =
+            fs::read_to_string(record.join(RECORD)).unwrap().replace("\"version\": 1", "\"version\": 2");
         fs::write(record.join(RECORD), text).unwrap();
         assert!(undo(&record).unwrap_err().to_string().contains("version 2"));
     }

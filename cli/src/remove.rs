@@ -3,15 +3,17 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use berth_core::backend;
 use berth_core::config::{self, Model, Settings};
 use berth_core::layout::Layout;
 use berth_core::name::ModelName;
-use berth_core::backend;
 use berth_core::report::SCHEMA;
 use serde::Serialize;
 
-use crate::add::{Consent, agreed, cannot_write, declaration, drop_in_folder, record, reload, root, secrets_path, sources};
-use crate::changes::{self, Change};
+use crate::add::{
+    Consent, agreed, cannot_write, declaration, drop_in_folder, record, reload, root, secrets_path, sources,
+};
+use crate::changes::{self, After, Change};
 use crate::check;
 use crate::complaint::Complaint;
 use crate::exit::Exit;
@@ -35,9 +37,19 @@ struct Document<'a> {
 }
 
 /// Removes the model `name`.
-pub(crate) async fn remove(name: &str, unit: bool, consent: Consent, berth: &Context) -> Result<Exit, Complaint> {
+pub(crate) async fn remove(
+    name: &str,
+    unit: bool,
+    consent: Consent,
+    berth: &Context,
+) -> Result<Exit, Complaint> {
     let name: ModelName = name.parse().map_err(|bad: berth_core::name::BadName| {
-        Complaint::new(Exit::Usage, "bad_name", bad.to_string(), &["berthctl check lists the models".to_owned()])
+        Complaint::new(
+            Exit::Usage,
+            "bad_name",
+            bad.to_string(),
+            &["berthctl check lists the models".to_owned()],
+        )
     })?;
     let sources = sources()?;
     let (path, settings) = declared(&name, &sources)?;
@@ -48,11 +60,11 @@ pub(crate) async fn remove(name: &str, unit: bool, consent: Consent, berth: &Con
         let title = format!("{name} was {was}, which comes back as it was");
         return Err(Complaint::new(Exit::Usage, "comes_back", title, &["leave --unit out".to_owned()]));
     }
-    let own = if unit { Some(service(&name, &settings)?) } else { None };
+    let own = if unit { service(&name, &settings)? } else { Vec::new() };
     let removed = paths(&name, &path);
-    let shown = before(was.as_deref(), &removed, own.as_ref());
+    let shown = before(was.as_deref(), &removed, &own);
     let service = was.or_else(|| {
-        let name = own.as_ref()?.0.file_name()?;
+        let name = own.last()?.path.file_name()?;
         Some(name.to_string_lossy().into_owned())
     });
     let document = |changed, left: &[String]| {
@@ -68,7 +80,11 @@ pub(crate) async fn remove(name: &str, unit: bool, consent: Consent, berth: &Con
         });
     };
     if consent.dry_run {
-        if berth.out.json { document(false, &[]) } else { Out::say(&shown) }
+        if berth.out.json {
+            document(false, &[]);
+        } else {
+            Out::say(&shown);
+        }
         return Ok(Exit::Done);
     }
     root("remove")?;
@@ -77,8 +93,8 @@ pub(crate) async fn remove(name: &str, unit: bool, consent: Consent, berth: &Con
     }
     agreed(consent, &format!("Take {name} out of Berth?"))?;
     let mut left = Vec::new();
-    if let Some((path, text)) = &own {
-        changes::carry_out(&Change::write(path, text, 0o644)).map_err(|failed| cannot_write(&failed))?;
+    for change in &own {
+        changes::carry_out(change).map_err(|failed| cannot_write(&failed))?;
     }
     if written.is_some() {
         let others = changes::undo(&record(&name)).map_err(|failed| cannot_write(&failed))?;
@@ -113,14 +129,19 @@ fn declared(name: &ModelName, sources: &config::Sources) -> Result<(PathBuf, Set
     let Some(model) = settings.models.get(name).filter(|_| !name.as_str().contains(':')) else {
         let names: Vec<&str> = settings.models.keys().map(ModelName::as_str).collect();
         let title = format!("no file of its own declares {name}");
-        let there = if names.is_empty() { "no model is declared".to_owned() } else { format!("there are {}", names.join(", ")) };
+        let there = if names.is_empty() {
+            "no model is declared".to_owned()
+        } else {
+            format!("there are {}", names.join(", "))
+        };
         return Err(Complaint::new(Exit::Usage, "unknown_model", title, &[there]));
     };
     let path = model.source.clone();
     let mut rest = sources.clone();
     rest.models.retain(|file| file.path != path);
-    config::load(&rest, &check::host())
-        .map_err(|errors| not_valid(errors, format!("without {name} the configuration would not be valid")))?;
+    config::load(&rest, &check::host()).map_err(|errors| {
+        not_valid(errors, format!("without {name} the configuration would not be valid"))
+    })?;
     Ok((path, settings))
 }
 
@@ -129,9 +150,10 @@ async fn stopped(name: &ModelName) -> Result<(), Complaint> {
     let active = systemd::active("berth-model@*").await.map_err(|failed| {
         Complaint::new(Exit::Usage, "no_systemd", format!("whether {name} runs can't be seen: {failed}"), &[])
     })?;
-    let runs = active.iter().filter_map(|unit| ModelName::from_unit(unit)).find(|running| {
-        running.as_str().split(':').next() == Some(name.as_str())
-    });
+    let runs = active
+        .iter()
+        .filter_map(|unit| ModelName::from_unit(unit))
+        .find(|running| running.as_str().split(':').next() == Some(name.as_str()));
     match runs {
         None => Ok(()),
         Some(running) => {
@@ -147,11 +169,7 @@ fn paths(name: &ModelName, declaration_path: &Path) -> Vec<PathBuf> {
     if declaration_path != declaration(name) && declaration(name).exists() {
         paths.push(declaration(name));
     }
-    let drop_ins = std::fs::read_dir(drop_in_folder(name)).into_iter().flatten().flatten();
-    let mut drop_ins: Vec<PathBuf> = drop_ins.map(|entry| entry.path()).collect();
-    drop_ins.retain(|path| path.extension().is_some_and(|kind| kind == "conf"));
-    drop_ins.sort();
-    paths.extend(drop_ins);
+    paths.extend(drop_ins(name));
     let secrets = PathBuf::from(secrets_path(name));
     if secrets.exists() {
         paths.push(secrets);
@@ -159,28 +177,45 @@ fn paths(name: &ModelName, declaration_path: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// A service of its own that runs the model as it is declared, on the GPUs that it takes by itself.
-fn service(name: &ModelName, settings: &Settings) -> Result<(PathBuf, String), Complaint> {
+/// A service of its own that runs the model as it is declared, on the GPUs that it takes by itself, and the file of its
+/// secrets.
+fn service(name: &ModelName, settings: &Settings) -> Result<Vec<Change>, Complaint> {
     let path = PathBuf::from(format!("/etc/systemd/system/{name}.service"));
     if path.symlink_metadata().is_ok() {
         let title = format!("{} is there already", path.display());
-        return Err(Complaint::new(Exit::Usage, "in_the_way", title, &["leave --unit out, or move it away".to_owned()]));
+        let hints = ["leave --unit out, or move it away".to_owned()];
+        return Err(Complaint::new(Exit::Usage, "in_the_way", title, &hints));
     }
-    let Some(model) = settings.models.get(name) else {
-        return Err(Complaint::new(Exit::Usage, "unknown_model", format!("{name} is not declared"), &[]));
+    let Some(model) = settings.models.get(name) else { return Ok(Vec::new()) };
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).map_err(|error| {
+            let title = format!("{} can't be read: {error}", path.display());
+            Complaint::new(Exit::Usage, "unreadable", title, &["run it with sudo".to_owned()])
+        })
     };
     let mut drop_ins = String::new();
-    let folder = drop_in_folder(name);
-    let mut files: Vec<_> = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    files.sort();
-    for file in files.iter().filter(|path| path.extension().is_some_and(|kind| kind == "conf")) {
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            Complaint::new(Exit::Usage, "unreadable", format!("{} can't be read: {error}", file.display()), &[])
-        })?;
+    for file in self::drop_ins(name) {
         drop_ins.push('\n');
-        drop_ins.push_str(&text);
+        drop_ins.push_str(&read(&file)?);
     }
-    Ok((path, unit_text(model, &drop_ins)))
+    let secrets = secrets_path(name);
+    let mut changes = Vec::new();
+    if Path::new(&secrets).exists() {
+        let moved = format!("/etc/systemd/system/{name}.env");
+        changes.push(Change::write(&moved, read(Path::new(&secrets))?, 0o600));
+        drop_ins = drop_ins.replace(&secrets, &moved);
+    }
+    changes.push(Change::write(path, unit_text(model, &drop_ins), 0o644));
+    Ok(changes)
+}
+
+/// The drop-ins of the model's unit, in their order.
+fn drop_ins(name: &ModelName) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(drop_in_folder(name)).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|kind| kind == "conf"));
+    paths.sort();
+    paths
 }
 
 fn unit_text(model: &Model, drop_ins: &str) -> String {
@@ -226,17 +261,22 @@ fn word(text: &str, in_command: bool) -> String {
     out + "\""
 }
 
-fn before(was: Option<&str>, removed: &[PathBuf], own: Option<&(PathBuf, String)>) -> String {
+fn before(was: Option<&str>, removed: &[PathBuf], own: &[Change]) -> String {
     let mut out = String::new();
     for path in removed {
         out.push_str(&paragraph(&format!("{}  ", path.display()), "removed"));
     }
     if let Some(unit) = was {
-        out.push_str(&paragraph(&format!("{unit}  "), "as it was before: its file, and what it was enabled for"));
+        out.push_str(&paragraph(
+            &format!("{unit}  "),
+            "as it was before: its file, and what it was enabled for",
+        ));
     }
-    if let Some((path, text)) = own {
+    if let Some(Change { path, after: After::File { text, .. } }) = own.last() {
         _ = writeln!(out, "{}", path.display());
-        text.lines().for_each(|line| _ = writeln!(out, "  {}", clean(line)));
+        for line in text.lines() {
+            _ = writeln!(out, "  {}", clean(line));
+        }
     }
     out
 }
@@ -273,12 +313,15 @@ mod tests {
         let text = unit_text(model, "\n[Service]\nUser=frank\n");
         let file = File { path: "gemma.service".into(), text };
         let (unit, around) = (Unit::read("gemma.service", &[file]).unwrap(), Around::default());
-        let command = commands(&unit.last("Service", "ExecStart").unwrap().value, &unit, &around).unwrap().remove(0);
+        let command =
+            commands(&unit.last("Service", "ExecStart").unwrap().value, &unit, &around).unwrap().remove(0);
         let args = expanded(&command.args, &std::collections::BTreeMap::new(), |_| None).unwrap();
         let declared = ["-m", "/models/a b.gguf", "--chat-template", "{{ \"x\" }} 100% $HOME\n\\", ""];
         let added = ["--host", "127.0.0.1", "--port", "8022", "-c", "4096"];
         assert_eq!(args, [declared.as_slice(), &added].concat());
-        let set = crate::unit::assignments(&unit.last("Service", "Environment").unwrap().value, &unit, &around).unwrap();
+        let set =
+            crate::unit::assignments(&unit.last("Service", "Environment").unwrap().value, &unit, &around)
+                .unwrap();
         assert_eq!(set, [("A".to_owned(), "b $c %d".to_owned())]);
         assert_eq!(unit.last("Service", "User").unwrap().value, "frank");
         assert_eq!(unit.last("Service", "WorkingDirectory").unwrap().value, "/srv");

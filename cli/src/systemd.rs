@@ -69,7 +69,12 @@ pub(crate) async fn loaded(unit: &str) -> Result<Loaded, Failed> {
     let [load, own, drop_ins, enabled, active, stale, triggers] = properties(&path, UNIT, names).await?;
     let mut loaded = Loaded {
         load: text(Some(&load)),
-        files: Some(text(Some(&own))).filter(|own| !own.is_empty()).into_iter().chain(texts(&drop_ins)).map(PathBuf::from).collect(),
+        files: Some(text(Some(&own)))
+            .filter(|own| !own.is_empty())
+            .into_iter()
+            .chain(texts(&drop_ins))
+            .map(PathBuf::from)
+            .collect(),
         enabled: text(Some(&enabled)),
         active: text(Some(&active)),
         stale: stale.as_bool().unwrap_or_default(),
@@ -108,14 +113,17 @@ pub(crate) fn service_of(pid: u32) -> Option<String> {
     path.split('/').find(|part| part.ends_with(".service")).map(str::to_owned)
 }
 
+/// A unit as systemctl lists it.
+#[derive(Deserialize)]
+struct Listed {
+    unit: String,
+    active: String,
+}
+
 /// The units with such names that are active, or on their way there or from there.
 pub(crate) async fn active(pattern: &str) -> Result<Vec<String>, Failed> {
-    let answer = output("systemctl", &["list-units", "--all", "--output=json", "--", pattern], ANSWER).await?;
-    #[derive(Deserialize)]
-    struct Listed {
-        unit: String,
-        active: String,
-    }
+    let answer =
+        output("systemctl", &["list-units", "--all", "--output=json", "--", pattern], ANSWER).await?;
     let listed: Vec<Listed> = serde_json::from_str(&answer)
         .map_err(|error| Failed(format!("what systemctl list-units says can't be understood: {error}")))?;
     let active = listed.into_iter().filter(|one| !["inactive", "failed"].contains(&one.active.as_str()));
@@ -132,11 +140,17 @@ pub(crate) async fn stop(unit: &str) -> Result<(), Failed> {
     output("systemctl", &["stop", "--", unit], STOP).await.map(drop)
 }
 
-async fn properties<const N: usize>(path: &str, interface: &str, names: [&str; N]) -> Result<[Value; N], Failed> {
+async fn properties<const N: usize>(
+    path: &str,
+    interface: &str,
+    names: [&str; N],
+) -> Result<[Value; N], Failed> {
     let mut arguments = vec!["get-property", SERVICE, path, interface];
     arguments.extend(names);
     let values = busctl(&arguments).await?;
-    values.try_into().map_err(|_| Failed(format!("systemd does not tell all of {} of {path}", names.join(", "))))
+    values
+        .try_into()
+        .map_err(|_| Failed(format!("systemd does not tell all of {} of {path}", names.join(", "))))
 }
 
 /// The `data` of each line that busctl answers.

@@ -50,7 +50,6 @@ impl Unreadable {
     pub(crate) fn new(what: impl Into<String>) -> Self {
         Self { what: what.into(), place: None }
     }
-
 }
 
 impl Setting {

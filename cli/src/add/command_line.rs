@@ -30,7 +30,8 @@ pub(super) fn settle(draft: &mut Draft) -> Result<(), Refusal> {
     for command in seen(&draft.argv) {
         refuse(&command)?;
     }
-    if let Some(arg) = draft.argv.iter().skip(1).find(|arg| arg.contains("{port}") || arg.contains("{host}")) {
+    if let Some(arg) = draft.argv.iter().skip(1).find(|arg| arg.contains("{port}") || arg.contains("{host}"))
+    {
         let what = format!("`{arg}` would be taken for Berth's own placeholder of the address");
         return Err(Refusal::new(what, "write the address out"));
     }
@@ -102,7 +103,10 @@ fn refuse(command: &[String]) -> Result<(), Refusal> {
         return Err(Refusal::new(format!("`{program}` can't run a model: {why}"), ""));
     }
     if program == "podman-compose" || program == "docker-compose" {
-        return Err(Refusal::new(format!("`{program}` starts servers outside their unit"), "run the server itself"));
+        return Err(Refusal::new(
+            format!("`{program}` starts servers outside their unit"),
+            "run the server itself",
+        ));
     }
     if !ENGINES.contains(&program) || (program == "podman" && inside(command)) {
         return Ok(());
@@ -137,10 +141,11 @@ fn detaches(arg: &str) -> bool {
 /// The command as podman would run it within the unit.
 pub(super) fn by_podman(command: &[String]) -> String {
     let mut args = command.iter().skip(1);
-    if !args.next().is_some_and(|verb| verb == "run") {
+    if args.next().is_none_or(|verb| verb != "run") {
         return "/usr/bin/podman run --cgroups=split --network=host …".to_owned();
     }
-    let mut words = ["/usr/bin/podman", "run", "--cgroups=split", "--network=host"].map(str::to_owned).to_vec();
+    let mut words =
+        ["/usr/bin/podman", "run", "--cgroups=split", "--network=host"].map(str::to_owned).to_vec();
     let mut published = None;
     while let Some(arg) = args.next() {
         let (option, value) = match arg.split_once('=') {
@@ -204,7 +209,8 @@ fn behind(draft: &mut Draft) {
             return;
         }
     }
-    let words: Vec<String> = draft.argv.iter().flat_map(|arg| shell_words::split(arg).unwrap_or_default()).collect();
+    let words: Vec<String> =
+        draft.argv.iter().flat_map(|arg| shell_words::split(arg).unwrap_or_default()).collect();
     let given = |words: &[String]| {
         let pair = words.windows(2).find(|pair| pair[0] == "--port").map(|pair| pair[1].clone());
         pair.or_else(|| words.iter().find_map(|word| word.strip_prefix("--port=").map(str::to_owned)))

@@ -183,7 +183,11 @@ pub(crate) fn drop_in_folder(name: &ModelName) -> String {
 /// A word of `cmd`. What only a shell would take for its own needs no quotes, since no shell reads it.
 pub(super) fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+{}".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { shell_words::quote(word).into_owned() }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        shell_words::quote(word).into_owned()
+    }
 }
 
 /// A text as TOML has it.

@@ -20,7 +20,9 @@ const FOLDERS: [&str; 6] = [
 /// Reads a GGUF file, or a folder with config.json.
 pub(super) fn read(path: &Path, name: Option<&str>) -> Result<Draft, Refusal> {
     let shown = path.display();
-    let whole = path.canonicalize().map_err(|error| Refusal::new(format!("{shown} can't be read: {error}"), format!("ls -l {shown}")))?;
+    let whole = path
+        .canonicalize()
+        .map_err(|error| Refusal::new(format!("{shown} can't be read: {error}"), format!("ls -l {shown}")))?;
     let gguf = whole.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"));
     let server = if gguf && whole.is_file() {
         "llama-server"
@@ -30,14 +32,17 @@ pub(super) fn read(path: &Path, name: Option<&str>) -> Result<Draft, Refusal> {
         let what = "it is neither a GGUF file nor a folder with config.json";
         return Err(Refusal::new(what, format!("berthctl fit {shown} lists the models in a folder")));
     };
-    let text = whole.to_str().ok_or_else(|| Refusal::new("its path is not UTF-8 text", "rename it"))?.to_owned();
+    let text =
+        whole.to_str().ok_or_else(|| Refusal::new("its path is not UTF-8 text", "rename it"))?.to_owned();
     let stem = if gguf { whole.file_stem() } else { whole.file_name() };
     let otherwise = sound_name(&stem.unwrap_or_default().to_string_lossy());
-    let name = super::named(name, &otherwise).map_err(|complaint| Refusal::new(complaint.title, "--name NAME"))?;
+    let name =
+        super::named(name, &otherwise).map_err(|complaint| Refusal::new(complaint.title, "--name NAME"))?;
     let program = program(server);
     let found = program.is_some();
     let program = program.map_or_else(|| server.to_owned(), |path| path.to_string_lossy().into_owned());
-    let argv = if gguf { vec![program, "-m".to_owned(), text] } else { vec![program, "serve".to_owned(), text] };
+    let argv =
+        if gguf { vec![program, "-m".to_owned(), text] } else { vec![program, "serve".to_owned(), text] };
     let mut draft = Draft::new(name, shown.to_string(), argv);
     if !found {
         let places = FOLDERS.join(", ");
@@ -54,6 +59,8 @@ pub(super) fn read(path: &Path, name: Option<&str>) -> Result<Draft, Refusal> {
 
 /// The server's program, where it is installed.
 fn program(name: &str) -> Option<PathBuf> {
-    let executable = |path: &PathBuf| path.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0);
+    let executable = |path: &PathBuf| {
+        path.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+    };
     FOLDERS.iter().map(|folder| Path::new(folder).join(name)).find(executable)
 }

@@ -70,8 +70,13 @@ const PATHS: [&str; 4] = [
 pub(super) fn read(pid: u32, name: Option<&str>) -> Result<Draft, Refusal> {
     let file = |what: &str| {
         fs::read(format!("/proc/{pid}/{what}")).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Refusal::new(format!("there is no process {pid}"), "berthctl status names who holds GPU memory"),
-            ErrorKind::PermissionDenied => Refusal::new(format!("process {pid} may not be read"), "run it with sudo"),
+            ErrorKind::NotFound => Refusal::new(
+                format!("there is no process {pid}"),
+                "berthctl status names who holds GPU memory",
+            ),
+            ErrorKind::PermissionDenied => {
+                Refusal::new(format!("process {pid} may not be read"), "run it with sudo")
+            }
             _ => Refusal::new(format!("process {pid} can't be read: {error}"), ""),
         })
     };
@@ -80,11 +85,14 @@ pub(super) fn read(pid: u32, name: Option<&str>) -> Result<Draft, Refusal> {
     let Some(program) = argv.first_mut() else {
         return Err(Refusal::new(format!("process {pid} is one of the kernel's"), ""));
     };
-    let cwd = link("cwd").map_err(|error| Refusal::new(format!("the folder of process {pid} can't be read: {error}"), "run it with sudo"))?;
+    let cwd = link("cwd").map_err(|error| {
+        Refusal::new(format!("the folder of process {pid} can't be read: {error}"), "run it with sudo")
+    })?;
     if !program.starts_with('/') {
         // What a shell found in its PATH, or below its folder.
         let from_folder = cwd.join(&*program);
-        let found = if program.contains('/') && from_folder.exists() { Some(from_folder) } else { link("exe").ok() };
+        let found =
+            if program.contains('/') && from_folder.exists() { Some(from_folder) } else { link("exe").ok() };
         if let Some(found) = found.filter(|found| found.exists()) {
             *program = found.to_string_lossy().into_owned();
         }
@@ -92,7 +100,8 @@ pub(super) fn read(pid: u32, name: Option<&str>) -> Result<Draft, Refusal> {
     let variables = texts(&file("environ")?)?;
     let owner = fs::metadata(format!("/proc/{pid}")).map(|metadata| metadata.uid()).unwrap_or_default();
     let base = argv[0].rsplit('/').next().unwrap_or_default().to_owned();
-    let name = super::named(name, &super::sound_name(&base)).map_err(|complaint| Refusal::new(complaint.title, "--name NAME"))?;
+    let name = super::named(name, &super::sound_name(&base))
+        .map_err(|complaint| Refusal::new(complaint.title, "--name NAME"))?;
     let mut draft = Draft::new(name, format!("process {pid}"), argv);
     let (kept, dropped) = of_server(&variables);
     draft.env = kept;
@@ -119,7 +128,9 @@ pub(super) fn read(pid: u32, name: Option<&str>) -> Result<Draft, Refusal> {
 fn of_server(variables: &[String]) -> (Variables, Vec<String>) {
     let (mut kept, mut dropped) = (Variables::new(), Vec::new());
     for variable in variables {
-        let Some((name, value)) = variable.split_once('=').filter(|(name, _)| !name.is_empty()) else { continue };
+        let Some((name, value)) = variable.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            continue;
+        };
         let of_session = OF_SESSIONS.iter().any(|one| match one.strip_suffix('*') {
             Some(start) => name.starts_with(start),
             None => name == *one,

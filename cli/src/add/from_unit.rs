@@ -1,7 +1,7 @@
 //! From a service's unit to a model: its command line as systemd would run it, its environment, and the rest of its
 //! settings.
 
-use std::collections::BTreeSet;
+mod environment;
 
 use berth_core::name::ModelName;
 use toml::Value;
@@ -10,7 +10,7 @@ use super::command_line;
 use super::draft::Draft;
 use super::setting::{Fate, fate};
 use crate::unit::{
-    Around, Command, Depth, Setting, Unit, Unreadable, Variables, assignments, commands, expand, expanded, file, words,
+    Around, Command, Depth, Setting, Unit, Unreadable, Variables, assignments, commands, expand,
 };
 
 /// A unit that can't become a model: why, where, and what to do instead.
@@ -38,32 +38,9 @@ impl From<Unreadable> for Refusal {
     }
 }
 
-/// Commands besides the server's that go into the drop-in.
-const COMMANDS: [&str; 3] = ["ExecStartPre", "ExecStop", "ExecStopPost"];
-
-/// Variables that systemd makes anew for each start.
-const AT_START: [&str; 8] = [
-    "INVOCATION_ID",
-    "JOURNAL_STREAM",
-    "SYSTEMD_EXEC_PID",
-    "MAINPID",
-    "NOTIFY_SOCKET",
-    "CREDENTIALS_DIRECTORY",
-    "MEMORY_PRESSURE_WATCH",
-    "WATCHDOG_USEC",
-];
-
 /// What is said of a server that runs as root.
-pub(super) const AS_ROOT: &str = "it runs as root, as it did; `--user NAME` lets it run as who owns its files";
-
-/// Settings that make a folder, the variable that names it, and where it lies.
-const FOLDERS: [(&str, &str, &str); 5] = [
-    ("RuntimeDirectory", "RUNTIME_DIRECTORY", "/run"),
-    ("StateDirectory", "STATE_DIRECTORY", "/var/lib"),
-    ("CacheDirectory", "CACHE_DIRECTORY", "/var/cache"),
-    ("LogsDirectory", "LOGS_DIRECTORY", "/var/log"),
-    ("ConfigurationDirectory", "CONFIGURATION_DIRECTORY", "/etc"),
-];
+pub(super) const AS_ROOT: &str =
+    "it runs as root, as it did; `--user NAME` lets it run as who owns its files";
 
 /// The name that a unit's model would have: the instance's, else the unit's own.
 pub(crate) fn name(unit: &Unit) -> String {
@@ -95,44 +72,6 @@ pub(crate) fn reading(unit: &Unit, around: &Around) -> Result<(Vec<Vec<String>>,
         environment.extend(all);
     }
     Ok((start, environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect()))
-}
-
-/// Why a Quadlet file can't become a model, with the command that can.
-pub(crate) fn quadlet(path: &std::path::Path) -> Refusal {
-    let what = "a container's file makes podman run it in the background, and its processes are not in the unit's cgroup";
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let file = crate::unit::File { path: path.to_owned(), text };
-    let command = Unit::read("container.service", &[file]).ok().and_then(|unit| by_podman(&unit));
-    let instead = command.unwrap_or_else(|| "podman run --cgroups=split … in a service of its own".to_owned());
-    Refusal::new(what, format!("add a service with ExecStart={instead}"))
-}
-
-/// The command that runs what a Quadlet file describes within its unit.
-fn by_podman(unit: &Unit) -> Option<String> {
-    const OPTIONS: [(&str, &str); 7] = [
-        ("AddDevice", "--device"),
-        ("Environment", "--env"),
-        ("EnvironmentFile", "--env-file"),
-        ("Network", "--network"),
-        ("PublishPort", "--publish"),
-        ("ShmSize", "--shm-size"),
-        ("Volume", "--volume"),
-    ];
-    let image = unit.last("Container", "Image")?;
-    let mut words = ["/usr/bin/podman", "run", "--rm"].map(str::to_owned).to_vec();
-    for (key, option) in OPTIONS {
-        for setting in unit.all("Container", key) {
-            words.extend([option.to_owned(), setting.value.clone()]);
-        }
-    }
-    for setting in unit.all("Container", "PodmanArgs") {
-        words.extend(crate::unit::words(&setting.value).ok()?);
-    }
-    words.push(image.value.clone());
-    if let Some(run) = unit.last("Container", "Exec") {
-        words.extend(crate::unit::words(&run.value).ok()?);
-    }
-    Some(command_line::by_podman(&words))
 }
 
 struct Translation<'a> {
@@ -168,7 +107,10 @@ impl<'a> Translation<'a> {
 
     fn can_be_a_model(&self) -> Result<(), Refusal> {
         if !self.unit.name.ends_with(".service") {
-            return Err(Refusal::new(format!("{} is no service", self.unit.name), "name the service that runs the server"));
+            return Err(Refusal::new(
+                format!("{} is no service", self.unit.name),
+                "name the service that runs the server",
+            ));
         }
         if self.unit.is_template() {
             let name = self.unit.name.replace("@.", "@NAME.");
@@ -184,7 +126,8 @@ impl<'a> Translation<'a> {
                 _ => "Berth does not know it",
             };
             let instead = "run the server in the foreground, with Type=exec";
-            return Err(Refusal::new(format!("Type={} can't be taken over: {why}", setting.value), instead).at(setting));
+            return Err(Refusal::new(format!("Type={} can't be taken over: {why}", setting.value), instead)
+                .at(setting));
         }
         Ok(())
     }
@@ -206,7 +149,9 @@ impl<'a> Translation<'a> {
             .map_err(|why| Refusal::new(format!("ExecStart= can't be read: {why}"), "").at(start))?;
         if commands.len() > 1 {
             let instead = "keep the server alone; ExecStartPre= runs before it";
-            return Err(Refusal::new("a model is one program, and ExecStart= runs several", instead).at(start));
+            return Err(
+                Refusal::new("a model is one program, and ExecStart= runs several", instead).at(start)
+            );
         }
         let Some(command) = commands.pop() else {
             return Err(Refusal::new("ExecStart= is empty", "").at(start));
@@ -217,30 +162,16 @@ impl<'a> Translation<'a> {
             }
             let (why, instead) = match prefix {
                 '@' => ("its program is given another name than its own", "leave `@` and that name out"),
-                '+' | '!' => ("its program is run as root in spite of User=", "leave the prefix out, or User="),
+                '+' | '!' => {
+                    ("its program is run as root in spite of User=", "leave the prefix out, or User=")
+                }
                 _ => continue,
             };
-            return Err(Refusal::new(format!("ExecStart={prefix}… can't be taken over: {why}"), instead).at(start));
+            return Err(
+                Refusal::new(format!("ExecStart={prefix}… can't be taken over: {why}"), instead).at(start)
+            );
         }
         Ok((start, command))
-    }
-
-    fn variables_replaced(&self, command: &Command, environment: &Variables) -> Result<Vec<String>, String> {
-        if command.prefixes.contains(':') {
-            return Ok(command.args.clone());
-        }
-        let passed: BTreeSet<String> =
-            self.unit.all("Service", "PassEnvironment").iter().flat_map(|one| words(&one.value).unwrap_or_default()).collect();
-        expanded(&command.args, environment, |name| {
-            if passed.contains(name) || AT_START.contains(&name) {
-                return Some(format!("`${name}` is known to systemd alone, and only when it starts the service"));
-            }
-            let of_user = ["HOME", "LOGNAME", "SHELL", "USER"].contains(&name);
-            if let Some(user) = self.unit.last("Service", "User").filter(|_| of_user && self.known_user().is_none()) {
-                return Some(format!("`${name}` is of user {}, who is not known on this machine", user.value));
-            }
-            (name == "PATH" || name == "LANG").then(|| format!("`${name}` is systemd's own, and can't be asked for here"))
-        })
     }
 
     /// Settings that become lines of the drop-in, or notes.
@@ -254,7 +185,11 @@ impl<'a> Translation<'a> {
                     let counting = if is_single(key) { &all[all.len() - 1..] } else { &all[..] };
                     for setting in counting {
                         let line = self.line(setting)?;
-                        if section == "Unit" { self.draft.unit.push(line) } else { self.draft.service.push(line) }
+                        if section == "Unit" {
+                            self.draft.unit.push(line);
+                        } else {
+                            self.draft.service.push(line);
+                        }
                     }
                 }
                 Fate::Left(why) => {
@@ -279,17 +214,15 @@ impl<'a> Translation<'a> {
             let why = "kept, and known to hurt: a raised priority can starve the threads of the CUDA driver";
             self.draft.note(format!("Nice={}", setting.value), why);
         }
-        let stop = self.unit.last("Service", "TimeoutStopSec").or_else(|| self.unit.last("Service", "TimeoutSec"));
+        let stop =
+            self.unit.last("Service", "TimeoutStopSec").or_else(|| self.unit.last("Service", "TimeoutSec"));
         if let Some(setting) = stop {
-            match time(&setting.value) {
-                Some(time) => {
-                    let stop = toml::Table::from_iter([("stop".to_owned(), Value::from(time))]);
-                    self.draft.keys.insert("deadlines".to_owned(), Value::from(stop));
-                }
-                None => {
-                    let why = "Berth waits for `stop` in [deadlines], 30 s where it is not declared";
-                    self.draft.note(format!("{}={}", setting.key, setting.value), why);
-                }
+            if let Some(time) = time(&setting.value) {
+                let stop = toml::Table::from_iter([("stop".to_owned(), Value::from(time))]);
+                self.draft.keys.insert("deadlines".to_owned(), Value::from(stop));
+            } else {
+                let why = "Berth waits for `stop` in [deadlines], 30 s where it is not declared";
+                self.draft.note(format!("{}={}", setting.key, setting.value), why);
             }
         }
         Ok(())
@@ -317,7 +250,10 @@ impl<'a> Translation<'a> {
             self.draft.service.push(line);
         }
         if self.unit.last("Service", "ExecStartPre").is_some() {
-            self.draft.note("ExecStartPre=", "kept; it may take 30 s, which is as long as a permission to start lasts");
+            self.draft.note(
+                "ExecStartPre=",
+                "kept; it may take 30 s, which is as long as a permission to start lasts",
+            );
         }
         Ok(())
     }
@@ -349,141 +285,16 @@ impl<'a> Translation<'a> {
             let line = self.line(setting)?;
             // The template bounds them to none.
             if self.unit.last("Service", "CapabilityBoundingSet").is_none() {
-                lines.push(line.replacen("Ambient", "", 1).replacen("Capabilities", "CapabilityBoundingSet", 1));
+                lines.push(line.replacen("Ambient", "", 1).replacen(
+                    "Capabilities",
+                    "CapabilityBoundingSet",
+                    1,
+                ));
             }
             lines.push(line);
         }
         self.draft.service.splice(0..0, lines);
         Ok(())
-    }
-
-    fn environment(&mut self) -> Result<Environment, Refusal> {
-        let mut set = Variables::new();
-        for setting in self.unit.all("Service", "Environment") {
-            let all = assignments(&setting.value, self.unit, self.around).map_err(|why| {
-                let what = format!("Environment= can't be read: {why}; systemd passes over all of it");
-                Refusal::new(what, "").at(setting)
-            })?;
-            set.extend(all);
-        }
-        let mut from_files = Variables::new();
-        let mut file_lines = Vec::new();
-        for setting in self.unit.all("Service", "EnvironmentFile") {
-            from_files.extend(self.variables_of_file(setting)?);
-            file_lines.push(self.line(setting)?);
-        }
-        let mut all = self.around.environment.clone();
-        all.extend(self.of_user());
-        all.extend(self.of_folders());
-        all.extend(set.clone());
-        all.extend(from_files.clone());
-        let mut declared = set.clone();
-        for setting in self.unit.all("Service", "UnsetEnvironment") {
-            let line = self.line(setting)?;
-            for word in words(&setting.value).unwrap_or_default() {
-                let (name, value) = word.split_once('=').map_or((word.as_str(), None), |(n, v)| (n, Some(v)));
-                if value.is_none() || all.get(name).map(String::as_str) == value {
-                    all.remove(name);
-                    declared.remove(name);
-                }
-            }
-            self.draft.service.push(line);
-        }
-        // A file's variables win, and the declaration's would win over the file's; other commands of the unit are given
-        // the unit's alone.
-        declared.retain(|name, _| !from_files.contains_key(name));
-        let beside = COMMANDS.iter().any(|key| self.unit.last("Service", key).is_some());
-        let lines = set
-            .iter()
-            .filter(|(name, _)| beside || from_files.contains_key(*name))
-            .map(|(name, value)| format!("Environment={}", assignment(name, value)))
-            .collect::<Vec<_>>();
-        self.draft.service.extend(lines);
-        self.draft.service.extend(file_lines);
-        self.frozen(&from_files);
-        Ok(Environment { declared, all })
-    }
-
-    /// Says which arguments are written down that a file of variables gave.
-    fn frozen(&mut self, from_files: &Variables) {
-        let starts = self.unit.all("Service", "ExecStart");
-        let [start] = starts[..] else { return };
-        let used: Vec<&String> = from_files
-            .keys()
-            .filter(|name| start.value.contains(&format!("${name}")) || start.value.contains(&format!("${{{name}}}")))
-            .collect();
-        for name in used {
-            let why = "its value is part of the command line now; a later change of the file does not change that";
-            self.draft.note(format!("${name} of EnvironmentFile="), why);
-        }
-    }
-
-    fn variables_of_file(&self, setting: &Setting) -> Result<Vec<(String, String)>, Refusal> {
-        let (optional, path) = match setting.value.strip_prefix('-') {
-            Some(path) => (true, path),
-            None => (false, setting.value.as_str()),
-        };
-        let path = expand(path, self.unit, self.around, Depth::All)
-            .map_err(|why| Refusal::new(format!("EnvironmentFile= can't be read: {why}"), "").at(setting))?;
-        if path.contains(['*', '?', '[']) {
-            let what = format!("EnvironmentFile={path} may be several files");
-            return Err(Refusal::new(what, "name each with an EnvironmentFile= of its own").at(setting));
-        }
-        match std::fs::read_to_string(self.around.path(&path)) {
-            Ok(text) => Ok(file(&text)),
-            Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => {
-                let what = format!("{path} can't be read, which the service has its variables from: {error}");
-                Err(Refusal::new(what, format!("ls -l {path}")).at(setting))
-            }
-        }
-    }
-
-    /// The user of `User=`, where this machine knows one of that name.
-    fn known_user(&self) -> Option<nix::unistd::User> {
-        let user = self.unit.last("Service", "User")?;
-        let name = expand(&user.value, self.unit, self.around, Depth::All).unwrap_or_default();
-        let found = name.parse().map_or_else(
-            |_| nix::unistd::User::from_name(&name),
-            |uid| nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)),
-        );
-        found.ok().flatten()
-    }
-
-    /// What systemd sets for a user.
-    fn of_user(&self) -> Variables {
-        let Some(user) = self.known_user() else { return Variables::new() };
-        let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
-        let mut all = Variables::from([
-            ("USER".to_owned(), user.name.clone()),
-            ("LOGNAME".to_owned(), user.name),
-        ]);
-        let home = path(&user.dir);
-        if home != "/" {
-            all.insert("HOME".to_owned(), home);
-        }
-        // A shell that lets nobody in is none.
-        let shell = path(&user.shell);
-        if !shell.ends_with("/nologin") && !shell.ends_with("/false") {
-            all.insert("SHELL".to_owned(), shell);
-        }
-        all
-    }
-
-    fn of_folders(&self) -> Variables {
-        let mut all = Variables::new();
-        for (key, variable, base) in FOLDERS {
-            let named = self.unit.all("Service", key);
-            let names = named.iter().filter_map(|one| {
-                let value = expand(&one.value, self.unit, self.around, Depth::All).ok()?;
-                words(&value).ok()
-            });
-            let paths: Vec<String> = names.flatten().map(|name| format!("{base}/{name}")).collect();
-            if !paths.is_empty() {
-                all.insert(variable.to_owned(), paths.join(":"));
-            }
-        }
-        all
     }
 
     /// The working directory where a declaration can say it; else a line of the drop-in does.
@@ -517,33 +328,20 @@ impl<'a> Translation<'a> {
 
 /// Whether only the last of this setting counts, so that the others need not be kept.
 fn is_single(key: &str) -> bool {
-    const SINGLE: [&str; 8] =
-        ["Nice", "UMask", "OOMScoreAdjust", "KillSignal", "ProtectSystem", "ProtectHome", "PrivateTmp", "NoNewPrivileges"];
-    key.starts_with("Limit") || key.starts_with("Memory") || key.starts_with("CPUScheduling") || SINGLE.contains(&key)
-}
-
-/// A service's variables.
-struct Environment {
-    /// Those that go into the declaration.
-    declared: Variables,
-    /// All that its command line could name.
-    all: Variables,
-}
-
-/// `NAME=value` as a word of `Environment=`.
-fn assignment(name: &str, value: &str) -> String {
-    let mut out = format!("\"{name}=");
-    for c in value.chars() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            '%' => out.push_str("%%"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c => out.push(c),
-        }
-    }
-    out + "\""
+    const SINGLE: [&str; 8] = [
+        "Nice",
+        "UMask",
+        "OOMScoreAdjust",
+        "KillSignal",
+        "ProtectSystem",
+        "ProtectHome",
+        "PrivateTmp",
+        "NoNewPrivileges",
+    ];
+    key.starts_with("Limit")
+        || key.starts_with("Memory")
+        || key.starts_with("CPUScheduling")
+        || SINGLE.contains(&key)
 }
 
 /// A time of systemd's as a declaration has it; None for one that never passes or is written in another way.

@@ -124,7 +124,9 @@ fn translate(text: &str, shown: &str, name: Option<&str>) -> Result<Addition, Re
     for (id, model) in &config.models {
         match draft(id, model, &config, shown, name) {
             Ok(draft) => addition.drafts.push(draft),
-            Err(refusal) => refused.push(Note { what: id.clone(), why: format!("not taken over: {}", said(refusal)) }),
+            Err(refusal) => {
+                refused.push(Note { what: id.clone(), why: format!("not taken over: {}", said(refusal)) });
+            }
         }
     }
     if addition.drafts.is_empty() {
@@ -150,18 +152,28 @@ fn beside(config: &Config) -> Vec<Note> {
     for (name, group) in &config.groups {
         let members = group.members.join(", ");
         let why = match (group.persistent, group.swap) {
-            (true, _) => "Berth lets no client's model take the place of what was started: `berthctl start` each of them",
-            (false, true) => "Berth lets them serve at once where they fit; `policy = \"exclusive\"` keeps one alone",
+            (true, _) => {
+                "Berth lets no client's model take the place of what was started: `berthctl start` each of them"
+            }
+            (false, true) => {
+                "Berth lets them serve at once where they fit; `policy = \"exclusive\"` keeps one alone"
+            }
             (false, false) => "Berth lets them serve at once where they fit",
         };
         let alone = if group.exclusive { "" } else { ", not exclusive" };
         notes.push(note(&format!("group {name} ({members}{alone})"), why));
     }
     if config.groups.is_empty() && config.models.len() > 1 {
-        notes.push(note("one model at a time", "Berth lets several serve where they fit; `policy = \"exclusive\"` keeps one alone"));
+        notes.push(note(
+            "one model at a time",
+            "Berth lets several serve where they fit; `policy = \"exclusive\"` keeps one alone",
+        ));
     }
     notes.extend(config.rest.keys().map(|key| note(key, elsewhere(key))));
-    notes.push(note("llama-swap", "it goes on, with its models and their memory: end it before the first `berthctl switch`"));
+    notes.push(note(
+        "llama-swap",
+        "it goes on, with its models and their memory: end it before the first `berthctl switch`",
+    ));
     notes
 }
 
@@ -169,8 +181,15 @@ fn elsewhere(key: &str) -> &'static str {
     ELSEWHERE.iter().find(|(known, _)| *known == key).map_or("it has no equal", |(_, why)| why)
 }
 
-fn draft(id: &str, model: &Model, config: &Config, shown: &str, name: Option<&str>) -> Result<Draft, Refusal> {
-    let name = super::named(name, &sound_name(id)).map_err(|complaint| Refusal::new(complaint.title, "--name NAME"))?;
+fn draft(
+    id: &str,
+    model: &Model,
+    config: &Config,
+    shown: &str,
+    name: Option<&str>,
+) -> Result<Draft, Refusal> {
+    let name = super::named(name, &sound_name(id))
+        .map_err(|complaint| Refusal::new(complaint.title, "--name NAME"))?;
     let macros = Macros { of_model: &model.macros, of_all: &config.macros, id };
     let mut draft = Draft::new(name, format!("{id} of {shown}"), command(&macros.replaced(&model.cmd)?)?);
     for variable in &model.env {
@@ -185,7 +204,10 @@ fn draft(id: &str, model: &Model, config: &Config, shown: &str, name: Option<&st
     let port = |text: &mut String| *text = text.replace(PORT, "{port}");
     draft.argv.iter_mut().for_each(port);
     if draft.env.values().any(|value| value.contains(PORT)) {
-        return Err(Refusal::new("a variable in env names ${PORT}", "declare `port = NUMBER` and write it out"));
+        return Err(Refusal::new(
+            "a variable in env names ${PORT}",
+            "declare `port = NUMBER` and write it out",
+        ));
     }
     address(&mut draft, model, &macros)?;
     let mut aliases: Vec<String> = model.aliases.clone();
@@ -205,7 +227,10 @@ fn draft(id: &str, model: &Model, config: &Config, shown: &str, name: Option<&st
     }
     match model.check_endpoint.as_deref() {
         None => {}
-        Some("none") => draft.note("checkEndpoint", "Berth has to see that a server is up: declare `health` in [ready], a path that answers 200"),
+        Some("none") => draft.note(
+            "checkEndpoint",
+            "Berth has to see that a server is up: declare `health` in [ready], a path that answers 200",
+        ),
         Some(path) => table(&mut draft, "ready", "health", Value::from(path)),
     }
     if let Some(seconds) = config.health_check_timeout {
@@ -227,8 +252,13 @@ fn table(draft: &mut Draft, table: &str, key: &str, value: Value) {
 }
 
 fn filters(draft: &mut Draft, filters: &Filters) -> Result<(), Refusal> {
-    let strip: Vec<String> =
-        filters.strip.iter().flat_map(|all| all.split(',')).map(|one| one.trim().to_owned()).filter(|one| !one.is_empty()).collect();
+    let strip: Vec<String> = filters
+        .strip
+        .iter()
+        .flat_map(|all| all.split(','))
+        .map(|one| one.trim().to_owned())
+        .filter(|one| !one.is_empty())
+        .collect();
     if !strip.is_empty() {
         table(draft, "request", "strip", Value::from(strip));
     }
@@ -248,7 +278,10 @@ fn address(draft: &mut Draft, model: &Model, macros: &Macros<'_>) -> Result<(), 
     let authority = authority.split('/').next().unwrap_or_default();
     let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
     if !["localhost", "127.0.0.1", "[::1]"].contains(&host) {
-        return Err(Refusal::new(format!("it is reached at {proxy}, and Berth runs servers on this machine alone"), ""));
+        return Err(Refusal::new(
+            format!("it is reached at {proxy}, and Berth runs servers on this machine alone"),
+            "",
+        ));
     }
     let said = draft.argv.iter().any(|arg| arg == "--port" || arg.starts_with("--port="));
     if let Some(port) = port.parse::<u16>().ok().filter(|_| !said) {
@@ -261,9 +294,10 @@ fn address(draft: &mut Draft, model: &Model, macros: &Macros<'_>) -> Result<(), 
 /// The words of a command, without its comments.
 fn command(text: &str) -> Result<Vec<String>, Refusal> {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
-    let line = lines.map(|line| line.trim_end().strip_suffix('\\').unwrap_or(line)).collect::<Vec<_>>().join("\n");
-    let words = shell_words::split(&line)
-        .map_err(|_| Refusal::new("a quote in cmd is opened and not closed", ""))?;
+    let line =
+        lines.map(|line| line.trim_end().strip_suffix('\\').unwrap_or(line)).collect::<Vec<_>>().join("\n");
+    let words =
+        shell_words::split(&line).map_err(|_| Refusal::new("a quote in cmd is opened and not closed", ""))?;
     if words.is_empty() { Err(Refusal::new("it has no cmd", "")) } else { Ok(words) }
 }
 
@@ -310,8 +344,12 @@ impl Macros<'_> {
             return Ok(self.id.to_owned());
         }
         if let Some(variable) = name.strip_prefix("env.") {
-            return std::env::var(variable)
-                .map_err(|_| Refusal::new(format!("${{{name}}} is a variable of llama-swap's, and not set here"), format!("{variable}=… berthctl add …")));
+            return std::env::var(variable).map_err(|_| {
+                Refusal::new(
+                    format!("${{{name}}} is a variable of llama-swap's, and not set here"),
+                    format!("{variable}=… berthctl add …"),
+                )
+            });
         }
         match self.of_model.get(name).or_else(|| self.of_all.get(name)) {
             Some(Json::String(text)) => Ok(text.clone()),

@@ -7,7 +7,7 @@ use berth_core::report::SCHEMA;
 use serde::Serialize;
 
 use super::draft::Note;
-use super::{Addition, drop_in_folder, declaration, secrets_path};
+use super::{Addition, declaration, drop_in_folder, secrets_path};
 use crate::args::AddOptions;
 use crate::changes::{After, Change};
 use crate::exit::Exit;
@@ -94,9 +94,15 @@ impl Shown<'_> {
                 _ = writeln!(out, "{}\n  {}\n", secrets_path(&draft.name), names.join(", "));
             }
             if !placed.is_empty() {
-                let all = if self.options.let_berth_place { "Left to placement:" } else { "Kept, so placement does not decide it (--let-berth-place leaves it out):" };
+                let all = if self.options.let_berth_place {
+                    "Left to placement:"
+                } else {
+                    "Kept, so placement does not decide it (--let-berth-place leaves it out):"
+                };
                 out.push_str(&paragraph("", all));
-                placed.iter().for_each(|one| _ = writeln!(out, "  {}", clean(one)));
+                for one in placed {
+                    _ = writeln!(out, "  {}", clean(one));
+                }
                 out.push('\n');
             }
             notes(&mut out, &draft.notes);
@@ -139,7 +145,8 @@ impl Shown<'_> {
     fn after(&self, trouble: &[String]) -> String {
         let mut out = String::new();
         let names: Vec<&str> = self.addition.drafts.iter().map(|draft| draft.name.as_str()).collect();
-        let (are, first) = (if names.len() == 1 { "is" } else { "are" }, names.first().copied().unwrap_or_default());
+        let (are, first) =
+            (if names.len() == 1 { "is" } else { "are" }, names.first().copied().unwrap_or_default());
         out.push_str(&paragraph("", &format!("{} {are} declared.", names.join(", "))));
         for what in trouble {
             out.push_str(&paragraph("still to do: ", &clean(what)));

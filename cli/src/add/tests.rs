@@ -12,8 +12,7 @@ fn machine() -> PathBuf {
 
 /// The variables that systemd gives every service there.
 fn around() -> Around {
-    let environment =
-        [("LANG", "C.UTF-8"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin")];
+    let environment = [("LANG", "C.UTF-8"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin")];
     Around {
         root: machine(),
         environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
@@ -63,8 +62,9 @@ fn told(draft: Draft) -> String {
             undeclared(draft, &settings);
             let model = settings.models.values().next().unwrap();
             // What is read back is what systemd would run.
-            let argv: Vec<String> =
-                std::iter::once(model.program.to_string_lossy().into_owned()).chain(model.args.clone()).collect();
+            let argv: Vec<String> = std::iter::once(model.program.to_string_lossy().into_owned())
+                .chain(model.args.clone())
+                .collect();
             assert_eq!(argv, draft.argv);
             assert_eq!(model.env, draft.env);
             (&addition.drafts[0], String::new())
@@ -77,9 +77,10 @@ fn told(draft: Draft) -> String {
     let mut out = draft.declaration();
     out += &draft.drop_in().map_or(String::new(), |text| format!("-- drop-in\n{text}"));
     out += &draft.secrets().map_or(String::new(), |text| format!("-- secrets\n{text}"));
-    out += &placed[0].iter().map(|one| format!("-- placed: {one}\n")).collect::<String>();
-    out += &draft.notes.iter().map(|note| format!("! {}: {}\n", note.what, note.why)).collect::<String>();
-    out + &wrong
+    let placed = placed[0].iter().map(|one| format!("-- placed: {one}\n"));
+    let notes = draft.notes.iter().map(|note| format!("! {}: {}\n", note.what, note.why));
+    let rest: Vec<String> = placed.chain(notes).collect();
+    out + &rest.concat() + &wrong
 }
 
 #[test]
@@ -102,6 +103,6 @@ fn each_hand_written_unit_is_translated_or_refused_with_the_reason() {
 
 #[test]
 fn a_quadlet_file_is_refused_with_the_command_that_can_be_added() {
-    let refusal = from_unit::quadlet(&machine().join("etc/containers/systemd/vllm.container"));
+    let refusal = quadlet::refusal(&machine().join("etc/containers/systemd/vllm.container"));
     insta::assert_snapshot!(refusal.instead.unwrap());
 }

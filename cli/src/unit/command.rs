@@ -29,11 +29,15 @@ pub(crate) fn commands(value: &str, unit: &Unit, around: &Around) -> Result<Vec<
         rest = after;
         let mut more = false;
         loop {
-            if let Some(after) = rest.strip_prefix(';').filter(|after| after.is_empty() || after.starts_with(blank)) {
+            if let Some(after) =
+                rest.strip_prefix(';').filter(|after| after.is_empty() || after.starts_with(blank))
+            {
                 (rest, more) = (after, true);
                 break;
             }
-            if let Some(after) = rest.strip_prefix("\\;").filter(|after| after.is_empty() || after.starts_with(blank)) {
+            if let Some(after) =
+                rest.strip_prefix("\\;").filter(|after| after.is_empty() || after.starts_with(blank))
+            {
                 command.args.push(";".to_owned());
                 rest = after.trim_start_matches(blank);
                 continue;

@@ -9,7 +9,11 @@ use super::{Around, Depth, Unit, expand};
 pub(crate) type Variables = BTreeMap<String, String>;
 
 /// The assignments of one `Environment=`, specifiers replaced. What is no assignment systemd passes over.
-pub(crate) fn assignments(value: &str, unit: &Unit, around: &Around) -> Result<Vec<(String, String)>, String> {
+pub(crate) fn assignments(
+    value: &str,
+    unit: &Unit,
+    around: &Around,
+) -> Result<Vec<(String, String)>, String> {
     let mut all = Vec::new();
     for word in words(value)? {
         let word = expand(&word, unit, around, Depth::All)?;

@@ -85,7 +85,9 @@ fn of_machine(kind: char, around: &Around) -> Result<Option<String>, String> {
         'B' => release("BUILD_ID"),
         'A' => release("IMAGE_VERSION"),
         'M' => release("IMAGE_ID"),
-        'm' => around.machine_id.clone().ok_or("`%m` is the machine's id, and /etc/machine-id can't be read")?,
+        'm' => {
+            around.machine_id.clone().ok_or("`%m` is the machine's id, and /etc/machine-id can't be read")?
+        }
         'a' | 'b' | 'd' | 's' | 'v' => {
             let what = match kind {
                 'a' => "the architecture",

@@ -20,7 +20,10 @@ fn lines_are_continued_and_comments_between_them_are_none() {
     let start = unit.last("Service", "ExecStart").unwrap();
     assert_eq!(start.value, "/a     -b \\\\ -c");
     assert_eq!(start.place(), "/etc/systemd/system/a.service:3");
-    assert_eq!(unit.keys(), [("Service", "ExecStart"), ("Service", "Empty"), ("X-Mine", "ExecStart"), ("X-Mine", "Last")]);
+    assert_eq!(
+        unit.keys(),
+        [("Service", "ExecStart"), ("Service", "Empty"), ("X-Mine", "ExecStart"), ("X-Mine", "Last")]
+    );
     let open = [File { path: "a".into(), text: "[Service\n".into() }];
     assert_eq!(Unit::read("a.service", &open).unwrap_err().place.unwrap(), "a:1");
 }
@@ -57,8 +60,9 @@ fn commands_have_prefixes_quotes_escapes_and_several_parts() {
 
 #[test]
 fn variables_are_replaced_by_words_or_as_they_are() {
-    let variables: Variables =
-        [("A", r#"x  "y z" 'q w"#), ("B", " b ")].map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let variables: Variables = [("A", r#"x  "y z" 'q w"#), ("B", " b ")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
     let args = ["$A", "${A}", "-${B}-", "$B/c", "$NONE", "x$A", "$$A", "a$$", "${NONE}", "${open", "$"];
     let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
     let expanded = expanded(&args, &variables, |_| None).unwrap();
@@ -72,14 +76,8 @@ fn variables_are_replaced_by_words_or_as_they_are() {
 fn a_file_of_variables_has_quotes_of_its_own() {
     let text = "# no\n; no\nA=a b  \n  B = \"x \\\" \\n $C\" 'y' z \nC='\\q\n2'\nD=a\"b\\\n  c\nexport E=1\n1F=1\nG\nH=\nI=e\\ ";
     let all = file(text);
-    let expected = [
-        ("A", "a b"),
-        ("B", "x \" \\n $Cyz"),
-        ("C", "\\q\n2"),
-        ("D", "a\"b  c"),
-        ("H", ""),
-        ("I", "e "),
-    ];
+    let expected =
+        [("A", "a b"), ("B", "x \" \\n $Cyz"), ("C", "\\q\n2"), ("D", "a\"b  c"), ("H", ""), ("I", "e ")];
     assert_eq!(all, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     for value in ["", " a ", "\"$`\\", "ä\n'b"] {
         assert_eq!(file(&format!("A={}\n", quoted(value))), [("A".to_owned(), value.to_owned())], "{value}");
@@ -89,6 +87,9 @@ fn a_file_of_variables_has_quotes_of_its_own() {
 #[test]
 fn what_depends_on_the_name_alone_is_replaced_for_another_unit() {
     let unit = unit("llama@a%b.service", "");
-    assert_eq!(expand("%i %h %n %%", &unit, &around(), Depth::Name).unwrap(), "a%%b %h llama@a%%b.service %%");
+    assert_eq!(
+        expand("%i %h %n %%", &unit, &around(), Depth::Name).unwrap(),
+        "a%%b %h llama@a%%b.service %%"
+    );
     assert_eq!(expand("%i %h %H %l", &unit, &around(), Depth::All).unwrap(), "a%b /root tower.lan tower");
 }

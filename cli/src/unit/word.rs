@@ -59,7 +59,10 @@ fn word(text: &str, escapes: Escapes, lenient: bool) -> Result<Option<(String, &
                     word.extend(bytes);
                     rest = &rest[length..];
                 } else if escapes == Escapes::OnlyOfC {
-                    return Err(format!("`\\{}` is no escape", rest.chars().next().map_or(String::new(), String::from)));
+                    return Err(format!(
+                        "`\\{}` is no escape",
+                        rest.chars().next().map_or(String::new(), String::from)
+                    ));
                 } else {
                     word.push(b'\\');
                     // What follows is plain, a quote too.
@@ -98,7 +101,8 @@ fn of_c(text: &str) -> Option<(Vec<u8>, usize)> {
         u32::from_str_radix(text, radix).ok().filter(|number| *number != 0)
     };
     let byte = |number: u32, length: usize| Some((vec![u8::try_from(number).ok()?], length));
-    let character = |number: u32, length: usize| Some((char::from_u32(number)?.to_string().into_bytes(), length));
+    let character =
+        |number: u32, length: usize| Some((char::from_u32(number)?.to_string().into_bytes(), length));
     match text.chars().next()? {
         'a' => plain(7),
         'b' => plain(8),

@@ -68,17 +68,17 @@ fn each_model_is_declared_and_what_has_no_equal_is_listed() {
 }
 
 fn told(addition: &Addition) -> String {
-    let mut out = String::new();
+    let mut out = Vec::new();
     let notes = |notes: &[Note]| {
-        notes.iter().map(|note| format!("! {}: {}\n", note.what, note.why)).collect::<String>()
+        notes.iter().map(|note| format!("! {}: {}\n", note.what, note.why)).collect::<Vec<_>>().concat()
     };
     for draft in &addition.drafts {
-        out += &format!("== {}\n{}", draft.name, draft.declaration());
-        out += &draft.drop_in().map_or(String::new(), |text| format!("-- drop-in\n{text}"));
-        out += &draft.secrets().map_or(String::new(), |text| format!("-- secrets\n{text}"));
-        out += &notes(&draft.notes);
+        out.push(format!("== {}\n{}", draft.name, draft.declaration()));
+        out.extend(draft.drop_in().map(|text| format!("-- drop-in\n{text}")));
+        out.extend(draft.secrets().map(|text| format!("-- secrets\n{text}")));
+        out.push(notes(&draft.notes));
     }
-    out + "== all\n" + &notes(&addition.notes)
+    out.concat() + "== all\n" + &notes(&addition.notes)
 }
 
 #[test]
@@ -88,6 +88,9 @@ fn what_is_no_such_file_says_where() {
     assert!(refused("a: 1", None).contains("no models"));
     assert!(refused(CONFIG, Some("one")).contains("several models"));
     assert!(refused("models: {a: {cmd: '${b}'}}", None).contains("no macro ${b}"));
-    assert!(refused("macros: {b: '${c}', c: '${b}'}\nmodels: {a: {cmd: '${b}'}}", None).contains("without an end"));
+    assert!(
+        refused("macros: {b: '${c}', c: '${b}'}\nmodels: {a: {cmd: '${b}'}}", None)
+            .contains("without an end")
+    );
     assert!(refused("models: {a: {cmd: ''}}", None).contains("no cmd"));
 }

@@ -11,8 +11,8 @@ use super::arguments::{has, switch};
 use super::failure::COMMON;
 use super::settings::{flags, positive, same, truth};
 use super::{
-    Advice, Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Placing, Readiness,
-    Setting, Spelling, Spellings, Text, add_address, by_uuid, declared_launch, flag,
+    Advice, Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Placing,
+    Readiness, Setting, Spelling, Spellings, Text, add_address, by_uuid, declared_launch, flag,
 };
 use crate::config::Model;
 use crate::cpus;

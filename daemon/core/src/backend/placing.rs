@@ -26,8 +26,11 @@ pub fn placing(kind: BackendKind, args: &[String], env: &BTreeMap<String, String
     let mut all = Vec::new();
     for name in placing.flags {
         let mut before = args;
-        while let Some((given, at)) = flag(before, &[name]).and_then(|given| Some((given.clone(), given.index?))) {
-            let joined = args[at].starts_with('-') && args[at].contains('=') && args[at].ends_with(&given.text);
+        while let Some((given, at)) =
+            flag(before, &[name]).and_then(|given| Some((given.clone(), given.index?)))
+        {
+            let joined =
+                args[at].starts_with('-') && args[at].contains('=') && args[at].ends_with(&given.text);
             let words = if joined { args[at].clone() } else { format!("{} {}", given.by, given.text) };
             let first = if joined { at } else { at.saturating_sub(1) };
             all.push((first, words));
@@ -67,13 +70,21 @@ mod tests {
             .collect();
         let mut args = words("-m a -ngl 99 -ts 3,1 -ot x=CPU --override_tensor=y=CPU -ngl 9 --cpu-moe -c 5");
         let all = placing(BackendKind::LlamaCpp, &args, &env);
-        let expected =
-            ["-ngl 99", "-ts 3,1", "-ot x=CPU", "--override_tensor=y=CPU", "-ngl 9", "--cpu-moe", "CUDA_VISIBLE_DEVICES=0"];
+        let expected = [
+            "-ngl 99",
+            "-ts 3,1",
+            "-ot x=CPU",
+            "--override_tensor=y=CPU",
+            "-ngl 9",
+            "--cpu-moe",
+            "CUDA_VISIBLE_DEVICES=0",
+        ];
         assert_eq!(all, expected);
         without_placing(BackendKind::LlamaCpp, &mut args, &mut env);
         assert_eq!(args, words("-m a -c 5"));
         assert_eq!(env.len(), 1);
-        let all = placing(BackendKind::Vllm, &words("serve x -tp 2 --gpu-memory-utilization=0.9 -ngl 1"), &env);
+        let all =
+            placing(BackendKind::Vllm, &words("serve x -tp 2 --gpu-memory-utilization=0.9 -ngl 1"), &env);
         assert_eq!(all, ["-tp 2", "--gpu-memory-utilization=0.9"]);
     }
 }

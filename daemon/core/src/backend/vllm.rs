@@ -10,8 +10,8 @@ use serde_json::json;
 use super::failure::COMMON;
 use super::settings::{flags, positive, same};
 use super::{
-    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Placing, Readiness, Setting,
-    Spelling, Spellings, Text, add_address, declared_launch, flag,
+    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Placing, Readiness,
+    Setting, Spelling, Spellings, Text, add_address, declared_launch, flag,
 };
 use crate::bytes::Bytes;
 use crate::config::Model;

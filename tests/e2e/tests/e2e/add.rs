@@ -115,11 +115,13 @@ fn hand_written_units_run_as_they_did_and_come_back() {
     let mut translated = Vec::new();
     for (unit, text) in &expected {
         let read = berth.ctl(&["add", unit, "--dry-run", "--json"]);
-        let document: Value = serde_json::from_str(read.stdout.trim()).unwrap_or_else(|_| panic!("{unit}: {read}"));
+        let document: Value =
+            serde_json::from_str(read.stdout.trim()).unwrap_or_else(|_| panic!("{unit}: {read}"));
         if let Some(refused) = text.strip_prefix("refused: ") {
             assert_eq!(read.code, 3, "{unit}: {read}");
             let reason = refused.lines().next().unwrap();
-            let reason = reason.split_once(".service:").map_or(reason, |(_, rest)| rest.split_once(": ").unwrap().1);
+            let reason =
+                reason.split_once(".service:").map_or(reason, |(_, rest)| rest.split_once(": ").unwrap().1);
             let title = document["problem"]["title"].as_str().unwrap();
             assert!(title.contains(reason), "{unit}: {title}\n{reason}");
         } else if text.contains("\n-- not valid\n") {
@@ -157,7 +159,8 @@ fn start_as_model(berth: &Berth, name: &ModelName) -> Started {
     let settings = config::load(&Sources { models: vec![file], ..Sources::default() }, "tower").unwrap();
     let model = &settings.models[name];
     let launch = backend::of(model.backend).launch(model, &[], &Layout::default());
-    let ticket = json!({ "ticket": 1, "launch": { "argv": launch.argv, "env": launch.env, "cwd": launch.cwd } });
+    let ticket =
+        json!({ "ticket": 1, "launch": { "argv": launch.argv, "env": launch.env, "cwd": launch.cwd } });
     let unit = name.unit();
     let instance = unit.strip_prefix("berth-model@").and_then(|unit| unit.strip_suffix(".service")).unwrap();
     berth.sandbox().write_file(&format!("/run/tickets/{instance}"), &ticket.to_string()).unwrap();
@@ -177,4 +180,137 @@ fn same(unit: &str, by_systemd: &Started, by_berth: &Started) {
     assert_eq!(of_server(by_berth, by_systemd), of_server(by_systemd, by_systemd), "{unit}");
     let who = |started: &Started| (started.uid, started.gid, started.groups.clone(), started.cwd.clone());
     assert_eq!(who(by_berth), who(by_systemd), "{unit}");
+}
+
+/// A hand-written service of frank's that serves one model.
+fn service(port: u16, each: &str) -> String {
+    format!(
+        "[Unit]\nDescription=By hand\n\n[Service]\nUser=frank\nEnvironment=HF_TOKEN=abc NVIDIA_TF32_OVERRIDE=1\n\
+         ExecStart=/usr/bin/fakellm --vram-each {each} \\\n    --port {port}\nRestart=always\n\n\
+         [Install]\nWantedBy=multi-user.target\n"
+    )
+}
+
+/// The memory that Berth can't read of this program.
+fn declare_memory(berth: &Berth, name: &str) {
+    let memory = "\n[memory]\ngpu = [\"14300 MiB\", \"14300 MiB\"]\n";
+    let path = format!("/etc/berth/models.d/{name}.toml");
+    let text = berth.run(None, &["cat", &path]).with_code(0).stdout;
+    berth.configure(&format!("models.d/{name}.toml"), format!("{text}{memory}").as_bytes());
+    _ = berth.ctl(&["reload"]).with_code(0);
+}
+
+/// S2's two services, one of them serving: nothing of it is stopped unasked, both become models, switch, and are services
+/// again in the end, byte for byte. Then a process that nobody's service is, with a service of its own in the end.
+#[test]
+fn two_services_and_a_process_become_models_and_go_back() {
+    let berth = Berth::builder().boot();
+    let units = "/etc/systemd/system";
+    for (name, port) in [("genesis", 8022), ("aeon", 8023)] {
+        let path = format!("{units}/{name}.service");
+        berth.sandbox().write_file(&path, &service(port, "14300MiB")).unwrap();
+    }
+    _ = berth.systemctl(&["daemon-reload"]).with_code(0);
+    _ = berth.systemctl(&["enable", "genesis.service", "aeon.service"]).with_code(0);
+    _ = berth.systemctl(&["start", "genesis.service"]).with_code(0);
+    let folders = "/etc/systemd /etc/berth";
+    let before = files(&berth, folders);
+
+    // Who may not, whom nobody can ask, and what is nowhere, changes nothing.
+    for (user, arguments, code, said) in [
+        (Some("frank"), vec!["add", "genesis.service", "--yes"], 2, "only root"),
+        (None, vec!["add", "genesis"], 2, "--yes"),
+        (None, vec!["add", "nothing.service", "--yes"], 2, "no service that systemd knows"),
+        (None, vec!["add", "/nowhere/a.gguf", "--yes"], 2, "no service, process or file"),
+        (None, vec!["add", "berthd.service", "--name", "a b", "--yes"], 2, "not a name for a model"),
+        (None, vec!["add", "genesis", "--user", "nobody-knows", "--yes"], 2, "no user nobody-knows"),
+        (None, vec!["add", "4194304", "--yes"], 3, "no process"),
+        (None, vec!["remove", "genesis", "--yes"], 2, "declares genesis"),
+        (Some("frank"), vec!["add", "genesis.service", "--dry-run"], 0, "To know"),
+    ] {
+        let output = berth.run(user, &[&["berthctl"], arguments.as_slice()].concat()).with_code(code);
+        assert!(output.to_string().contains(said), "{arguments:?}: {output}");
+        assert_eq!(files(&berth, folders), before, "{arguments:?} changed something");
+    }
+
+    // It goes on, and holds its memory against Berth until its operator stops it.
+    let pid = berth.property("genesis.service", "MainPID");
+    let added = berth.ctl(&["add", "genesis.service", "--yes"]).with_code(0);
+    for said in ["genesis.service serves", "sudo systemctl stop genesis.service", "HF_TOKEN", "[memory] gpu"]
+    {
+        assert!(added.stdout.contains(said), "{said}: {added}");
+    }
+    assert!(!added.stdout.contains("abc"), "a secret is shown: {added}");
+    assert_eq!(berth.property("genesis.service", "MainPID"), pid);
+    assert_eq!(berth.systemctl(&["is-enabled", "genesis.service"]).stdout.trim(), "masked");
+    _ = berth.ctl(&["add", "genesis.service", "--yes"]).with_code(2);
+    declare_memory(&berth, "genesis");
+    let plan = berth.ctl(&["plan", "switch", "genesis"]).with_code(3);
+    assert!(plan.to_string().contains("8022 is taken"), "{plan}");
+
+    _ = berth.systemctl(&["stop", "genesis.service"]).with_code(0);
+    _ = berth.ctl(&["add", "aeon.service", "--yes"]).with_code(0);
+    declare_memory(&berth, "aeon");
+    berth.switch("genesis");
+    let run = berth.run_of("genesis").main_pid.to_string();
+    let environ = berth.run(None, &["cat", &format!("/proc/{run}/environ")]).with_code(0).stdout;
+    assert!(environ.contains("HF_TOKEN=abc\0") && environ.contains("USER=frank\0"), "{environ}");
+    let kept = berth.run(None, &["stat", "-c", "%a %U", "/etc/berth/secrets/genesis.env"]).with_code(0);
+    assert_eq!(kept.stdout.trim(), "600 root");
+    berth.switch("aeon");
+
+    // What runs stays.
+    let refused = berth.ctl(&["remove", "aeon", "--yes"]).with_code(3);
+    assert!(refused.to_string().contains("berthctl stop aeon"), "{refused}");
+    _ = berth.ctl(&["stop", "--all"]).with_code(0);
+    _ = berth.ctl(&["remove", "aeon", "--yes"]).with_code(0);
+    _ = berth.ctl(&["remove", "genesis", "--yes"]).with_code(0);
+    assert_eq!(files(&berth, folders), before);
+    for unit in ["genesis.service", "aeon.service"] {
+        assert_eq!(berth.systemctl(&["is-enabled", unit]).stdout.trim(), "enabled");
+    }
+    assert!(berth.status().models.is_empty());
+
+    // A service that serves, stopped because its operator says so.
+    _ = berth.systemctl(&["start", "genesis.service"]).with_code(0);
+    _ = berth.ctl(&["add", "genesis.service", "--yes", "--stop"]).with_code(0);
+    assert_eq!(berth.property("genesis.service", "ActiveState"), "inactive");
+    _ = berth.ctl(&["remove", "genesis", "--yes"]).with_code(0);
+    assert_eq!(files(&berth, folders), before);
+
+    a_process(&berth);
+}
+
+/// A process of no service's, and back as a service of its own.
+fn a_process(berth: &Berth) {
+    let script = "cd /tmp && A='b c' HF_TOKEN=abc setsid /usr/bin/fakellm --vram-each 6000MiB --port 8055 >/dev/null 2>&1 & echo $!";
+    _ = berth.run(Some("frank"), &["sh", "-c", script]).with_code(0);
+    let pid = berth.wait_for("it runs", SOON, |berth| {
+        let found = berth.run(None, &["pgrep", "-x", "fakellm"]);
+        found.stdout.lines().next().map(str::to_owned)
+    });
+    _ = berth.ctl(&["add", &pid, "--name", "mine", "--yes"]).with_code(0);
+    let text = berth.run(None, &["cat", "/etc/berth/models.d/mine.toml"]).with_code(0).stdout;
+    for said in
+        ["cmd = \"/usr/bin/fakellm --vram-each 6000MiB --port 8055\"", "cwd = \"/tmp\"", "A = \"b c\""]
+    {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    _ = berth.run(None, &["kill", &pid]).with_code(0);
+    _ = berth.ctl(&["remove", "mine", "--unit", "--yes"]).with_code(0);
+    _ = berth.systemctl(&["start", "mine.service"]).with_code(0);
+    let pid = berth.property("mine.service", "MainPID");
+    let shown = berth.run(
+        None,
+        &[
+            "sh",
+            "-c",
+            &format!("tr '\\0' ' ' < /proc/{pid}/cmdline; readlink /proc/{pid}/cwd; ps -o user= {pid}"),
+        ],
+    );
+    let shown = shown.with_code(0).stdout;
+    assert_eq!(shown.trim(), "/usr/bin/fakellm --vram-each 6000MiB --port 8055 /tmp\nfrank", "{shown}");
+    let environ = berth.run(None, &["cat", &format!("/proc/{pid}/environ")]).with_code(0).stdout;
+    assert!(environ.contains("A=b c\0") && environ.contains("HF_TOKEN=abc\0"), "{environ}");
+    _ = berth.systemctl(&["stop", "mine.service"]).with_code(0);
 }

@@ -6,10 +6,12 @@
 
 mod command_line;
 mod draft;
+mod find;
 mod from_file;
 mod from_process;
 mod from_unit;
 mod llama_swap;
+mod measured;
 mod quadlet;
 mod setting;
 mod show;
@@ -29,7 +31,6 @@ use crate::complaint::Complaint;
 use crate::exit::Exit;
 use crate::out::Out;
 use crate::systemd::{self, Loaded};
-use crate::unit::{self, Around, File, Unit};
 use crate::verbs::Context;
 
 pub(crate) use draft::{Draft, drop_in_folder, secrets_path};
@@ -54,13 +55,15 @@ pub(crate) struct Addition {
     pub(crate) drafts: Vec<Draft>,
     /// The service that it was, where it is one of this machine.
     pub(crate) service: Option<Service>,
+    /// The process that it is, where no service runs it.
+    pub(crate) process: Option<u32>,
     /// What of a file with several models has no equal.
     pub(crate) notes: Vec<draft::Note>,
 }
 
 impl Addition {
     fn of(draft: Draft) -> Self {
-        Self { drafts: vec![draft], service: None, notes: Vec::new() }
+        Self { drafts: vec![draft], service: None, process: None, notes: Vec::new() }
     }
 }
 
@@ -85,12 +88,12 @@ pub(crate) fn declaration(name: &ModelName) -> PathBuf {
 
 /// Adds what `what` names.
 pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Result<Exit, Complaint> {
-    let mut addition = find(what, options).await?;
+    let mut addition = find::find(what, options).await?;
     if options.stop && addition.service.is_none() {
         let title = format!("{what} is no service of this machine that could be stopped");
         return Err(Complaint::new(Exit::Usage, "nothing_to_stop", title, &["leave --stop out".to_owned()]));
     }
-    let sources = sources()?;
+    let sources = valid_sources()?;
     for draft in &mut addition.drafts {
         if let Some(user) = &options.user {
             runs_as(draft, user)?;
@@ -98,12 +101,12 @@ pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Re
         vacant(&draft.name, &sources)?;
     }
     let placed = placed(&mut addition, &sources, options.let_berth_place);
-    let settings = match valid(&addition, &sources) {
-        Ok(settings) => settings,
-        Err(errors) => return Err(not_valid(&errors, berth.out)),
-    };
-    for draft in &mut addition.drafts {
-        undeclared(draft, &settings);
+    let settings = valid(&addition, &sources).map_err(|errors| not_valid(&errors, berth.out))?;
+    let undeclared = addition.drafts.iter().any(|draft| is_undeclared(draft, &settings));
+    if undeclared && measured::declare(&mut addition).await {
+        _ = valid(&addition, &sources).map_err(|errors| not_valid(&errors, berth.out))?;
+    } else if undeclared {
+        addition.drafts.iter_mut().filter(|draft| is_undeclared(draft, &settings)).for_each(to_declare);
     }
     let changes = to_change(&addition);
     let shown = show::Shown { addition: &addition, placed: &placed, options, changes: &changes };
@@ -145,166 +148,6 @@ fn make(addition: &Addition, changes: &[Vec<Change>], what: &str) -> Result<(), 
         }
     }
     Ok(())
-}
-
-/// What `what` names, read and translated.
-async fn find(what: &str, options: &AddOptions) -> Result<Addition, Complaint> {
-    let path = Path::new(what);
-    let name = options.name.as_deref();
-    let refused = |refusal| refused(what, refusal);
-    if what.chars().all(|c| c.is_ascii_digit()) {
-        let pid = what.parse().map_err(|_| no_such(what))?;
-        return match systemd::service_of(pid) {
-            Some(unit) => of_machine(&unit, name).await,
-            None => from_process::read(pid, name).map(Addition::of).map_err(refused),
-        };
-    }
-    let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default().to_ascii_lowercase();
-    if !what.contains('/') && !path.exists() {
-        let unit = if kind == "service" { what.to_owned() } else { format!("{what}.service") };
-        return of_machine(&unit, name).await;
-    }
-    match kind.as_str() {
-        "yaml" | "yml" => llama_swap::read(path, name).map_err(refused),
-        "container" | "kube" | "pod" => Err(refused(quadlet::refusal(path))),
-        "service" => of_file(path, name).await,
-        _ if !path.exists() => Err(no_such(what)),
-        _ => from_file::read(path, name).map(Addition::of).map_err(refused),
-    }
-}
-
-/// A service as systemd has it loaded.
-async fn of_machine(unit: &str, name: Option<&str>) -> Result<Addition, Complaint> {
-    let no_systemd = |failed: systemd::Failed| {
-        let hint = "berthctl add ./FILE.service --dry-run reads a unit's file alone".to_owned();
-        Complaint::new(
-            Exit::Usage,
-            "no_systemd",
-            format!("systemd can't be asked for {unit}: {failed}"),
-            &[hint],
-        )
-    };
-    let loaded = systemd::loaded(unit).await.map_err(no_systemd)?;
-    let wrong = match loaded.load.as_str() {
-        _ if ModelName::from_unit(unit).is_some() => {
-            Some(("is one of Berth's own".to_owned(), "berthctl status".to_owned()))
-        }
-        "not-found" => Some((
-            "is no service that systemd knows".to_owned(),
-            "systemctl list-unit-files --type=service".to_owned(),
-        )),
-        "masked" => Some(("is masked, so it can't be read".to_owned(), format!("systemctl unmask {unit}"))),
-        "loaded" if loaded.stale => Some((
-            "was changed on the disk and not loaded since".to_owned(),
-            "sudo systemctl daemon-reload".to_owned(),
-        )),
-        "loaded" if loaded.files.is_empty() => {
-            Some(("has no file of its own".to_owned(), format!("systemctl cat {unit}")))
-        }
-        // What is wrong with it is told by its line below.
-        "loaded" | "bad-setting" => None,
-        other => Some((format!("can't be loaded by systemd ({other})"), format!("systemctl status {unit}"))),
-    };
-    if let Some((what, hint)) = wrong {
-        return Err(Complaint::new(Exit::Usage, "no_such_service", format!("{unit} {what}"), &[hint]));
-    }
-    if let Some(socket) = loaded.triggers.iter().find(|one| one.ends_with(".socket")) {
-        let refusal = Refusal::new(
-            format!("{unit} is given its port by {socket}, and a model opens its port itself"),
-            "let the server listen itself, and disable the socket",
-        );
-        return Err(refused(unit, refusal));
-    }
-    let files = loaded.files.iter().map(|path| read_unit(path)).collect::<Result<Vec<_>, _>>()?;
-    let around = around(systemd::environment().await.map_err(no_systemd)?);
-    let read = Unit::read(unit, &files).map_err(|wrong| refused(unit, wrong.into()))?;
-    let draft = of_unit(&read, name, &around)?;
-    if loaded.load == "bad-setting" {
-        let title = format!("{unit} has a setting that systemd does not load it with");
-        return Err(Complaint::new(
-            Exit::Usage,
-            "no_such_service",
-            title,
-            &[format!("systemctl status {unit}")],
-        ));
-    }
-    same_as_systemd(&read, &around, &loaded).map_err(|refusal| refused(unit, refusal))?;
-    let service = Service { unit: unit.to_owned(), links: links(Path::new(UNITS), unit), loaded };
-    Ok(Addition { service: Some(service), ..Addition::of(draft) })
-}
-
-/// A unit's file with the drop-ins beside it.
-async fn of_file(path: &Path, name: Option<&str>) -> Result<Addition, Complaint> {
-    let unreadable = |error: io::Error| {
-        let title = format!("can't read {}: {error}", path.display());
-        Complaint::new(Exit::Usage, "unreadable", title, &[format!("ls -l {}", path.display())])
-    };
-    let files = unit::beside(path).map_err(unreadable)?;
-    let unit = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    // Where there is no systemd, what only that knows can't be told.
-    let around = around(systemd::environment().await.unwrap_or_default());
-    let read = Unit::read(&unit, &files).map_err(|wrong| refused(&unit, wrong.into()))?;
-    of_unit(&read, name, &around).map(Addition::of)
-}
-
-fn of_unit(unit: &Unit, name: Option<&str>, around: &Around) -> Result<Draft, Complaint> {
-    let name = named(name, &from_unit::name(unit))?;
-    from_unit::translate(unit, name, around).map_err(|refusal| refused(&unit.name, refusal))
-}
-
-fn read_unit(path: &Path) -> Result<File, Complaint> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        let title = format!("can't read {}: {error}", path.display());
-        Complaint::new(Exit::Usage, "unreadable", title, &["run it with sudo".to_owned()])
-    })?;
-    Ok(File { path: path.to_owned(), text })
-}
-
-/// Refuses what systemd reads otherwise than we do.
-fn same_as_systemd(unit: &Unit, around: &Around, loaded: &Loaded) -> Result<(), Refusal> {
-    let (start, environment) = from_unit::reading(unit, around)?;
-    let theirs: std::collections::BTreeSet<&String> = loaded.environment.iter().collect();
-    if start != loaded.start || environment.iter().collect::<std::collections::BTreeSet<_>>() != theirs {
-        let what = format!("systemd reads {} otherwise than berthctl does", unit.name);
-        return Err(Refusal::new(
-            what,
-            format!("compare `systemctl show {} -p ExecStart -p Environment`", unit.name),
-        ));
-    }
-    Ok(())
-}
-
-fn around(environment: unit::Variables) -> Around {
-    let machine_id = std::fs::read_to_string("/etc/machine-id").ok();
-    Around {
-        root: "/".into(),
-        environment,
-        hostname: check::host(),
-        machine_id: machine_id.map(|id| id.trim().to_owned()).filter(|id| !id.is_empty()),
-    }
-}
-
-/// The links in an administrator's units that lead to this one: what it is enabled for, and its other names.
-fn links(units: &Path, unit: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(units).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let folder = path
-            .extension()
-            .is_some_and(|kind| ["wants", "requires", "upholds"].iter().any(|one| kind == *one));
-        if folder {
-            let link = path.join(unit);
-            if link.is_symlink() {
-                found.push(link);
-            }
-        } else if path.file_name().is_some_and(|name| name != unit)
-            && std::fs::read_link(&path).is_ok_and(|to| to.file_name().is_some_and(|name| name == unit))
-        {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
 }
 
 /// The changes that each draft takes.
@@ -363,18 +206,31 @@ pub(crate) fn sources() -> Result<Sources, Complaint> {
     if Path::new(CONFIG).exists() { check::read(Path::new(CONFIG)) } else { Ok(Sources::default()) }
 }
 
-/// Says where a model can't be started until its memory is declared.
-fn undeclared(draft: &mut Draft, settings: &Settings) {
-    let model = settings.models.get(&draft.name);
-    if model.is_some_and(|model| {
+/// What is declared now, which has to be valid before anything is added to it.
+fn valid_sources() -> Result<Sources, Complaint> {
+    let sources = sources()?;
+    match config::load(&sources, &check::host()) {
+        Ok(_) => Ok(sources),
+        Err(errors) => {
+            let title = format!("{CONFIG} is not valid as it is: {} to mend first", errors.len());
+            Err(Complaint::new(Exit::Usage, "not_valid", title, &["berthctl check".to_owned()]))
+        }
+    }
+}
+
+/// Whether the model can't be started until its memory is declared.
+fn is_undeclared(draft: &Draft, settings: &Settings) -> bool {
+    settings.models.get(&draft.name).is_some_and(|model| {
         model.backend == BackendKind::Command
             && model.memory == Memory::Undeclared
             && model.policy.uses_gpus()
-    }) {
-        let why =
-            "Berth can't read how much this program takes: add [memory] gpu = \"… GiB\" before you start it";
-        draft.note("memory", why);
-    }
+    })
+}
+
+fn to_declare(draft: &mut Draft) {
+    let why =
+        "Berth can't read how much this program takes: add [memory] gpu = \"… GiB\" before you start it";
+    draft.note("memory", why);
 }
 
 /// Refuses a name that is taken.

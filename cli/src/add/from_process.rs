@@ -98,6 +98,14 @@ pub(super) fn read(pid: u32, name: Option<&str>) -> Result<Draft, Refusal> {
         }
     }
     let variables = texts(&file("environ")?)?;
+    if [link("ns/mnt"), fs::read_link("/proc/self/ns/mnt")]
+        .map(Result::ok)
+        .windows(2)
+        .any(|pair| pair[0] != pair[1])
+    {
+        let what = format!("process {pid} runs in a container, or with a view of the files of its own");
+        return Err(Refusal::new(what, "add what starts it"));
+    }
     let owner = fs::metadata(format!("/proc/{pid}")).map(|metadata| metadata.uid()).unwrap_or_default();
     let base = argv[0].rsplit('/').next().unwrap_or_default().to_owned();
     let name = super::named(name, &super::sound_name(&base))
@@ -115,6 +123,10 @@ pub(super) fn read(pid: u32, name: Option<&str>) -> Result<Draft, Refusal> {
         draft.service.push("CapabilityBoundingSet=~".to_owned());
         draft.note("root", AS_ROOT);
     }
+    if let Some(service) = of_user(pid) {
+        let why = "a service of a user's own systemd runs it, and would start it again: `systemctl --user disable --now` it";
+        draft.note(service, why);
+    }
     draft.note(
         format!("process {pid}"),
         "goes on: until it ends its memory and port count as somebody else's; end it before `berthctl switch`",
@@ -122,6 +134,13 @@ pub(super) fn read(pid: u32, name: Option<&str>) -> Result<Draft, Refusal> {
     command_line::settle(&mut draft)?;
     draft.hide_secrets();
     Ok(draft)
+}
+
+/// The service of a user's own systemd that runs it.
+fn of_user(pid: u32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let (_, below) = text.lines().find_map(|line| line.strip_prefix("0::"))?.split_once("/user@")?;
+    below.rsplit('/').find(|part| part.ends_with(".service") && below.contains('/')).map(str::to_owned)
 }
 
 /// The variables that are the server's, and the names of those that are not.

@@ -119,7 +119,7 @@ fn translate(text: &str, shown: &str, name: Option<&str>) -> Result<Addition, Re
     if name.is_some() && config.models.len() > 1 {
         return Err(Refusal::new("it has several models, and --name is one name", "leave --name out"));
     }
-    let mut addition = Addition { drafts: Vec::new(), service: None, notes: Vec::new() };
+    let mut addition = Addition { drafts: Vec::new(), service: None, process: None, notes: Vec::new() };
     let mut refused = Vec::new();
     for (id, model) in &config.models {
         match draft(id, model, &config, shown, name) {

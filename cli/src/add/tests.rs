@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use berth_core::config::Sources;
 
 use super::*;
+use crate::unit::{self, Around, File, Unit};
 
 /// The folder that stands for a machine with hand-written units; the end-to-end tests run them.
 fn machine() -> PathBuf {
@@ -59,7 +60,9 @@ fn told(draft: Draft) -> String {
     let (draft, wrong) = match valid(&addition, &Sources::default()) {
         Ok(settings) => {
             let draft = &mut addition.drafts[0];
-            undeclared(draft, &settings);
+            if is_undeclared(draft, &settings) {
+                to_declare(draft);
+            }
             let model = settings.models.values().next().unwrap();
             // What is read back is what systemd would run.
             let argv: Vec<String> = std::iter::once(model.program.to_string_lossy().into_owned())

@@ -1,7 +1,7 @@
 //! From hand-written units to Berth and back: what systemd runs of each is what Berth runs of its declaration, and what was
 //! there before comes back byte for byte.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -94,13 +94,11 @@ fn hand_written_units_run_as_they_did_and_come_back() {
         .program(corpus(), "/corpus")
         .boot();
     _ = berth.systemctl(&["stop", "berthd.service"]).with_code(0);
-    let links: String = PROGRAMS
-        .iter()
-        .map(|path| format!("mkdir -p $(dirname {path}) && ln -sf /usr/bin/tell {path}\n"))
-        .collect();
+    let programs = PROGRAMS.join(" ");
     let prepare = format!(
         "set -e; cp -a /corpus/etc/systemd/system/. /etc/systemd/system/; cp -a /corpus/etc/default/. /etc/default/\n\
-         mkdir -p /srv/vllm /models/gemma; : > /models/gemma/4.gguf; mkdir -m 1777 {STARTED} /run/tickets;\n{links}\
+         mkdir -p /srv/vllm /models/gemma; : > /models/gemma/4.gguf; mkdir -m 1777 {STARTED} /run/tickets;\n\
+         for program in {programs}; do mkdir -p $(dirname $program); ln -sf /usr/bin/tell $program; done\n\
          : > /opt/venv/env.sh; systemctl daemon-reload; systemctl enable plain.service continued.service"
     );
     _ = berth.run(None, &["sh", "-c", &prepare]).with_code(0);
@@ -163,7 +161,7 @@ fn start_as_model(berth: &Berth, name: &ModelName) -> Started {
         json!({ "ticket": 1, "launch": { "argv": launch.argv, "env": launch.env, "cwd": launch.cwd } });
     let unit = name.unit();
     let instance = unit.strip_prefix("berth-model@").and_then(|unit| unit.strip_suffix(".service")).unwrap();
-    berth.sandbox().write_file(&format!("/run/tickets/{instance}"), &ticket.to_string()).unwrap();
+    berth.sandbox().write_file(&format!("/run/tickets/{instance}"), ticket.to_string()).unwrap();
     let run = berth.systemctl(&["start", &unit]);
     assert_eq!(run.code, 0, "{run}\n{}", berth.journal(&unit));
     let started = started(berth, &unit);
@@ -191,13 +189,9 @@ fn service(port: u16, each: &str) -> String {
     )
 }
 
-/// The memory that Berth can't read of this program.
-fn declare_memory(berth: &Berth, name: &str) {
-    let memory = "\n[memory]\ngpu = [\"14300 MiB\", \"14300 MiB\"]\n";
-    let path = format!("/etc/berth/models.d/{name}.toml");
-    let text = berth.run(None, &["cat", &path]).with_code(0).stdout;
-    berth.configure(&format!("models.d/{name}.toml"), format!("{text}{memory}").as_bytes());
-    _ = berth.ctl(&["reload"]).with_code(0);
+/// A declaration that `add` wrote.
+fn declared(berth: &Berth, name: &str) -> String {
+    berth.run(None, &["cat", &format!("/etc/berth/models.d/{name}.toml")]).with_code(0).stdout
 }
 
 /// S2's two services, one of them serving: nothing of it is stopped unasked, both become models, switch, and are services
@@ -208,7 +202,7 @@ fn two_services_and_a_process_become_models_and_go_back() {
     let units = "/etc/systemd/system";
     for (name, port) in [("genesis", 8022), ("aeon", 8023)] {
         let path = format!("{units}/{name}.service");
-        berth.sandbox().write_file(&path, &service(port, "14300MiB")).unwrap();
+        berth.sandbox().write_file(&path, service(port, "14300MiB")).unwrap();
     }
     _ = berth.systemctl(&["daemon-reload"]).with_code(0);
     _ = berth.systemctl(&["enable", "genesis.service", "aeon.service"]).with_code(0);
@@ -236,7 +230,8 @@ fn two_services_and_a_process_become_models_and_go_back() {
     // It goes on, and holds its memory against Berth until its operator stops it.
     let pid = berth.property("genesis.service", "MainPID");
     let added = berth.ctl(&["add", "genesis.service", "--yes"]).with_code(0);
-    for said in ["genesis.service serves", "sudo systemctl stop genesis.service", "HF_TOKEN", "[memory] gpu"]
+    for said in
+        ["genesis.service serves", "sudo systemctl stop genesis.service", "HF_TOKEN", "14300 MiB + 14300 MiB"]
     {
         assert!(added.stdout.contains(said), "{said}: {added}");
     }
@@ -244,13 +239,17 @@ fn two_services_and_a_process_become_models_and_go_back() {
     assert_eq!(berth.property("genesis.service", "MainPID"), pid);
     assert_eq!(berth.systemctl(&["is-enabled", "genesis.service"]).stdout.trim(), "masked");
     _ = berth.ctl(&["add", "genesis.service", "--yes"]).with_code(2);
-    declare_memory(&berth, "genesis");
+    // What it held was measured, since nobody can read it anywhere.
+    assert!(declared(&berth, "genesis").contains("[memory]\ngpu = [\"14300 MiB\", \"14300 MiB\"]\n"));
     let plan = berth.ctl(&["plan", "switch", "genesis"]).with_code(3);
     assert!(plan.to_string().contains("8022 is taken"), "{plan}");
 
     _ = berth.systemctl(&["stop", "genesis.service"]).with_code(0);
-    _ = berth.ctl(&["add", "aeon.service", "--yes"]).with_code(0);
-    declare_memory(&berth, "aeon");
+    let added = berth.ctl(&["add", "aeon.service", "--yes"]).with_code(0);
+    assert!(added.stdout.contains("[memory] gpu"), "{added}");
+    let memory = "\n[memory]\ngpu = [\"14300 MiB\", \"14300 MiB\"]\n";
+    berth.configure("models.d/aeon.toml", (declared(&berth, "aeon") + memory).as_bytes());
+    _ = berth.ctl(&["reload"]).with_code(0);
     berth.switch("genesis");
     let run = berth.run_of("genesis").main_pid.to_string();
     let environ = berth.run(None, &["cat", &format!("/proc/{run}/environ")]).with_code(0).stdout;
@@ -289,11 +288,17 @@ fn a_process(berth: &Berth) {
         let found = berth.run(None, &["pgrep", "-x", "fakellm"]);
         found.stdout.lines().next().map(str::to_owned)
     });
+    berth.wait_for("it holds memory", SOON, |berth| {
+        berth.gpu(&["show"]).contains("used 6000.00 MiB").then_some(())
+    });
     _ = berth.ctl(&["add", &pid, "--name", "mine", "--yes"]).with_code(0);
-    let text = berth.run(None, &["cat", "/etc/berth/models.d/mine.toml"]).with_code(0).stdout;
-    for said in
-        ["cmd = \"/usr/bin/fakellm --vram-each 6000MiB --port 8055\"", "cwd = \"/tmp\"", "A = \"b c\""]
-    {
+    let text = declared(berth, "mine");
+    for said in [
+        "cmd = \"/usr/bin/fakellm --vram-each 6000MiB --port 8055\"",
+        "cwd = \"/tmp\"",
+        "A = \"b c\"",
+        "gpu = [\"6000 MiB\", \"6000 MiB\"]",
+    ] {
         assert!(text.contains(said), "{said}: {text}");
     }
     _ = berth.run(None, &["kill", &pid]).with_code(0);

@@ -64,3 +64,32 @@ fn program(name: &str) -> Option<PathBuf> {
     };
     FOLDERS.iter().map(|folder| Path::new(folder).join(name)).find(executable)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_and_a_folder_are_a_line_each_and_all_else_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        fs::write(path("gemma 4.Q4.gguf"), "").unwrap();
+        fs::create_dir_all(path("qwen3/empty")).unwrap();
+        fs::write(path("qwen3/config.json"), "{}").unwrap();
+        let draft = read(&path("gemma 4.Q4.gguf"), None).unwrap();
+        assert_eq!(draft.name.as_str(), "gemma-4.Q4");
+        assert_eq!(draft.argv[1..], ["-m".to_owned(), path("gemma 4.Q4.gguf").to_str().unwrap().to_owned()]);
+        assert!(draft.argv[0].ends_with("llama-server"));
+        let draft = read(&path("qwen3"), Some("q")).unwrap();
+        assert_eq!(draft.name.as_str(), "q");
+        assert_eq!(draft.argv[1..], ["serve".to_owned(), path("qwen3").to_str().unwrap().to_owned()]);
+        assert!(read(&path("qwen3/empty"), None).unwrap_err().what.contains("neither a GGUF file"));
+        assert!(read(&path("nowhere"), None).unwrap_err().what.contains("can't be read"));
+        fs::set_permissions(path("qwen3"), fs::Permissions::from_mode(0o750)).unwrap();
+        let draft = read(&path("qwen3"), None).unwrap();
+        assert!(draft.notes.iter().any(|note| note.why.contains("berth-model")), "{:?}", draft.notes);
+    }
+}

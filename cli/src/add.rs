@@ -128,7 +128,7 @@ pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Re
     if let Some(service) = addition.service.as_ref().filter(|service| options.stop && service.loaded.runs()) {
         after.extend(systemd::stop(&service.unit).await.err().map(|failed| failed.to_string()));
     }
-    after.extend(reload(berth).await);
+    after.extend(reload(berth).await.err().map(|why| not_taken_up(&why)));
     shown.tell(berth.out, Some(&after));
     Ok(if after.is_empty() { Exit::Done } else { Exit::Degraded })
 }
@@ -311,15 +311,19 @@ pub(crate) fn agreed(consent: Consent, question: &str) -> Result<(), Complaint> 
 }
 
 /// Has berthd take up what is declared now. Says what is left to do where it does not.
-pub(crate) async fn reload(berth: &Context) -> Option<String> {
+pub(crate) async fn reload(berth: &Context) -> Result<(), Complaint> {
     let reloaded: Result<berth_core::report::Reloaded, _> = berth.client.post("/api/v1/reload", &()).await;
-    let trouble = reloaded.err()?;
-    let complaint = Complaint::from(trouble);
-    // Without a berthd there is nothing to take up: the next one reads it when it starts.
-    if complaint.code == "berthd_not_running" {
-        return None;
+    reloaded.map(drop).map_err(Complaint::from)
+}
+
+/// What is left to do where berthd did not take up what was added.
+fn not_taken_up(why: &Complaint) -> String {
+    if why.code == "berthd_not_running" {
+        "berthd is not running, and nothing else starts a model: sudo systemctl enable --now berthd"
+            .to_owned()
+    } else {
+        format!("berthd has not taken it up: {}; `sudo berthctl reload` once that is over", why.title)
     }
-    Some(format!("berthd has not taken it up: {}; `sudo berthctl reload` once that is over", complaint.title))
 }
 
 /// Why something can't become a model.
@@ -341,7 +345,10 @@ fn not_valid(errors: &[config::ConfigError], out: Out) -> Complaint {
     if !out.json {
         Out::complain(&format!("{}\n\n", rendered.join("\n\n")));
     }
-    let title = "it would not be a valid declaration, so nothing was changed".to_owned();
+    let mut title = "it would not be a valid declaration, so nothing was changed".to_owned();
+    if out.json {
+        title = format!("{title}: {}", rendered.join("; "));
+    }
     Complaint::new(Exit::Usage, "not_valid", title, &["berthctl check".to_owned()])
 }
 

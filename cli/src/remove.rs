@@ -108,7 +108,11 @@ pub(crate) async fn remove(
     // One that has something else in it stays.
     _ = std::fs::remove_dir(drop_in_folder(&name));
     left.extend(systemd::daemon_reload().await.err().map(|failed| failed.to_string()));
-    left.extend(reload(berth).await);
+    // The next berthd reads what is declared then.
+    let reloaded = reload(berth).await.err().filter(|why| why.code != "berthd_not_running");
+    left.extend(reloaded.map(|why| {
+        format!("berthd has not taken it up: {}; `sudo berthctl reload` once that is over", why.title)
+    }));
     if berth.out.json {
         document(true, &left);
     } else {

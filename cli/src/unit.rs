@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use command::{Command, commands};
 pub(crate) use environment::{Variables, assignments, expanded, file, quoted};
-pub(crate) use specifier::{Depth, expand};
+pub(crate) use specifier::{Depth, expand, unescaped};
 pub(crate) use word::words;
 
 /// A unit's file.

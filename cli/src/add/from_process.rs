@@ -83,7 +83,10 @@ pub(super) fn read(pid: u32, name: Option<&str>) -> Result<Draft, Refusal> {
     let mut argv = texts(&file("cmdline")?)?;
     let link = |what: &str| fs::read_link(format!("/proc/{pid}/{what}"));
     let Some(program) = argv.first_mut() else {
-        return Err(Refusal::new(format!("process {pid} is one of the kernel's"), ""));
+        return Err(Refusal::new(
+            format!("process {pid} has no command line: it has ended, or is one of the kernel's"),
+            "",
+        ));
     };
     let cwd = link("cwd").map_err(|error| {
         Refusal::new(format!("the folder of process {pid} can't be read: {error}"), "run it with sudo")
@@ -181,6 +184,7 @@ fn texts(bytes: &[u8]) -> Result<Vec<String>, Refusal> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -195,6 +199,12 @@ mod tests {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
+        // The kernel shows it only a moment after the program has begun.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fs::read(format!("/proc/{}/cmdline", child.id())).unwrap().is_empty() {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let read = read(child.id(), Some("sleeper"));
         child.kill().unwrap();
         child.wait().unwrap();

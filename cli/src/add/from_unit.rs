@@ -10,7 +10,7 @@ use super::command_line;
 use super::draft::Draft;
 use super::setting::{Fate, fate};
 use crate::unit::{
-    Around, Command, Depth, Setting, Unit, Unreadable, Variables, assignments, commands, expand,
+    Around, Command, Depth, Setting, Unit, Unreadable, Variables, assignments, commands, expand, unescaped,
 };
 
 /// A unit that can't become a model: why, where, and what to do instead.
@@ -45,7 +45,7 @@ pub(super) const AS_ROOT: &str =
 /// The name that a unit's model would have: the instance's, else the unit's own.
 pub(crate) fn name(unit: &Unit) -> String {
     let name = if unit.instance().is_empty() { unit.stem() } else { unit.instance() };
-    super::sound_name(name)
+    super::sound_name(&unescaped(name))
 }
 
 /// The model that a unit comes to.

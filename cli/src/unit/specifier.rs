@@ -103,7 +103,7 @@ fn of_machine(kind: char, around: &Around) -> Result<Option<String>, String> {
 }
 
 /// Undoes systemd's escaping: `-` is a `/`, and `\xNN` a byte.
-fn unescaped(name: &str) -> String {
+pub(crate) fn unescaped(name: &str) -> String {
     let mut out = Vec::new();
     let mut rest = name.as_bytes();
     while let Some((first, after)) = rest.split_first() {

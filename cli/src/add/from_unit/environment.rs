@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use berth_core::config::is_secret;
+
 use super::{Refusal, Translation};
 use crate::unit::{Command, Depth, Setting, Variables, assignments, expand, expanded, file, words};
 
@@ -124,8 +126,11 @@ impl Translation<'_> {
             })
             .collect();
         for name in used {
-            let why =
-                "its value is part of the command line now; a later change of the file does not change that";
+            let mut why =
+                "its value is part of the command line now, whatever the file says later".to_owned();
+            if is_secret(name) {
+                why.push_str("; so everybody can read it in the declaration, as in the list of processes");
+            }
             self.draft.note(format!("${name} of EnvironmentFile="), why);
         }
     }

@@ -139,7 +139,9 @@ fn hand_written_units_run_as_they_did_and_come_back() {
         let by_systemd = started(&berth, unit);
         let before = files(&berth, folders);
         let enabled = berth.systemctl(&["is-enabled", unit]).stdout;
-        _ = berth.ctl(&["add", unit, "--yes"]).with_code(0);
+        // Without berthd nobody would start it, which is said.
+        let added = berth.ctl(&["add", unit, "--yes"]).with_code(5);
+        assert!(added.stdout.contains("enable --now berthd"), "{added}");
         assert_eq!(berth.systemctl(&["is-enabled", unit]).stdout.trim(), "masked", "{unit}");
         let by_berth = start_as_model(&berth, &name.parse().unwrap());
         same(unit, &by_systemd, &by_berth);

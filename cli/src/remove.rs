@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn a_service_of_its_own_runs_what_was_declared() {
         let text = "program = \"/opt/llama.cpp/llama-server\"\n\
-            args = [\"-m\", \"/models/a b.gguf\", \"--chat-template\", \"{{ \\\"x\\\" }} 100% $HOME\\n\\\\\", \"\"]\n\
+            args = [\"-m\", \"/models/a b.gguf\", \"--chat-template\", \"{{ \\\"x\\\" }} 100% ${HOME}\\n\\\\\", \"\", \"$A\"]\n\
             port = 8022\nctx = 4096\ncwd = \"/srv\"\nenv = { A = \"b $c %d\" }\n";
         let path = PathBuf::from("/etc/berth/models.d/gemma.toml");
         let sources = config::Sources {
@@ -320,7 +320,8 @@ mod tests {
         let command =
             commands(&unit.last("Service", "ExecStart").unwrap().value, &unit, &around).unwrap().remove(0);
         let args = expanded(&command.args, &std::collections::BTreeMap::new(), |_| None).unwrap();
-        let declared = ["-m", "/models/a b.gguf", "--chat-template", "{{ \"x\" }} 100% $HOME\n\\", ""];
+        let declared =
+            ["-m", "/models/a b.gguf", "--chat-template", "{{ \"x\" }} 100% ${HOME}\n\\", "", "$A"];
         let added = ["--host", "127.0.0.1", "--port", "8022", "-c", "4096"];
         assert_eq!(args, [declared.as_slice(), &added].concat());
         let set =

@@ -200,7 +200,11 @@ fn service(name: &ModelName, settings: &Settings) -> Result<Vec<Change>, Complai
     let mut drop_ins = String::new();
     for file in self::drop_ins(name) {
         drop_ins.push('\n');
-        drop_ins.push_str(&read(&file)?);
+        let text = read(&file)?;
+        for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+            drop_ins.push_str(line);
+            drop_ins.push('\n');
+        }
     }
     let secrets = secrets_path(name);
     let mut changes = Vec::new();
@@ -273,13 +277,13 @@ fn before(was: Option<&str>, removed: &[PathBuf], own: &[Change]) -> String {
     if let Some(unit) = was {
         out.push_str(&paragraph(
             &format!("{unit}  "),
-            "as it was before: its file, and what it was enabled for",
+            "back as it was: its file, and what it was enabled for",
         ));
     }
     if let Some(Change { path, after: After::File { text, .. } }) = own.last() {
         _ = writeln!(out, "{}", path.display());
         for line in text.lines() {
-            _ = writeln!(out, "  {}", clean(line));
+            _ = writeln!(out, "{}", format!("  {}", clean(line)).trim_end());
         }
     }
     out

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::draft::Note;
 use super::{Addition, declaration, drop_in_folder, secrets_path};
 use crate::args::AddOptions;
-use crate::changes::{After, Change};
+use crate::changes::Change;
 use crate::exit::Exit;
 use crate::out::Out;
 use crate::render::text::{clean, paragraph};
@@ -84,7 +84,7 @@ impl Shown<'_> {
     /// What would change.
     pub(super) fn before(&self) -> String {
         let mut out = String::new();
-        for ((draft, placed), changes) in self.addition.drafts.iter().zip(self.placed).zip(self.changes) {
+        for (draft, placed) in self.addition.drafts.iter().zip(self.placed) {
             file(&mut out, &declaration(&draft.name).display().to_string(), &draft.declaration());
             if let Some(text) = draft.drop_in() {
                 file(&mut out, &format!("{}/added.conf", drop_in_folder(&draft.name)), &text);
@@ -106,16 +106,12 @@ impl Shown<'_> {
                 out.push('\n');
             }
             notes(&mut out, &draft.notes);
-            for change in changes {
-                let what = match &change.after {
-                    After::Link(_) => "masked, so that nothing but Berth starts it",
-                    After::Nothing => "removed: it is no longer started at boot",
-                    After::File { .. } => continue,
-                };
-                out.push_str(&paragraph(&format!("{}  ", change.path.display()), what));
-            }
         }
         notes(&mut out, &self.addition.notes);
+        if let Some(service) = &self.addition.service {
+            let what = format!("{} is disabled and masked: nothing but Berth starts it then.", service.unit);
+            out.push_str(&paragraph("", &what));
+        }
         out.push_str(&self.running());
         out
     }

@@ -32,6 +32,7 @@ Change:
   stop MODEL      free its memory; it stays stopped (--all: every model)
   restart MODEL   the same again
   back            whatever served before
+  cancel          give up the change under way; what served before serves again
   retry MODEL     start what is quarantined again
   reload          take up what is declared now; touches nothing that runs
   repair          go on from what a damaged ledger still tells; keeps the file
@@ -46,6 +47,8 @@ Before you do:
   plan VERB …     say what a change would do, touch nothing
   fit WHAT        does a file, a folder's models or a declared model fit here?
   check           validate and explain the configuration; needs no berthd
+When something is wrong:
+  doctor          look at the machine: driver, units, files, ports and more
   help VERB       more on each, with an example
 
 Options:
@@ -60,11 +63,11 @@ Examples:
 
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
-  status, plan, fit, check, history, reload, repair, device clear, key, token,
-  dashboard, add, remove
+  status, plan, fit, check, doctor, history, reload, repair, device clear, key,
+  token, dashboard, add, remove
                         one document
   events, logs          one document a line
-  switch, start, stop, restart, back, retry
+  switch, start, stop, restart, back, retry, cancel
                         one event a line while it is followed; the last line has
                         `exit` and one of `swap` (how it ended), `accepted`
                         (--no-wait, or nothing to do) or `problem`
@@ -146,6 +149,20 @@ pub(crate) enum Command {
     /// Go back to whatever served before
     #[command(after_help = "Example:\n  berthctl back")]
     Back {
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Give up the change under way; what served before serves again
+    ///
+    /// What was stopped is started again, once its memory is proved free: nothing is started over memory that is still
+    /// held. A stop that has begun can't be cancelled, nor what berthd does by itself: that gives way to what you ask for.
+    #[command(after_help = "Example:\n  berthctl cancel\n\n\
+        Exits 0 when what served before serves again, 3 where there is nothing to\n\
+        cancel.")]
+    Cancel {
+        /// Only if it is this one, by its number
+        #[arg(value_name = "NUMBER")]
+        swap: Option<u64>,
         #[command(flatten)]
         wait: Wait,
     },
@@ -313,6 +330,21 @@ pub(crate) enum Command {
     /// What you may do there is what you may do here.
     #[command(after_help = "Example:\n  berthctl dashboard")]
     Dashboard,
+    /// Look for what is wrong with this machine; changes nothing, needs no berthd
+    ///
+    /// The driver and the GPUs, services that would take them at boot, whether models' servers can read their files and
+    /// have the memory, ports and who listens where, what Berth itself needs. Each finding says what shows it and the
+    /// command that mends it. With sudo more can be seen; what can't be is said.
+    #[command(after_help = "Examples:\n  sudo berthctl doctor\n  sudo berthctl doctor ssh.service\n\n\
+        Exits 0 where nothing is wrong, 1 where something is or could not be looked at.")]
+    Doctor {
+        /// Units whose orderings and requirements are looked at too, beside Berth's
+        #[arg(value_name = "UNIT")]
+        units: Vec<String>,
+        /// The folder with berth.toml, models.d and policies.d
+        #[arg(long, value_name = "DIR", default_value = CONFIG)]
+        config: PathBuf,
+    },
     /// Validate and explain the configuration; needs no berthd
     #[command(after_help = "Example:\n  berthctl check --config ./etc\n\nExits 2 where it is not valid.")]
     Check {

@@ -71,6 +71,12 @@ impl Client {
         read(answer, path).await
     }
 
+    /// The answer to a DELETE.
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Trouble> {
+        let answer = self.send(Method::DELETE, path, Vec::new()).await?;
+        read(answer, path).await
+    }
+
     /// The answer to a GET that goes on: its lines as they come.
     pub(crate) async fn lines(&self, path: &str) -> Result<Lines, Trouble> {
         let answer = self.send(Method::GET, path, Vec::new()).await?;

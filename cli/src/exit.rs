@@ -10,6 +10,8 @@ use berth_core::report::Outcome;
 pub(crate) enum Exit {
     /// As asked.
     Done = 0,
+    /// `doctor` found something.
+    Found = 1,
     /// The command line, the configuration or a model's file is wrong.
     Usage = 2,
     /// berthd refused and nothing was touched, or a model does not fit.
@@ -29,7 +31,8 @@ pub(crate) enum Exit {
 /// What `berthctl --help` says of them.
 pub(crate) const EXPLAINED: &str = "\
 Exit codes:
-    0  done
+    0  done; with `doctor`: nothing is wrong
+    1  with `doctor`: something is wrong, or could not be looked at
     2  usage: the command line, or with `check`, `fit` and `reload` what is read, is wrong
     3  refused, nothing was touched; with `fit`: it does not fit
     4  failed, and what served before serves again

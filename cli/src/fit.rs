@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use berth_core::backend;
 use berth_core::config::{self, ConfigError, Model, Settings, SourceFile, Sources};
 use berth_core::facts::{Active, Facts, Gpu, Host, Known, Unit};
+use berth_core::name::ModelName;
 use berth_core::plan;
 use berth_core::policy::Concession;
 use berth_core::report::{Refusal, SCHEMA};
@@ -137,6 +138,22 @@ pub(crate) async fn fit(what: &Path, options: &FitOptions, out: Out) -> Result<E
     Ok(told(&judged, out))
 }
 
+/// Judges every declared model that is not retired against these GPUs and the host. Reads files, which may not answer.
+pub(crate) fn all(
+    settings: &Settings,
+    gpus: Known<Vec<Gpu>>,
+) -> BTreeMap<ModelName, Result<Judged, Box<Refusal>>> {
+    let mut ground = Ground::of(gpus);
+    let models = || settings.models.values().filter(|model| !model.retired);
+    for path in models().flat_map(|model| backend::of(model.backend).files(model)) {
+        let facts = files::look(&path, None);
+        ground.facts.files.insert(path, facts);
+    }
+    models()
+        .map(|model| (model.name.clone(), ground.judge(settings, model, model.name.to_string())))
+        .collect()
+}
+
 fn told(judged: &Judged, out: Out) -> Exit {
     let exit = if judged.fits == Some(true) { Exit::Done } else { Exit::Refused };
     if out.json {
@@ -171,10 +188,14 @@ fn folder_told(folder: &Folder, out: Out) -> Result<Exit, Complaint> {
 impl Ground {
     /// The GPUs, or those that are given instead, and the host, with nothing of Berth's on them.
     async fn look(given: Option<Vec<Gpu>>) -> Self {
-        let gpus = match given {
-            Some(gpus) => Known::Value(gpus),
-            None => Nvml::spawn().read_all(NVML).await,
-        };
+        match given {
+            Some(gpus) => Self::of(Known::Value(gpus)),
+            None => Self::of(Nvml::spawn().read_all(NVML).await),
+        }
+    }
+
+    /// These GPUs, and the host.
+    fn of(gpus: Known<Vec<Gpu>>) -> Self {
         let mut facts = Facts {
             at: proc::monotonic_now(),
             gpus,

@@ -32,11 +32,12 @@ pub(crate) enum End {
     Lost(Trouble),
 }
 
-/// Watches swap `id`, whose first event comes after the event `after`, until it ends or `until` has come.
+/// Watches swap `id`, whose first event comes after the event `after`, or from how it stands, until it ends or `until` has
+/// come.
 pub(crate) async fn follow(
     client: &Client,
     id: u64,
-    after: u64,
+    after: Option<u64>,
     until: Option<Instant>,
     progress: &mut Progress,
 ) -> anyhow::Result<End> {
@@ -56,9 +57,9 @@ pub(crate) async fn follow(
     Ok(end)
 }
 
-async fn watch(client: &Client, id: u64, after: u64, progress: &mut Progress) -> End {
-    let mut query = format!("after={after}&swap={id}");
-    let mut resumed = false;
+async fn watch(client: &Client, id: u64, after: Option<u64>, progress: &mut Progress) -> End {
+    let mut query = after.map_or(String::new(), |after| format!("after={after}&")) + &format!("swap={id}");
+    let mut resumed = after.is_none();
     let mut away = Away::default();
     loop {
         let trouble = match stream(client, id, &query, resumed, &mut away, progress).await {

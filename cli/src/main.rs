@@ -9,6 +9,7 @@ mod changes;
 mod check;
 mod client;
 mod complaint;
+mod doctor;
 mod events;
 mod exit;
 mod fit;
@@ -23,6 +24,7 @@ mod standalone;
 mod systemd;
 mod unit;
 mod verbs;
+mod watch;
 
 use berth_core::report::Verb;
 use clap::Parser as _;
@@ -54,7 +56,8 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
     let berth = Context { client: Client::new(cli.socket), out };
     Ok(match cli.verb.unwrap_or(Command::Status { watch: false, markdown: false }) {
         Command::Status { markdown: true, .. } => berth.page().await,
-        Command::Status { watch, .. } => until_interrupted(watch, berth.status(watch)).await,
+        Command::Status { watch: true, .. } => until_interrupted(true, berth.watch()).await,
+        Command::Status { .. } => berth.status().await,
         Command::Plan { verb } => berth.plan(&verb.request()).await,
         Command::Repair => berth.repair().await,
         Command::Device { verb: DeviceVerb::Clear { gpu } } => berth.clear(gpu).await,
@@ -74,15 +77,15 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
             remove::remove(&model, unit, Consent { yes, dry_run }, &berth).await
         }
         Command::Dashboard => berth.dashboard().await,
+        Command::Doctor { units, config } => doctor::doctor(&units, &config, &berth.client, out).await,
         Command::Check { config } => check::check(&config, out),
         Command::Switch { which, wait } => return berth.change(&which.request(Verb::Switch), &wait).await,
         Command::Start { which, wait } => return berth.change(&which.request(Verb::Start), &wait).await,
         Command::Stop { which, wait } => return berth.change(&which.request(), &wait).await,
         Command::Restart { model, wait } => return berth.change(&request(Verb::Restart, model), &wait).await,
         Command::Retry { model, wait } => return berth.change(&request(Verb::Retry, model), &wait).await,
-        Command::Back { wait } => {
-            return berth.change(&bare(Verb::Back), &wait).await;
-        }
+        Command::Back { wait } => return berth.change(&bare(Verb::Back), &wait).await,
+        Command::Cancel { swap, wait } => return berth.cancel(swap, &wait).await,
     })
 }
 

@@ -3,6 +3,7 @@
 //! Nothing here prints, asks or reads a clock. Colour carries nothing that the text doesn't say.
 
 pub(crate) mod device;
+pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod fit;
 pub(crate) mod history;

@@ -1,10 +1,8 @@
 //! The verbs that ask berthd: ask, show, and give the exit code.
 
-use std::time::Duration;
-
 use berth_core::report::{
-    Accepted, ClearRequest, Cleared, Event, LogLine, PlanReport, Reloaded, Repaired, Request, SCHEMA, SignIn,
-    Status, SwapSummary, Verdict,
+    Accepted, ClearRequest, Cleared, Event, LogLine, Outcome, PlanReport, Reloaded, Repaired, Request,
+    SCHEMA, SignIn, Status, SwapSummary, Verdict,
 };
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -20,9 +18,6 @@ use crate::out::Out;
 use crate::progress::Progress;
 use crate::render::{self, swap};
 use crate::standalone;
-
-/// How often `status --watch` is renewed.
-const RENEW: Duration = Duration::from_secs(1);
 
 /// berthd and the reader: what every verb needs.
 pub(crate) struct Context {
@@ -61,7 +56,7 @@ impl Context {
     }
 
     /// What berthd says, else what can be seen without it.
-    async fn look(&self) -> (Status, Exit) {
+    pub(crate) async fn look(&self) -> (Status, Exit) {
         match self.client.get::<Status>("/api/v1/status").await {
             Ok(status) => (status, Exit::Done),
             Err(trouble) => {
@@ -73,33 +68,14 @@ impl Context {
     }
 
     /// `status`, also without berthd.
-    pub(crate) async fn status(&self, watch: bool) -> Result<Exit, Complaint> {
-        let mut first = true;
-        loop {
-            let (status, exit) = self.look().await;
-            if self.out.json {
-                Out::document(&status);
-            } else {
-                let text = render::status::status(&status, self.out.paint);
-                Out::say(&if watch { self.redrawn(&text, first) } else { text });
-            }
-            if !watch {
-                return Ok(exit);
-            }
-            first = false;
-            tokio::time::sleep(RENEW).await;
+    pub(crate) async fn status(&self) -> Result<Exit, Complaint> {
+        let (status, exit) = self.look().await;
+        if self.out.json {
+            Out::document(&status);
+        } else {
+            Out::say(&render::status::status(&status, self.out.paint));
         }
-    }
-
-    /// The text for where the last one stands; without a terminal below it.
-    fn redrawn(&self, text: &str, first: bool) -> String {
-        match (self.out.terminal, first) {
-            (true, true) => format!("\x1b[2J\x1b[H{text}"),
-            // Line by line over the last one: clearing it all first would flicker.
-            (true, false) => format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")),
-            (false, true) => text.to_owned(),
-            (false, false) => format!("\n{text}"),
-        }
+        Ok(exit)
     }
 
     /// `plan VERB`.
@@ -163,16 +139,65 @@ impl Context {
             self.accepted(&accepted);
             return Ok(Ok(Exit::Done));
         };
+        self.followed(id, Some(accepted.after), until, &what(&accepted), Outcome::Done).await
+    }
+
+    /// Follows a swap to its end, from the event after `after` or from how it stands.
+    async fn followed(
+        &self,
+        id: u64,
+        after: Option<u64>,
+        until: Option<Instant>,
+        what: &str,
+        aim: Outcome,
+    ) -> Ended {
         let mut progress = Progress::new(self.out);
-        let end = follow(&self.client, id, accepted.after, until, &mut progress).await?;
+        let end = follow(&self.client, id, after, until, &mut progress).await?;
         Ok(match end {
-            End::Ended(swap) => Ok(self.ended(&swap)),
-            End::Timeout => Err(unfinished(Exit::Timeout, "timeout", "Time is up", id, &accepted)),
-            End::Stopped => {
-                Err(unfinished(Exit::Stopped, "stopped_watching", "Stopped watching", id, &accepted))
-            }
-            End::Lost(trouble) => Err(lost(trouble, id, &what(&accepted))),
+            End::Ended(swap) => Ok(self.ended(&swap, aim)),
+            End::Timeout => Err(unfinished(Exit::Timeout, "timeout", "Time is up", id, what)),
+            End::Stopped => Err(unfinished(Exit::Stopped, "stopped_watching", "Stopped watching", id, what)),
+            End::Lost(trouble) => Err(lost(trouble, id, what)),
         })
+    }
+
+    /// `cancel`.
+    pub(crate) async fn cancel(&self, id: Option<u64>, wait: &Wait) -> Ended {
+        let until = wait.timeout.map(|time| Instant::now() + time);
+        let swap = match self.called_off(id).await {
+            Ok(swap) => swap,
+            Err(complaint) => return Ok(Err(complaint)),
+        };
+        // To go back is what is asked for.
+        let aim = Outcome::Restored;
+        Ok(if swap.outcome.is_some() {
+            Ok(self.ended(&swap, aim))
+        } else if wait.no_wait {
+            if self.out.json {
+                let exit = Exit::Done.code();
+                Out::document(&Last { schema: SCHEMA, exit, swap: Some(&swap), accepted: None });
+            } else {
+                let text = format!("{} is called off. Follow: berthctl status --watch", swap::title(&swap));
+                Out::say(&render::text::paragraph("", &text));
+            }
+            Ok(Exit::Done)
+        } else {
+            self.followed(swap.id, None, until, &swap::title(&swap), aim).await?
+        })
+    }
+
+    /// Has the swap of this number, or the one under way, called off.
+    async fn called_off(&self, id: Option<u64>) -> Result<SwapSummary, Complaint> {
+        let under_way = match id {
+            Some(id) => Some(id),
+            None => self.client.get::<Status>("/api/v1/status").await?.swap.map(|swap| swap.id),
+        };
+        let Some(id) = under_way else {
+            let title = "no change is under way".to_owned();
+            let hint = "berthctl back (whatever served before the last one)".to_owned();
+            return Err(Complaint::new(Exit::Refused, "no_swap", title, &[hint]));
+        };
+        Ok(self.client.delete(&format!("/api/v1/swaps/{id}")).await?)
     }
 
     fn accepted(&self, accepted: &Accepted) {
@@ -190,8 +215,9 @@ impl Context {
         });
     }
 
-    fn ended(&self, swap: &SwapSummary) -> Exit {
-        let exit = swap.outcome.map_or(Exit::Done, Exit::from);
+    /// Shows how a swap ended, and gives the exit code where `aim` was asked for.
+    fn ended(&self, swap: &SwapSummary, aim: Outcome) -> Exit {
+        let exit = swap.outcome.filter(|outcome| *outcome != aim).map_or(Exit::Done, Exit::from);
         if self.out.json {
             Out::document(&Last { schema: SCHEMA, exit: exit.code(), swap: Some(swap), accepted: None });
         } else {
@@ -304,11 +330,11 @@ impl Context {
 }
 
 /// What goes on without us.
-fn unfinished(exit: Exit, code: &str, text: &str, id: u64, accepted: &Accepted) -> Complaint {
-    let title = format!("{text}; {} (number {id}) goes on.", what(accepted));
+fn unfinished(exit: Exit, code: &str, text: &str, id: u64, what: &str) -> Complaint {
+    let title = format!("{text}; {what} (number {id}) goes on.");
     let hints = [
         "berthctl status --watch, or berthctl events -f, to see how it goes on".to_owned(),
-        "berthctl back, once it has ended, to undo it".to_owned(),
+        format!("berthctl cancel {id} to give it up"),
     ];
     Complaint::new(exit, code, title, &hints)
 }

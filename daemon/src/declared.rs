@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use berth_core::config::{self, ConfigError, Settings, SourceFile, Sources};
+use berth_core::name::ModelName;
+use berth_core::state::{Claim, State};
 use tokio::sync::watch;
 
 /// Why a folder's configuration does not hold.
@@ -45,7 +47,18 @@ impl Declared {
 
     /// What the folder declares by now, which does not hold yet. Blocks on the file system.
     pub fn look(&self) -> Result<Settings, Unsound> {
-        settings(&self.folder)
+        let had = self.now().models.iter().map(|(name, model)| (name.clone(), model.port)).collect();
+        let mut settings = settings(&self.folder)?;
+        settings.keep_ports(&had);
+        Ok(settings)
+    }
+
+    /// What was started by an earlier berthd keeps its port.
+    pub fn keep_ports(&self, state: &State) {
+        let base = |name: &ModelName| name.settings().map_or_else(|| name.clone(), |(base, _)| base);
+        let at = |(name, claim): (&ModelName, &Claim)| Some((base(name), claim.address?.port()));
+        let had = state.claims.iter().filter_map(at).collect();
+        self.now.send_modify(|settings| Arc::make_mut(settings).keep_ports(&had));
     }
 
     /// From now on this holds.

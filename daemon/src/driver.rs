@@ -13,7 +13,7 @@ mod show;
 mod unnamed;
 mod upkeep;
 
-pub use decide::refusal;
+pub use decide::{refusal, unknown};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_core::config::Settings;
-use berth_core::facts::{Cpu, Facts, FileFacts, Gpu, Known, Moment, Unit};
+use berth_core::facts::{Cpu, Facts, FileFacts, Gpu, Known, Listening, Moment, Unit};
 use berth_core::health::Verdict;
 use berth_core::metrics::{Measured, Swaps};
 use berth_core::name::ModelName;
@@ -83,6 +83,8 @@ pub enum Message {
     Files(BTreeMap<PathBuf, FileFacts>),
     /// The services that are enabled for boot.
     Enabled(Vec<Service>),
+    /// Where the processes of models listen.
+    Listening(BTreeMap<ModelName, Vec<Listening>>),
     /// How a model that served has ended.
     Ended(ModelName, End),
     /// What of a model's files is missing, and why.
@@ -100,6 +102,8 @@ pub enum Message {
     Decide(Box<Decide>),
     /// What was looked up for a model that clients wait for.
     Load(ModelName, Box<Looked>),
+    /// An operator cancels the swap of this number.
+    Cancel(u64, Actor, oneshot::Sender<Result<SwapSummary, Box<Refusal>>>),
     /// The driver of the GPUs reported an Xid.
     Xid(Xid),
     /// An operator takes this GPU as it is.
@@ -309,6 +313,10 @@ impl Driver {
                 self.memory.rivals.take(services);
                 self.notice();
             }
+            Message::Listening(sockets) => {
+                self.memory.listening = sockets;
+                self.notice();
+            }
             Message::Ended(model, end) => {
                 self.diagnosed(&model, end);
                 self.restore();
@@ -361,12 +369,8 @@ impl Driver {
                 _ = reply.send(self.with_view(|view| (status::health(view), status::readiness(view))));
             }
             Message::Metrics(reply) => _ = reply.send(self.measured()),
-            Message::SwapById(id, reply) => {
-                let now = monotonic_now();
-                let running = self.swap.as_ref().filter(|swap| swap.id() == id).map(|swap| swap.summary(now));
-                let found = running.or_else(|| self.state.swaps.iter().find(|swap| swap.id == id).cloned());
-                _ = reply.send(found);
-            }
+            Message::SwapById(id, reply) => _ = reply.send(self.swap_by_id(id)),
+            Message::Cancel(id, by, reply) => _ = reply.send(self.cancel(id, &by)),
             Message::Quit => {}
         }
     }

@@ -150,6 +150,7 @@ fn described() -> OpenApiRouter<Api> {
     let plan = OpenApiRouter::new().routes(routes!(swaps::dry_run)).routes(routes!(configuration::check));
     let operate = OpenApiRouter::new()
         .routes(routes!(swaps::begin))
+        .routes(routes!(swaps::cancel))
         .routes(routes!(configuration::reload))
         .routes(routes!(repair::repair))
         .routes(routes!(devices::clear));

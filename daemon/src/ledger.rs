@@ -4,7 +4,6 @@
 //! The last whole line is the truth. A write is done when file (and, for a new file, folder) are synced. What can be
 //! believed of a file is [`read`]'s to say; one that is damaged is left as it is until somebody has it repaired.
 
-mod read;
 #[cfg(test)]
 mod tests;
 
@@ -19,8 +18,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::fault;
 
-pub use read::Damage;
-use read::{NAME, Read, VERSION};
+pub use berth_observe::ledger::Damage;
+use berth_observe::ledger::{self as written, NAME, Read, VERSION};
 
 /// Beyond this size the file is written anew with the last state alone.
 const COMPACT_AT: u64 = 1 << 20;
@@ -107,7 +106,7 @@ impl Ledger {
         })?;
         let bytes = contents(&path).map_err(io)?;
         let new = Read { state: State::default(), version: VERSION, torn: 0 };
-        match bytes.map_or(Ok(new), |bytes| read::read(&bytes)) {
+        match bytes.map_or(Ok(new), |bytes| written::read(&bytes)) {
             Ok(Read { state, version, torn }) => {
                 // Written anew at each start: this drops a torn tail, migrates and compacts in one.
                 let (file, size) = rewrite(&path, &state).map_err(io)?;
@@ -147,7 +146,7 @@ impl Ledger {
     pub fn salvage(&self) -> Result<Option<(usize, State)>, LedgerError> {
         let bytes = contents(&self.path);
         let bytes = bytes.map_err(|source| LedgerError::Io { path: self.path.clone(), source })?;
-        Ok(bytes.and_then(|bytes| read::salvage(&bytes)))
+        Ok(bytes.and_then(|bytes| written::salvage(&bytes)))
     }
 
     /// Begins a new file with `state`, after a copy of the old one is safe beside it; gives the copy's path, where

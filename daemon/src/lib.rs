@@ -18,8 +18,7 @@ pub mod preflight;
 pub mod probe;
 pub mod proxy;
 pub mod rivals;
-pub mod sockets;
 pub mod systemd;
 pub mod ticket;
 
-pub use berth_observe::{cpus, nvml, proc};
+pub use berth_observe::{cpus, nvml, proc, sockets};

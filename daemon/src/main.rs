@@ -30,6 +30,7 @@ use clap::Parser;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -86,8 +87,8 @@ fn main() -> ExitCode {
 
 /// To the journal with its fields where systemd started us, else readable to stderr.
 fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let asked = std::env::var("BERTH_LOG").ok().map(|asked| asked.parse::<Targets>());
+    let filter = asked.and_then(Result::ok).unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let registry = tracing_subscriber::registry().with(filter);
     match std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok()) {
         Some(journal) => registry.with(journal.with_field_prefix(Some("BERTH".to_owned()))).init(),
@@ -106,12 +107,13 @@ fn last_words(error: &anyhow::Error) {
 }
 
 async fn run(args: &Args, declared: Declared) -> anyhow::Result<()> {
-    let settings = declared.now();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the boot id can't be read")?;
     let (ledger, state, note) = Ledger::open(&args.state)?;
     if let Some(note) = note {
         tracing::warn!("{note}");
     }
+    declared.keep_ports(&state);
+    let settings = declared.now();
     let nvml = Nvml::spawn();
     let systemd = Systemd::connect().await.context("systemd can't be asked")?;
     let (tickets, mut taken) = Tickets::serve(&args.run.join("ticket.sock"))?;

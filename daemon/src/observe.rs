@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{self, Active, DeviceId, Gpu, Known, Unit};
+use berth_core::facts::{self, Active, DeviceId, Gpu, Known, Listening, Unit};
 use berth_core::name::ModelName;
 use berth_core::release;
 use berth_core::state::ClaimedGpu;
@@ -39,6 +39,9 @@ const LISTS: Duration = Duration::from_millis(250);
 const SETTLE: Duration = Duration::from_millis(20);
 /// Between two lists of all units, and of processors; changes of known units arrive by themselves.
 const ALL_UNITS: Duration = Duration::from_secs(10);
+
+/// Between two looks at where models' processes listen: one that is open to others is told within twice this.
+const LISTENING: Duration = Duration::from_secs(5);
 
 /// How long a full reading of the GPUs may take.
 pub const FULL_READING: Duration = facts::READING;
@@ -172,6 +175,7 @@ async fn units(
     let mut changes = systemd.changes();
     let mut known: BTreeMap<ModelName, UnitReading> = BTreeMap::new();
     let mut all_at: Option<Instant> = None;
+    let mut listening_at: Option<Instant> = None;
     loop {
         let message = if all_at.is_none_or(|at| at.elapsed() >= ALL_UNITS) {
             // While the bus is away the last that was known stays; what is not known is not gone.
@@ -189,6 +193,14 @@ async fn units(
         };
         if driver.send(message).await.is_err() {
             return;
+        }
+        if listening_at.is_none_or(|at| at.elapsed() >= LISTENING) {
+            listening_at = Some(Instant::now());
+            if let Some(found) = listening(&known)
+                && driver.send(Message::Listening(found)).await.is_err()
+            {
+                return;
+            }
         }
         let pause = if *order.borrow_and_update() == Order::Idle { IDLE } else { LOADING };
         let mut deadline = Instant::now() + pause;
@@ -250,6 +262,18 @@ async fn units(
                     Err(RecvError::Closed) => return,
                 },
             }
+        }
+    }
+}
+
+/// Where the models' processes listen; None where the kernel does not tell, and the last that was known stays.
+fn listening(units: &BTreeMap<ModelName, UnitReading>) -> Option<BTreeMap<ModelName, Vec<Listening>>> {
+    let groups = units.iter().map(|(model, reading)| (model.clone(), reading.control_group.clone()));
+    match crate::sockets::of_models(&groups.collect()) {
+        Ok(found) => Some(found),
+        Err(error) => {
+            tracing::warn!(%error, "where models' processes listen can't be seen");
+            None
         }
     }
 }

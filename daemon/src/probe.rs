@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use berth_core::backend::GenerateProbe;
+use berth_core::facts::Named;
 use berth_core::health::Outcome;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -23,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::proc;
-use crate::sockets::{self, Holder, Socket};
+use crate::sockets::{self, Socket};
 
 /// A server on this machine accepts at once, unless its queue is full.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -95,7 +96,7 @@ pub struct Stranger {
     /// Its socket.
     pub socket: Socket,
     /// The processes that have the socket open, as far as they can be seen.
-    pub holders: Vec<Holder>,
+    pub holders: Vec<Named>,
 }
 
 impl fmt::Display for Stranger {

@@ -5,110 +5,31 @@
 //! are enabled for boot, and decides nothing. berthd is no root here; a polkit rule lets it make exactly the calls that are made below.
 
 mod bus;
-mod enabled;
 mod job;
-mod path;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use berth_core::facts::{Active, Unit};
 use berth_core::layout::Layout;
 use berth_core::name::ModelName;
 use berth_core::rivals::Service;
+use berth_observe::systemd::{SYSTEMD, UNIT, call, enabled, path};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::fault;
 
+pub use self::job::Job;
 use self::job::Wanted;
-pub use self::job::{Job, JobResult};
-
-/// How long systemd may take to answer one call. It is slow while it loads all units anew, and it asks polkit first, which
-/// gives its rules up to 15 s (`RUNAWAY_KILLER_TIMEOUT` of polkit 122).
-const CALL_DEADLINE: Duration = Duration::from_secs(20);
+pub use berth_observe::systemd::{JobResult, SystemdError};
 
 /// Changes that a slow reader may leave unread before it loses the oldest.
 const CHANGES: usize = 1024;
-
-const MANAGER: &str = "org.freedesktop.systemd1.Manager";
-const UNIT: &str = "org.freedesktop.systemd1.Unit";
-
-/// Why systemd did not do what it was asked.
-#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
-pub enum SystemdError {
-    /// The bus, or systemd on it, can't be reached.
-    #[error(
-        "can't {doing}: systemd can't be reached over the system bus ({why}); `systemctl status dbus` says more"
-    )]
-    Unreachable {
-        /// What was asked.
-        doing: String,
-        /// What is wrong.
-        why: String,
-    },
-    /// polkit did not allow it.
-    #[error(
-        "may not {doing}: {said}; the rule that lets berthd handle berth-model@ units is 60-berth.rules in \
-         /usr/share/polkit-1/rules.d, and polkit (0.106 or newer) must be installed"
-    )]
-    Denied {
-        /// What was asked.
-        doing: String,
-        /// What was answered.
-        said: String,
-    },
-    /// There is no such unit.
-    #[error(
-        "can't {doing}: {said}; is berth-model@.service installed? After installing it: `systemctl daemon-reload`"
-    )]
-    NoSuchUnit {
-        /// What was asked.
-        doing: String,
-        /// What was answered.
-        said: String,
-    },
-    /// systemd refused for another reason.
-    #[error("can't {doing}: {said} ({name})")]
-    Refused {
-        /// What was asked.
-        doing: String,
-        /// The error's name on the bus.
-        name: String,
-        /// What was answered.
-        said: String,
-    },
-    /// No answer to a call.
-    #[error("can't {doing}: systemd did not answer within {:.1} s", .after.as_secs_f64())]
-    NoAnswer {
-        /// What was asked.
-        doing: String,
-        /// How long was waited.
-        after: Duration,
-    },
-    /// The job ended otherwise than asked for.
-    #[error("systemd could not {doing}: the job ended as `{result}`; `systemctl status {unit}` says more")]
-    Job {
-        /// What was asked.
-        doing: String,
-        /// The unit.
-        unit: String,
-        /// How the job ended.
-        result: JobResult,
-    },
-    /// The job did not end in time. It goes on.
-    #[error("systemd did not {doing} within {:.1} s", .after.as_secs_f64())]
-    JobLate {
-        /// What was asked.
-        doing: String,
-        /// How long was waited.
-        after: Duration,
-    },
-}
 
 /// What systemd told unasked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -353,7 +274,7 @@ impl Systemd {
         self.inner.waiters().push(Waiter { unit, ends });
         let began = Instant::now();
         let (path, body) = (path::of(model), (mode,));
-        let call = bus::call(&connection, &doing, bus::SYSTEMD, &path, UNIT, member, &body);
+        let call = call(&connection, &doing, SYSTEMD, &path, UNIT, member, &body);
         let job: OwnedObjectPath = fault::call(member, call).await?;
         let (systemd, model, object) = (self.clone(), model.clone(), job.as_str().to_owned());
         Ok(Job { systemd, model, doing, wanted, object, began, deadline, waiter })
@@ -371,7 +292,7 @@ impl Systemd {
     {
         let connection = self.connection(doing)?;
         let path = path::of(model);
-        fault::call(member, bus::call(&connection, doing, bus::SYSTEMD, &path, UNIT, member, body)).await
+        fault::call(member, call(&connection, doing, SYSTEMD, &path, UNIT, member, body)).await
     }
 
     fn connection(&self, doing: &str) -> Result<Connection, SystemdError> {

@@ -139,6 +139,7 @@ impl Tickets {
         let ticket = Ticket::Launch(berth_launch::Launch {
             argv: launch.argv.clone(),
             env: launch.env.clone(),
+            secrets: launch.secrets.clone(),
             cwd: launch.cwd.as_ref().map(|cwd| cwd.to_string_lossy().into_owned()),
             cpus: launch.cpus.clone(),
             memlock: launch.memlock.map(|bytes| bytes.0),
@@ -298,6 +299,7 @@ mod tests {
         Launch {
             argv: vec!["/bin/true".into()],
             env: BTreeMap::new(),
+            secrets: Vec::new(),
             cwd: None,
             cpus: vec![0],
             memlock: Some(Bytes::mib(1)),

@@ -114,6 +114,7 @@ fn sh(script: &str) -> Launch {
     Launch {
         argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         env: BTreeMap::from([("GREETING".to_owned(), "hello there".to_owned())]),
+        secrets: Vec::new(),
         cwd: Some(PathBuf::from("/usr/share")),
         cpus: Vec::new(),
         memlock: None,

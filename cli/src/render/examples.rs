@@ -161,6 +161,7 @@ pub(crate) fn switched() -> SwapSummary {
         reason: None,
         failure: None,
         held_at_exit: Some(Bytes::mib(11_878)),
+        cancelled: false,
         early_start_would_fail: true,
         gap_ms: Some(59_900),
         serving: vec![name("genesis")],

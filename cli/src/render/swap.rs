@@ -121,7 +121,8 @@ pub(crate) fn end(swap: &SwapSummary, paint: Paint) -> String {
         }
         Some(Outcome::Done) => out.push_str(&done_lines(swap)),
         Some(Outcome::Restored) => {
-            out.push_str(&failed_lines(swap, "FAILED: ", paint));
+            let word = if swap.cancelled { "CANCELLED: " } else { "FAILED: " };
+            out.push_str(&failed_lines(swap, word, paint));
             let serving = match swap.serving.len() {
                 0 => "Nothing served before, and nothing serves now.".to_owned(),
                 1 => format!("{} serves again.", names(&swap.serving)),
@@ -208,6 +209,7 @@ fn outcome_of(step: &StepReport, swap: &SwapSummary) -> String {
         (None, stops) => names(stops),
     };
     match step.step {
+        _ if swap.cancelled => swap.reason.as_deref().map(clean).unwrap_or_default() + ".",
         Step::Stopped => format!("{whose} did not stop."),
         Step::Released => format!("the memory of {whose} did not come back."),
         Step::Started | Step::Ready => format!("{whose} did not start."),
@@ -223,6 +225,9 @@ fn evidence(swap: &SwapSummary, told: &str) -> Option<String> {
 
 /// Where to read on: only where a model's server is what failed.
 fn full_log(swap: &SwapSummary) -> String {
+    if swap.cancelled {
+        return String::new();
+    }
     let failed = swap.steps.iter().rev().find(|step| step.state == StepState::Failed && !step.rollback);
     let started = failed.filter(|step| matches!(step.step, Step::Started | Step::Ready));
     let model = started.and_then(|step| step.model.as_ref().or(swap.model.as_ref()).or(swap.starts.first()));
@@ -274,6 +279,16 @@ pub(crate) fn steps(swap: &SwapSummary, paint: Paint) -> String {
         if let Some(line) = step(report, paint) {
             out.push_str(&(line + "\n"));
         }
+    }
+    out
+}
+
+/// One under way, as it stands: the steps that ended, and below them the one that goes on.
+pub(crate) fn live(swap: &SwapSummary, frame: usize, paint: Paint) -> String {
+    let mut out = steps(swap, paint);
+    let before: u64 = swap.steps.iter().map(|step| step.elapsed_ms).sum();
+    for step in swap.steps.iter().filter(|step| step.state == StepState::Began) {
+        out.push_str(&(under_way(step, frame, swap.elapsed_ms.saturating_sub(before), paint) + "\n"));
     }
     out
 }

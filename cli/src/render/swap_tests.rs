@@ -35,6 +35,7 @@ fn a_stop_and_a_start_and_a_restart() {
         verb: Verb::Stop,
         starts: Vec::new(),
         steps: switched().steps[3..5].to_vec(),
+        cancelled: false,
         early_start_would_fail: false,
         gap_ms: None,
         serving: Vec::new(),

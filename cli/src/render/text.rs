@@ -162,6 +162,29 @@ pub(crate) fn columns(text: &str) -> usize {
     textwrap::core::display_width(text)
 }
 
+/// A line without what is beyond so many columns; colours take none, and end where they ended.
+pub(crate) fn cut(line: &str, width: usize) -> String {
+    let mut used = 0;
+    let (mut kept, mut full) = (String::new(), false);
+    let room = if columns(line) > width { width.saturating_sub(1) } else { width };
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        if c == '\x1b' {
+            kept.push(c);
+            kept.extend(chars.by_ref().take_while(|c| *c != 'm'));
+            kept.push('m');
+            continue;
+        }
+        let wide = columns(c.encode_utf8(&mut [0; 4]));
+        full = full || used + wide > room;
+        if !full {
+            used += wide;
+            kept.push(c);
+        }
+    }
+    if full && width > 0 { kept + "…" } else { kept }
+}
+
 /// The text broken into lines of at most `width` columns; never none.
 pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let options = Options::new(width.max(1)).word_splitter(WordSplitter::NoHyphenation);

@@ -217,6 +217,7 @@ fn declared_launch(
     Launch {
         argv: declared_argv(model),
         env,
+        secrets: model.secrets.clone(),
         cwd: model.cwd.clone(),
         cpus: layout.cores.clone(),
         memlock: may_lock(gpus, layout),
@@ -280,6 +281,9 @@ pub struct Launch {
     pub argv: Vec<String>,
     /// Variables set on top of the unit's environment.
     pub env: BTreeMap<String, String>,
+    /// Variables whose values are credentials of the unit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
     /// The working directory; the unit's where none is given.
     pub cwd: Option<PathBuf>,
     /// The processors that it runs on, ascending; empty means all.

@@ -317,6 +317,8 @@ pub struct Model {
     pub args: Vec<String>,
     /// Its environment beyond what the template gives.
     pub env: BTreeMap<String, String>,
+    /// Variables of its environment whose values are credentials of its unit: only systemd and the server know them.
+    pub secrets: Vec<String>,
     /// Its working directory.
     pub cwd: Option<PathBuf>,
     /// The model's file or folder, an absolute path, where one is declared or found among the arguments.
@@ -329,6 +331,8 @@ pub struct Model {
     pub port: u16,
     /// Whether another model that says so too may have the same port: the two never serve at once.
     pub shares_port: bool,
+    /// Whether its processes may listen at other addresses than that: it is no problem then.
+    pub exposed: bool,
     /// How it may be placed.
     pub policy: Policy,
     /// GPU memory it needs.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -412,6 +412,30 @@ pub struct Listener {
     pub uid: u32,
     /// The model in whose unit's cgroup it was made; None for a foreign one.
     pub model: Option<ModelName>,
+}
+
+/// A TCP socket on which a model's processes listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listening {
+    /// Where.
+    pub address: SocketAddr,
+    /// Who may have made it: those that have it open, or where that may not be seen all that run in its cgroup.
+    pub processes: Vec<Named>,
+}
+
+/// A process by its id and its program's name, which is empty when it is gone already.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Named {
+    /// Its process id.
+    pub pid: u32,
+    /// Its program's name.
+    pub program: String,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (pid {})", self.program, self.pid)
+    }
 }
 
 /// What was looked up about one model before a swap touches anything.

@@ -12,6 +12,7 @@ pub mod bytes;
 pub mod config;
 pub mod cpus;
 pub mod demand;
+pub mod exposure;
 pub mod facts;
 pub mod gguf;
 pub mod health;

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 
 use crate::bytes::Bytes;
 use crate::config::{self, Model, Settings};
-use crate::facts::{Facts, Gpu, Known, Moment};
+use crate::exposure;
+use crate::facts::{Facts, Gpu, Known, Listening, Moment};
 use crate::health::Verdict;
 use crate::name::ModelName;
 use crate::plan;
@@ -39,6 +40,8 @@ pub struct Memory {
     pub history: Vec<Refusal>,
     /// Services outside Berth that take GPU memory.
     pub rivals: Rivals,
+    /// Where models' processes listen.
+    pub listening: BTreeMap<ModelName, Vec<Listening>>,
     /// The models that would not fit even alone, and by how much.
     pub too_big: BTreeMap<ModelName, Bytes>,
     /// When that was weighed last.
@@ -398,6 +401,13 @@ pub fn problems(view: &View) -> Vec<Problem> {
     }
     for rival in view.memory.rivals.found().filter(|_| !view.facts.gpus().is_empty()) {
         add("rival", rival.unit, rival.text, rival.next);
+    }
+    for (name, sockets) in &view.memory.listening {
+        let Some(model) = view.settings.models.get(name) else { continue };
+        let told = view.state.claims.get(name).and_then(|claim| claim.address);
+        if let Some(exposure) = exposure::of(model, told, sockets) {
+            add("exposed", name.to_string(), exposure.text, exposure.next);
+        }
     }
     for why in &view.memory.history {
         add(&why.code, String::new(), why.text.clone(), why.hints.join("; or "));

@@ -10,10 +10,11 @@
 //! The way back uses the same stages: what was started is stopped and its memory proved free, then what was
 //! stopped is started again where it was. Prewarming is not built yet and recorded as skipped.
 //!
-//! `down` stops and proves memory free, `up` starts and waits until ready, `end` commits, goes back or gives up; `beside`
-//! says what an operator's request means for a swap of berthd's own.
+//! `down` stops and proves memory free, `up` starts and waits until ready, `end` commits, goes back or gives up; `cancel`
+//! calls it off; `beside` says what an operator's request means for a swap of berthd's own.
 
 mod beside;
+mod cancel;
 mod down;
 mod end;
 mod up;
@@ -87,6 +88,8 @@ pub enum Event {
     RecordFailed(String),
     /// Something more important is to be done, and what: give up and go back, unless that is under way already.
     GiveWay(String),
+    /// An operator does not want it any more, and who: the same.
+    Cancel(String),
     /// Time passed.
     Tick,
 }
@@ -250,6 +253,7 @@ impl Swap {
             outcome: None,
             reason: None,
             failure: None,
+            cancelled: false,
             held_at_exit: None,
             early_start_would_fail: false,
             gap_ms: None,
@@ -344,8 +348,12 @@ impl Swap {
                 self.resume(world, &mut actions);
             }
             (_, Event::RecordFailed(why)) => self.not_recorded(world, &why, &mut actions),
-            (_, Event::GiveWay(_)) if self.going_back => {}
+            (_, Event::GiveWay(_) | Event::Cancel(_)) if self.going_back => {}
             (_, Event::GiveWay(to)) => self.call_off(world, format!("it gave way to {to}"), &mut actions),
+            (_, Event::Cancel(by)) => {
+                self.summary.cancelled = true;
+                self.call_off(world, format!("{by} cancelled it"), &mut actions);
+            }
             (Stage::Draining { .. }, _) => self.draining(world, &mut actions),
             (Stage::Stopping { .. }, Event::StopEnded(model, result)) => {
                 self.stop_ended(world, &model, result, &mut actions);
@@ -397,20 +405,6 @@ impl Swap {
         actions.push(Action::Say(What::SwapBegan { swap: self.summary.clone() }));
         let stops = self.plan.stops.clone();
         self.drain(world, stops, actions);
-    }
-
-    /// Ends it before it is through. What a load for a client has stopped is not started again: it is an operator's to
-    /// say what serves, and where nobody did, home comes back.
-    pub(super) fn call_off(&mut self, world: &mut World, why: String, actions: &mut Vec<Action>) {
-        self.called_off = Some(why.clone());
-        if self.plan.verb == Verb::Load {
-            self.restores.clear();
-            // Memory that is on its way back is waited for.
-            if matches!(self.stage, Stage::Stopping { .. } | Stage::Releasing { .. }) {
-                return;
-            }
-        }
-        self.fail(world, why, None, actions);
     }
 
     /// From here on it is under way: should berthd die, or memory come back late, what an operator stops stays stopped.

@@ -386,7 +386,7 @@ impl Upkeep {
             })
             .filter(|(model, _)| !swap.serving.contains(model))
             .collect();
-        if let Some(reason) = swap.reason.as_ref().filter(|_| !called_off || swap.verb != Verb::Load) {
+        if let Some(reason) = swap.reason.as_ref().filter(|_| !called_off) {
             let failed = swap.steps.iter().rfind(|step| step.state == StepState::Failed);
             let model = failed.and_then(|step| step.model.clone()).or_else(|| swap.model.clone());
             if let Some(model) = model.filter(|model| !swap.serving.contains(model)) {

@@ -36,6 +36,9 @@ pub struct Launch {
     /// Variables set on top of the unit's environment.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Variables whose values are credentials of the unit of the same name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
     /// The working directory; the unit's where none is given.
     #[serde(default)]
     pub cwd: Option<String>,
@@ -129,6 +132,7 @@ mod tests {
         let launch = Launch {
             argv: vec!["/opt/llama-server".into(), "--jinja".into(), "ä\n\"".into()],
             env: BTreeMap::from([("CUDA_VISIBLE_DEVICES".into(), "GPU-1".into())]),
+            secrets: vec!["HF_TOKEN".into()],
             cwd: Some("/models".into()),
             cpus: vec![0, 2],
             memlock: Some(18 << 30),
@@ -144,6 +148,7 @@ mod tests {
         let mut launch = Launch {
             argv: vec!["a".into()],
             env: BTreeMap::new(),
+            secrets: Vec::new(),
             cwd: None,
             cpus: Vec::new(),
             memlock: None,

@@ -9,7 +9,7 @@ use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -146,6 +146,9 @@ fn environment(launch: &Launch) -> Result<Vec<CString>, Failure> {
         }
         variables.insert(key.into(), value.into());
     }
+    for name in &launch.secrets {
+        variables.insert(name.into(), secret(name)?);
+    }
     variables
         .into_iter()
         .map(|(mut pair, value)| {
@@ -154,6 +157,23 @@ fn environment(launch: &Launch) -> Result<Vec<CString>, Failure> {
             c_string("the variable", &pair)
         })
         .collect()
+}
+
+/// The unit's credential of this name, without the line break at its end.
+fn secret(name: &str) -> Result<OsString, Failure> {
+    let folder = env::var_os("CREDENTIALS_DIRECTORY").unwrap_or_default();
+    let plain = !name.is_empty() && !name.contains('/') && !name.starts_with('.');
+    let read = plain.then(|| fs::read(Path::new(&folder).join(name)).ok()).flatten();
+    let Some(mut value) = read else {
+        return Err(Failure::refused(format!(
+            "the secret {name} is not there: give it to the unit as a credential, `systemctl edit berth-model@.service` \
+             with [Service] and LoadCredential={name}:/PATH/OF/ITS/FILE"
+        )));
+    };
+    if value.last() == Some(&b'\n') {
+        value.pop();
+    }
+    Ok(OsString::from_vec(value))
 }
 
 /// The program's path, if it can be executed by this user.

@@ -72,6 +72,7 @@ fn run(argv: &[&str], env: &[(&str, &str)], cwd: Option<&str>) -> Ran {
     let launch = Launch {
         argv: argv.iter().map(ToString::to_string).collect(),
         env: env.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect::<BTreeMap<_, _>>(),
+        secrets: Vec::new(),
         cwd: cwd.map(str::to_owned),
         cpus: Vec::new(),
         memlock: None,
@@ -87,6 +88,7 @@ fn run_within(cpus: &[u32], memlock: Option<u64>, nice: Option<i32>, limits: &st
     let launch = Launch {
         argv: ["/bin/sh", "-c", shows].map(str::to_owned).to_vec(),
         env: BTreeMap::new(),
+        secrets: Vec::new(),
         cwd: None,
         cpus: cpus.to_vec(),
         memlock,
@@ -105,6 +107,25 @@ fn it_becomes_the_server_in_its_environment() {
     assert_eq!(ran.stdout(), "zero|a b|1|kept|none|none|/usr/lib|");
     assert_eq!(ran.output.status.code(), Some(7), "its exit status is the server's");
     assert_eq!(ran.notes, ["READY=1\n"]);
+}
+
+#[test]
+fn secrets_come_from_the_units_credentials() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("HF_TOKEN"), "hf_sesame\n").unwrap();
+    let launch = |secrets: &[&str]| {
+        let ticket = serde_json::json!({"ticket": 1, "launch": {
+            "argv": ["/bin/sh", "-c", "printf '%s|' \"$HF_TOKEN\" \"${CREDENTIALS_DIRECTORY-none}\""],
+            "env": {"HF_TOKEN": "declared"}, "secrets": secrets,
+        }});
+        fs::write(folder.path().join("ticket"), ticket.to_string()).unwrap();
+        run_in(folder.path())
+    };
+    assert_eq!(launch(&["HF_TOKEN"]).stdout(), "hf_sesame|none|");
+    for missing in ["API_KEY", "../ticket"] {
+        launch(&["HF_TOKEN", missing])
+            .assert_failed(78, &format!("the secret {missing} is not there: give it"));
+    }
 }
 
 #[test]

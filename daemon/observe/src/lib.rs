@@ -3,5 +3,8 @@
 
 pub mod cpus;
 pub mod files;
+pub mod ledger;
 pub mod nvml;
 pub mod proc;
+pub mod sockets;
+pub mod systemd;

@@ -37,8 +37,18 @@ pub struct Nvml {
     gate: Arc<Gate>,
 }
 
+/// The driver, and how it keeps each GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Driver {
+    /// Its version, as the library has it from the kernel.
+    pub version: Known<String>,
+    /// By a GPU's index: whether it stays initialised while nobody uses it.
+    pub persistence: BTreeMap<u32, Known<bool>>,
+}
+
 #[derive(Debug)]
 enum Question {
+    Driver(oneshot::Sender<Known<Driver>>),
     All(oneshot::Sender<Known<Vec<Gpu>>>),
     Memory(Vec<DeviceId>, oneshot::Sender<PerDevice<GpuMemory>>),
     Processes(Vec<DeviceId>, oneshot::Sender<PerDevice<Vec<GpuProcess>>>),
@@ -76,6 +86,11 @@ impl Nvml {
     /// Unknown where no GPU can be seen at all: no library, no driver, or no answer within `deadline`.
     pub async fn read_all(&self, deadline: Duration) -> Known<Vec<Gpu>> {
         self.ask(deadline, Question::All).await.unwrap_or_else(Known::Unknown)
+    }
+
+    /// The driver; unknown as [`Nvml::read_all`]. For a look, not for a poll.
+    pub async fn read_driver(&self, deadline: Duration) -> Known<Driver> {
+        self.ask(deadline, Question::Driver).await.unwrap_or_else(Known::Unknown)
     }
 
     /// The memory of these devices and nothing else: the fast poll, some tens of microseconds.

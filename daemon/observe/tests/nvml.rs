@@ -488,3 +488,20 @@ in_a_machine!(a_gpu_that_is_added_is_seen_while_xids_are_watched, machine, {
     until(&nvml, LONG, "well", all_well).await;
     assert_eq!(reported(&machine, &mut xids, 0, 79).await.number, 79);
 });
+
+in_a_machine!(the_driver_tells_its_version_and_whether_it_keeps_each_gpu, machine, {
+    machine.ready();
+    let nvml = Nvml::spawn();
+    let Known::Value(driver) = nvml.read_driver(LONG).await else { panic!() };
+    assert_eq!(driver.version, Known::Value("580.95.05".to_owned()));
+    assert_eq!(driver.persistence, [(0, Known::Value(true)), (1, Known::Value(true))].into());
+    machine.ctl("lose 1");
+    let Known::Value(driver) = nvml.read_driver(LONG).await else { panic!() };
+    assert!(driver.persistence[&1].why_unknown().is_some_and(|why| why.contains("lost")), "{driver:?}");
+    assert_eq!(driver.persistence[&0], Known::Value(true));
+});
+
+in_a_machine!(without_the_library_nothing_is_known_of_the_driver, _machine, {
+    let driver = Nvml::spawn().read_driver(LONG).await;
+    assert!(driver.why_unknown().is_some_and(|why| why.contains("libnvidia-ml.so.1")), "{driver:?}");
+});

@@ -1,9 +1,9 @@
 //! What an operator asks for is decided here, by core's planner.
 
 use berth_core::plan::{self, Verdict};
-use berth_core::report::{Accepted, PlanReport, Refusal, SCHEMA, SwapSummary, Verdict as Said};
+use berth_core::report::{Accepted, Actor, PlanReport, Refusal, SCHEMA, SwapSummary, Verdict as Said};
 use berth_core::state::State;
-use berth_core::swap::{Beside, Event};
+use berth_core::swap::{Beside, Event, Swap};
 
 use super::{Answer, Decide, Driver, millis};
 use crate::preflight::Looked;
@@ -70,6 +70,25 @@ impl Driver {
         }
     }
 
+    /// The swap of this number, under way or among the last ones.
+    pub(super) fn swap_by_id(&self, id: u64) -> Option<SwapSummary> {
+        let running = self.swap.as_ref().filter(|swap| swap.id() == id);
+        let running = running.map(|swap| swap.summary(monotonic_now()));
+        running.or_else(|| self.state.swaps.iter().find(|swap| swap.id == id).cloned())
+    }
+
+    /// Calls off the swap of this number, as far as it can be; gives how far it is.
+    pub(super) fn cancel(&mut self, id: u64, by: &Actor) -> Result<SwapSummary, Box<Refusal>> {
+        match self.swap.as_ref().filter(|swap| swap.id() == id) {
+            Some(swap) => swap.may_be_cancelled()?,
+            None if self.swap_by_id(id).is_some() => return Err(Box::new(Swap::over(id))),
+            None => return Err(Box::new(unknown(id))),
+        }
+        tracing::info!(swap = id, by = by.user, "the swap is cancelled");
+        self.step(Event::Cancel(by.user.clone()));
+        self.swap_by_id(id).ok_or_else(|| Box::new(unknown(id)))
+    }
+
     /// Takes what was looked up for a decision. What was observed since counts more: a model that has just come up would be
     /// taken for one that is down.
     pub(super) fn take_looked(&mut self, looked: &mut Looked) {
@@ -94,6 +113,12 @@ impl Driver {
     fn report(&self, decide: &Decide, verdict: &Verdict) -> PlanReport {
         plan::report(&self.settings, &self.facts, &self.state, &decide.request, verdict)
     }
+}
+
+/// Why nothing can be said of a swap.
+pub fn unknown(id: u64) -> Refusal {
+    let text = format!("swap {id} is not known; the last {} are", State::KEPT_SWAPS);
+    Refusal { code: "unknown_swap".to_owned(), text, hints: vec!["berthctl history".to_owned()] }
 }
 
 fn answer(decide: Decide, answer: Answer) {

@@ -157,6 +157,7 @@ fn swap(id: u64, began_ms: u64, outcome: Option<Outcome>) -> SwapSummary {
         reason: None,
         failure: None,
         held_at_exit: None,
+        cancelled: false,
         early_start_would_fail: false,
         gap_ms: None,
         serving: Vec::new(),

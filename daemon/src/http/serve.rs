@@ -26,7 +26,7 @@ const HEAD: Duration = Duration::from_secs(30);
 /// The longest head of a request.
 const HEAD_SIZE: usize = 64 << 10;
 /// How long a listener may read nothing of what is sent to it; it comes back with the last event that it saw.
-const UNREAD: Duration = Duration::from_secs(30);
+pub(super) const UNREAD: Duration = Duration::from_secs(30);
 /// How many may be connected to one listener at a time.
 const CONNECTIONS: usize = 1024;
 /// Between two tries to take a connection in, where there are no file descriptors left.
@@ -81,7 +81,11 @@ async fn taken<T, F: Future<Output = io::Result<T>>>(accept: impl Fn() -> F) -> 
     }
 }
 
-async fn converse<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S, via: Via, routes: Router) {
+pub(super) async fn converse<S: AsyncRead + AsyncWrite + Send + 'static>(
+    stream: S,
+    via: Via,
+    routes: Router,
+) {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(UNREAD));
     let routes = TowerToHyperService::new(routes);

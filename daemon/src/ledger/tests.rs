@@ -6,8 +6,8 @@ use berth_core::state::{Claim, Home, Times};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::read::{read, salvage};
 use super::*;
+use berth_observe::ledger::{read, salvage};
 
 /// As berthd of version 1 wrote it: aeon served, then genesis.
 const VERSION_1: &str = include_str!("version-1.txt");

@@ -9,18 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_core::name::ModelName;
+use berth_observe::systemd::{MANAGER, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call, connect, path};
 use futures_util::StreamExt as _;
 use tracing::{debug, info, warn};
 use zbus::message::Type;
 use zbus::{Connection, Message, MessageStream, OwnedObjectPath, OwnedVariant};
 
-use super::{
-    CALL_DEADLINE, Change, Inner, JobResult, Link, MANAGER, SystemdError, UNIT, UnitChange, path, read,
-};
-
-/// systemd's name and main object.
-pub(super) const SYSTEMD: &str = "org.freedesktop.systemd1";
-pub(super) const SYSTEMD_PATH: &str = "/org/freedesktop/systemd1";
+use super::{Change, Inner, JobResult, Link, UnitChange, read};
 
 const BUS: &str = "org.freedesktop.DBus";
 const BUS_PATH: &str = "/org/freedesktop/DBus";
@@ -55,11 +50,7 @@ pub(super) struct Opened {
 /// Connects and subscribes.
 pub(super) async fn open() -> Result<Opened, SystemdError> {
     const DOING: &str = "connect to systemd";
-    let building = zbus::connection::Builder::system().max_queued(QUEUE).build();
-    let connection = tokio::time::timeout(CALL_DEADLINE, building)
-        .await
-        .map_err(|_| SystemdError::NoAnswer { doing: DOING.to_owned(), after: CALL_DEADLINE })?
-        .map_err(|error| unreachable(DOING, &error))?;
+    let connection = connect(Some(QUEUE)).await?;
     let stream = MessageStream::from(&connection);
     for rule in MATCHES {
         call::<_, ()>(&connection, DOING, BUS, BUS_PATH, BUS, "AddMatch", &(rule,)).await?;
@@ -227,61 +218,4 @@ fn unit_change(model: ModelName, message: &Message) -> Option<UnitChange> {
         || change.result.is_some()
         || change.main_pid.is_some();
     says.then_some(change)
-}
-
-/// One call, with a deadline and an error that says what was asked.
-pub(super) async fn call<B, R>(
-    connection: &Connection,
-    doing: &str,
-    destination: &str,
-    path: &str,
-    interface: &str,
-    member: &str,
-    body: &B,
-) -> Result<R, SystemdError>
-where
-    B: serde::Serialize + zbus::wire::DynamicType,
-    R: serde::de::DeserializeOwned + zbus::wire::Type,
-{
-    let calling = connection.call_method(Some(destination), path, Some(interface), member, body);
-    let reply = tokio::time::timeout(CALL_DEADLINE, calling)
-        .await
-        .map_err(|_| SystemdError::NoAnswer { doing: doing.to_owned(), after: CALL_DEADLINE })?
-        .map_err(|error| refused(doing, &error))?;
-    reply.body().deserialize().map_err(|error| SystemdError::Refused {
-        doing: doing.to_owned(),
-        name: member.to_owned(),
-        said: format!("systemd's answer is of an unexpected form: {error}"),
-    })
-}
-
-fn unreachable(doing: &str, error: &zbus::Error) -> SystemdError {
-    SystemdError::Unreachable { doing: doing.to_owned(), why: error.to_string() }
-}
-
-/// An error reply, by its name on the bus.
-fn refused(doing: &str, error: &zbus::Error) -> SystemdError {
-    let (name, said) = match error {
-        zbus::Error::MethodError(name, said, _) => {
-            (name.as_str().to_owned(), said.clone().unwrap_or_default())
-        }
-        zbus::Error::FDO(error) => {
-            use zbus::DBusError as _;
-            (error.name().to_string(), error.description().unwrap_or_default().to_owned())
-        }
-        other => return unreachable(doing, other),
-    };
-    let doing = doing.to_owned();
-    let short = name.rsplit('.').next().unwrap_or_default();
-    match short {
-        "AccessDenied" | "InteractiveAuthorizationRequired" | "AuthFailed" => {
-            SystemdError::Denied { doing, said }
-        }
-        "NoSuchUnit" | "LoadFailed" | "UnknownObject" => SystemdError::NoSuchUnit { doing, said },
-        // The bus says these in systemd's stead while it isn't there.
-        "NoReply" | "ServiceUnknown" | "NameHasNoOwner" | "Disconnected" | "ChildExited" | "NoServer" => {
-            SystemdError::Unreachable { doing, why: said }
-        }
-        _ => SystemdError::Refused { doing, name, said },
-    }
 }

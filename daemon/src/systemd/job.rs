@@ -1,62 +1,14 @@
 //! The end of a job that systemd was asked for.
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use berth_core::name::ModelName;
 use tokio::sync::mpsc;
 
-use super::{Systemd, SystemdError, read};
+use super::{JobResult, Systemd, SystemdError, read};
 
 /// Between two looks for the end of a job that systemd may have told while nobody could listen.
 const LOOK: Duration = Duration::from_millis(50);
-
-/// How a job ended, in systemd's words.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum JobResult {
-    /// What was asked for is so.
-    Done,
-    /// Another job took its place.
-    Canceled,
-    /// systemd's own deadline passed.
-    Timeout,
-    /// The unit failed.
-    Failed,
-    /// Something that it needs failed.
-    Dependency,
-    /// It did not apply.
-    Skipped,
-    /// Another of systemd's words.
-    Other(String),
-}
-
-impl JobResult {
-    pub(super) fn parse(word: &str) -> Self {
-        match word {
-            "done" => Self::Done,
-            "canceled" => Self::Canceled,
-            "timeout" => Self::Timeout,
-            "failed" => Self::Failed,
-            "dependency" => Self::Dependency,
-            "skipped" => Self::Skipped,
-            other => Self::Other(other.to_owned()),
-        }
-    }
-}
-
-impl fmt::Display for JobResult {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Done => "done",
-            Self::Canceled => "canceled",
-            Self::Timeout => "timeout",
-            Self::Failed => "failed",
-            Self::Dependency => "dependency",
-            Self::Skipped => "skipped",
-            Self::Other(word) => word,
-        })
-    }
-}
 
 /// A job that ended.
 #[derive(Debug)]

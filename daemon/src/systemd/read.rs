@@ -4,29 +4,25 @@ use std::collections::BTreeMap;
 
 use berth_core::facts::{Active, Exit, Moment, Unit};
 use berth_core::name::ModelName;
+use berth_observe::systemd::{
+    Listed, MANAGER, Reader, SERVICE, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call,
+};
 use futures_util::future::try_join_all;
-use zbus::{Connection, OwnedObjectPath, OwnedVariant};
+use zbus::{Connection, OwnedObjectPath};
 
-use super::{MANAGER, Property, SystemdError, UNIT, UnitReading, bus, path};
-
-pub(super) const SERVICE: &str = "org.freedesktop.systemd1.Service";
-const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+use super::{Property, UnitReading};
 
 /// Readings before one that changed under the eyes is taken as it is: the next signal corrects it.
 const READINGS: usize = 3;
 
-/// One line of `ListUnitsByPatterns`: name, description, load, active and sub state, followed unit, object, job.
-pub(super) type Listed =
-    (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
-
 /// All units of models.
 pub(super) async fn all(connection: &Connection) -> Result<BTreeMap<ModelName, UnitReading>, SystemdError> {
     let patterns: (&[&str], &[&str]) = (&[], &["berth-model@*.service"]);
-    let listed: Vec<Listed> = bus::call(
+    let listed: Vec<Listed> = call(
         connection,
         "list the models' units",
-        bus::SYSTEMD,
-        bus::SYSTEMD_PATH,
+        SYSTEMD,
+        SYSTEMD_PATH,
         MANAGER,
         "ListUnitsByPatterns",
         &patterns,
@@ -49,7 +45,7 @@ pub(super) async fn one(
     let unit = model.unit();
     let doing = format!("read {unit}");
     let found: Result<OwnedObjectPath, _> =
-        bus::call(connection, &doing, bus::SYSTEMD, bus::SYSTEMD_PATH, MANAGER, "GetUnit", &(unit,)).await;
+        call(connection, &doing, SYSTEMD, SYSTEMD_PATH, MANAGER, "GetUnit", &(unit,)).await;
     match found {
         Ok(_) => read(connection, model).await.map(Some),
         Err(SystemdError::NoSuchUnit { .. }) => Ok(None),
@@ -62,7 +58,7 @@ pub(super) async fn settled(
     connection: &Connection,
     model: &ModelName,
 ) -> Result<Option<Active>, SystemdError> {
-    let reader = Reader { connection, path: path::of(model), doing: format!("read {}", model.unit()) };
+    let reader = Reader::of(connection, &model.unit());
     // First: what the state is after the job's end came of the job.
     let (job, _) = reader.get::<(u32, OwnedObjectPath)>(UNIT, "Job").await?;
     if job != 0 {
@@ -74,8 +70,8 @@ pub(super) async fn settled(
 
 /// systemd's word for the state of the whole system.
 pub(super) async fn system_state(connection: &Connection) -> Result<String, SystemdError> {
-    let doing = "read the state of the system".to_owned();
-    let reader = Reader { connection, path: bus::SYSTEMD_PATH.to_owned(), doing };
+    let doing = "read the state of the system";
+    let reader = Reader::of_manager(connection, doing);
     reader.get(MANAGER, "SystemState").await
 }
 
@@ -144,45 +140,6 @@ fn bits(mask: &[u8]) -> impl Iterator<Item = u16> {
     (0..).zip(mask).flat_map(|(at, byte)| {
         (0..8_u16).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| at * 8 + bit)
     })
-}
-
-/// Reads properties of one unit.
-pub(super) struct Reader<'a> {
-    connection: &'a Connection,
-    path: String,
-    doing: String,
-}
-
-impl<'a> Reader<'a> {
-    pub(super) fn of(connection: &'a Connection, unit: &str) -> Self {
-        Self { connection, path: path::of_unit(unit), doing: format!("read {unit}") }
-    }
-
-    pub(super) async fn get<T: TryFrom<OwnedVariant>>(
-        &self,
-        interface: &str,
-        name: &str,
-    ) -> Result<T, SystemdError> {
-        let value: OwnedVariant = bus::call(
-            self.connection,
-            &self.doing,
-            bus::SYSTEMD,
-            &self.path,
-            PROPERTIES,
-            "Get",
-            &(interface, name),
-        )
-        .await?;
-        T::try_from(value).map_err(|_| self.unexpected(name))
-    }
-
-    fn unexpected(&self, name: &str) -> SystemdError {
-        SystemdError::Refused {
-            doing: self.doing.clone(),
-            name: name.to_owned(),
-            said: "systemd's answer is of an unexpected form".to_owned(),
-        }
-    }
 }
 
 /// Bytes in lower-case hex.

@@ -92,6 +92,7 @@ export const status = () => ask<Status>('status', {}, SOON)
 export const session = () => ask<Session>('session', {}, SOON)
 export const signOut = () => reach('session', { method: 'DELETE' }, AbortSignal.timeout(SOON))
 export const plan = (request: Request) => post<Plan>('plan', request)
+export const cancel = (id: number) => ask<Swap>(`swaps/${id}`, { method: 'DELETE' }, SOON)
 export const begin = (request: Request) => post<Accepted>('swaps', request)
 
 export async function deviceHistory(since_ms: number, until_ms: number, points: number) {

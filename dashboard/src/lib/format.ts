@@ -134,14 +134,15 @@ export function moves(of: Pick<Swap, 'verb' | 'stops' | 'starts'>): string {
 }
 
 /** How a swap ended, in words. */
-export function outcome(of: Swap['outcome']): string {
-  switch (of) {
+export function outcome({ outcome, cancelled }: Pick<Swap, 'outcome' | 'cancelled'>): string {
+  const what = cancelled ? 'cancelled' : 'failed'
+  switch (outcome) {
     case 'done':
       return 'done'
     case 'restored':
-      return 'failed, restored'
+      return `${what}, restored`
     case 'degraded':
-      return 'failed, degraded'
+      return `${what}, degraded`
     default:
       return 'under way'
   }

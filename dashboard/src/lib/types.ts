@@ -150,6 +150,7 @@ export interface Swap {
   steps: Step[]
   outcome: 'done' | 'restored' | 'degraded' | null
   reason: string | null
+  cancelled?: boolean
   failure: { class: string; line: string } | null
   held_at_exit: number | null
   early_start_would_fail: boolean

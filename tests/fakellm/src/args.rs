@@ -2,6 +2,7 @@
 #![allow(clippy::doc_markdown, reason = "clap shows these comments to people as they are")]
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub(crate) enum Role {
     Escapee,
     /// A worker in a cgroup of its own.
     Escaped,
+    /// The child that only listens.
+    Listener,
 }
 
 /// A model server without a model. Flags of llama-server and vllm that mean nothing here are passed over with
@@ -144,6 +147,13 @@ pub(crate) struct Arguments {
     /// A child does all the work; this process only passes SIGTERM on to it.
     #[arg(long)]
     pub serve_from_child: bool,
+
+    /// Start a child that only listens at this address with port; at one of IPv6 for that alone.
+    #[arg(long)]
+    pub child_listens: Option<SocketAddr>,
+    /// How long after the start it does.
+    #[arg(long, value_parser = parse_duration, default_value = "0s")]
+    pub child_listens_after: Duration,
 
     #[arg(long, hide = true, value_enum, default_value = "main")]
     pub role: Role,

@@ -2,6 +2,8 @@
 //! serves in its parent's place. Each is this program again, with a role.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,6 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use gpusim::visible::Claims;
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::socket::sockopt::Ipv6V6Only;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, setsockopt, socket};
 use nix::unistd::{Pid, setsid};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -25,6 +29,9 @@ fn again(role: &str) -> Result<Command> {
 
 /// Starts the workers that the flags ask for, and returns once they hold what they hold.
 pub(crate) fn start(arguments: &Arguments) -> Result<()> {
+    if arguments.child_listens.is_some() {
+        again("listener")?.stdin(Stdio::null()).spawn().context("can't start the child that listens")?;
+    }
     let wanted = [(arguments.fork_child, "worker"), (arguments.escape_child, "escapee")];
     for role in wanted.iter().filter(|(wanted, _)| *wanted).map(|(_, role)| role) {
         // The worker says `holding` down this pipe, however many processes away.
@@ -69,6 +76,35 @@ pub(crate) fn be_worker(arguments: &Arguments) -> Result<u8> {
     stdout.flush()?;
     loop {
         std::thread::park();
+    }
+}
+
+/// The life of a child that only listens: after a while, and until its parent ends.
+pub(crate) fn listen(arguments: &Arguments) -> Result<u8> {
+    // Not by the kernel's signal: that comes when the thread ends which started this process.
+    let parent = std::os::unix::process::parent_id();
+    std::thread::spawn(move || {
+        while std::os::unix::process::parent_id() == parent {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        std::process::exit(0);
+    });
+    let Some(address) = arguments.child_listens else { bail!("nothing to listen at") };
+    std::thread::sleep(arguments.child_listens_after);
+    let listener = match address {
+        SocketAddr::V4(_) => TcpListener::bind(address)?,
+        SocketAddr::V6(v6) => {
+            let socket = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            setsockopt(&socket, Ipv6V6Only, &true)?;
+            bind(socket.as_raw_fd(), &SockaddrIn6::from(v6))?;
+            nix::sys::socket::listen(&socket, Backlog::new(1)?)?;
+            TcpListener::from(socket)
+        }
+    };
+    eprintln!("fakellm: a child listens at {address}");
+    loop {
+        // Who connects is let in and asked nothing.
+        drop(listener.accept()?);
     }
 }
 

@@ -27,6 +27,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     match arguments.role {
         Role::Worker | Role::Escaped => children::be_worker(arguments),
         Role::Escapee => children::step_aside(),
+        Role::Listener => children::listen(arguments),
         Role::Main if arguments.serve_from_child => children::serve_from_child(),
         Role::Main | Role::Server => life::live(arguments),
     }

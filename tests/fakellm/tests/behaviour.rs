@@ -336,3 +336,22 @@ fn more_flags_come_by_the_environment() {
     assert_eq!(output.status.code(), Some(9));
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "fakellm: passing over -ngl 99\n");
 }
+
+#[test]
+fn a_child_listens_later_and_ends_with_its_parent() {
+    let port = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+    let fake = Fake::start(&format!("--child-listens [::]:{port} --child-listens-after 300ms"));
+    let connects = |address: &str| TcpStream::connect((address, port)).is_ok();
+    let until = |what: &str, is: &dyn Fn() -> bool| {
+        let end = Instant::now() + PATIENCE;
+        while !is() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    assert!(!connects("::1"), "it waits");
+    until("it listens", &|| connects("::1"));
+    assert!(!connects("127.0.0.1"), "IPv6 alone");
+    drop(fake);
+    until("it ends", &|| !connects("::1"));
+}

@@ -37,8 +37,13 @@ pub enum Request {
     Processes { device: u32, kind: Kind },
     /// Answer: [`Sensors`].
     Sensors { device: u32 },
-    /// Xids after the one numbered `after` (0: all). Answer: `Vec<Xid>`.
-    Xids { after: u64 },
+    /// Xids after the one numbered `after` (0: all); where there are none, those that come within so many
+    /// milliseconds. Answer: `Vec<Xid>`.
+    Xids {
+        after: u64,
+        #[serde(default)]
+        within_ms: u64,
+    },
     /// May the Xids of this card be watched? Answer: `null`.
     Watch { device: u32 },
     /// Take memory for the process at the other end of the socket, until it dies. Answer: `null`.

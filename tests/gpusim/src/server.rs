@@ -46,7 +46,7 @@ struct Inner {
 
 struct Server {
     inner: Mutex<Inner>,
-    /// A knob changed: what hangs may go on.
+    /// A knob changed: what hangs may go on, and an Xid may have come.
     changed: Condvar,
     /// Wakes the watcher, for there is one more to watch.
     wake: UnixStream,
@@ -174,6 +174,13 @@ impl Server {
         }
     }
 
+    /// Returns once there are Xids after this one, or the time is over.
+    fn await_xids(&self, after: u64, within: Duration) {
+        let none = |inner: &mut Inner| inner.gpus.xids(after).is_empty();
+        // Poisoned or not, they are looked at next.
+        drop(self.changed.wait_timeout_while(self.lock(), within, none));
+    }
+
     fn answer(&self, pid: u32, request: Request) -> Result<Value, Failure> {
         let (device, call) = match &request {
             Request::Memory { device } => (Some(*device), Some(Calls::Memory)),
@@ -184,6 +191,9 @@ impl Server {
         };
         if let Some(call) = call {
             self.hang(device, call);
+        }
+        if let Request::Xids { after, within_ms } = request {
+            self.await_xids(after, Duration::from_millis(within_ms));
         }
         let mut inner = self.lock();
         let now = inner.catch_up();
@@ -201,7 +211,7 @@ impl Server {
             Request::Memory { device } => value(inner.gpus.read_memory(device, now)?),
             Request::Processes { device, kind } => value(inner.gpus.processes(device, kind, now)?),
             Request::Sensors { device } => value(inner.gpus.sensors(device, now)?),
-            Request::Xids { after } => value(inner.gpus.xids(after)),
+            Request::Xids { after, .. } => value(inner.gpus.xids(after)),
             Request::Watch { device } => value(inner.gpus.watch(device)?),
             Request::Alloc { device, bytes, kind } => {
                 self.watch_process(&mut inner, pid)?;

@@ -17,11 +17,14 @@ pub(super) struct Declared {
     pub(super) name: Option<Spanned<String>>,
     pub(super) backend: Option<Spanned<BackendKind>>,
     pub(super) command: Option<Command>,
+    /// Names of variables that systemd fills in.
+    pub(super) secrets: Vec<String>,
     pub(super) cwd: Option<Spanned<String>>,
     pub(super) model: Option<Spanned<String>>,
     pub(super) host: Option<Spanned<IpAddr>>,
     pub(super) port: Option<Spanned<u16>>,
     pub(super) shares_port: bool,
+    pub(super) exposed: bool,
     pub(super) policy: Option<Spanned<String>>,
     pub(super) tuned: Tuned,
     pub(super) known_as: Option<Spanned<String>>,
@@ -60,11 +63,13 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
         name,
         backend,
         command,
+        secrets: secrets(root, reader),
         cwd: root.string("cwd", "a folder as text"),
         model: root.string("model", "a path as text"),
         host: root.parsed("host", "an IP address as text, for example \"127.0.0.1\""),
         port: root.port("port"),
         shares_port: root.boolean("shares_port").unwrap_or(false),
+        exposed: root.boolean("exposed").unwrap_or(false),
         policy: root.string("policy", "the name of a policy"),
         tuned: tuned::read(root, reader),
         known_as: root.string("known_as", "the name by which its server knows it"),
@@ -83,6 +88,24 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
     let Some(ready) = root.table("ready") else { return declared };
     let (path, generate) = self::ready(ready);
     Declared { ready: path, generate, ..declared }
+}
+
+/// Variables whose values are credentials of the unit, which systemd hands to the server and to nobody else.
+fn secrets(root: &mut Table<'_, '_>, reader: &Reader<'_>) -> Vec<String> {
+    let names = root.strings("secrets", "an array of variables' names, for example [\"HF_TOKEN\"]");
+    let mut secrets = Vec::new();
+    for name in names.map(Spanned::into_inner).unwrap_or_default() {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let text = name.get_ref();
+        if text.is_empty() || text.starts_with(|c: char| c.is_ascii_digit()) || !text.chars().all(plain) {
+            reader.error("a secret has the name of a variable: letters, digits and `_`", &name.span(), "");
+        } else if secrets.contains(text) {
+            reader.error("this secret is named twice", &name.span(), "");
+        } else {
+            secrets.push(name.into_inner());
+        }
+    }
+    secrets
 }
 
 /// `[request]`. The model's name is not among what can be changed: the proxy sees to that.

@@ -12,7 +12,7 @@ const AT_START: [&str; 6] =
     ["http.listen", "proxy.listen", "proxy.connections", "rights.", "notify.", "history."];
 
 /// What differs in what Berth does with a model and leaves its server as it is.
-const BESIDE: [&str; 11] = [
+const BESIDE: [&str; 12] = [
     "retired",
     "known_as",
     "aliases",
@@ -21,6 +21,7 @@ const BESIDE: [&str; 11] = [
     "on_demand",
     "guest_idle",
     "shares_port",
+    "exposed",
     "request.",
     "deadlines.",
     "health.",

@@ -295,6 +295,9 @@ pub(super) fn explain_model(model: &Model, settings: &Settings) -> ModelExplanat
     if model.shares_port {
         values.add("shares_port", "true".to_owned(), "");
     }
+    if model.exposed {
+        values.add("exposed", "true: it may listen at other addresses too".to_owned(), "");
+    }
     values.add("policy", model.policy.to_string(), derived("policy"));
     for key in Tuning::KEYS {
         let declared = |key: &str| model.declared.contains_key(key);
@@ -376,6 +379,10 @@ fn command(values: &mut Values<'_>, model: &Model) {
     let line = values.declared.get("env").or(values.declared.get("cmd")).copied().unwrap_or(1);
     for (name, value) in &model.env {
         values.push(&format!("env.{name}"), value.clone(), Origin::Declared { line });
+    }
+    for name in &model.secrets {
+        let line = values.declared.get("secrets").copied().unwrap_or(1);
+        values.push(&format!("env.{name}"), "a credential of its unit".to_owned(), Origin::Declared { line });
     }
     // Which GPUs it sees is decided at its start.
     for (name, value) in launch.env.iter().filter(|(name, _)| !name.starts_with("CUDA_")) {

@@ -111,6 +111,10 @@ impl Derive<'_, '_> {
         };
         let args: Vec<String> = command.args.iter().map(|arg| arg.get_ref().clone()).collect();
         let env = variables(self.reader, &command.env);
+        for (name, _) in command.env.iter().filter(|(name, _)| declared.secrets.contains(name.get_ref())) {
+            let message = format!("`{}` is among `secrets` too", name.get_ref());
+            self.reader.error(message, &name.span(), "its value would stand here for all to read");
+        }
         self.program(&command.program, declared.cwd.as_ref());
         self.check_paths(command);
         self.cwd(declared.cwd.as_ref());
@@ -157,12 +161,14 @@ impl Derive<'_, '_> {
             program: PathBuf::from(command.program.get_ref()),
             args,
             env,
+            secrets: declared.secrets,
             cwd: declared.cwd.map(|cwd| PathBuf::from(cwd.into_inner())),
             file,
             hub,
             host,
             port: draft.port.as_ref().map_or(0, |(port, _)| *port),
             shares_port: declared.shares_port,
+            exposed: declared.exposed,
             priority: declared.priority.map_or(policy.priority, Spanned::into_inner),
             policy,
             tuning: declared.tuned.tuning,

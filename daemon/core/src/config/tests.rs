@@ -1,6 +1,7 @@
 //! The configuration as a whole: every error at its place, every value with its origin.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -226,6 +227,42 @@ fn ports_are_given_out_in_the_order_of_names_around_declared_ones() {
     let settings = load(&sources, "tower").unwrap();
     let ports: Vec<_> = settings.models.values().map(|model| (model.name.as_str(), model.port)).collect();
     assert_eq!(ports, [("b", 8101), ("c", 8102), ("d", 8100), ("e", 8103)]);
+}
+
+#[test]
+fn who_names_no_port_keeps_the_one_it_had() {
+    let plain = |name: &str| file(&format!("{name}.toml"), "cmd = \"serve\"\n");
+    let load = |models: Vec<SourceFile>| load(&Sources { models, ..Sources::default() }, "node").unwrap();
+    let ports = |settings: &Settings| -> BTreeMap<ModelName, u16> {
+        settings.models.values().map(|model| (model.name.clone(), model.port)).collect()
+    };
+    let had = ports(&load(vec![plain("b"), plain("c"), plain("d")]));
+    // Alone, `a` would move all others by one.
+    let mut settings = load(vec![plain("a"), plain("b"), plain("c"), plain("d")]);
+    settings.keep_ports(&had);
+    let now = ports(&settings);
+    assert!(had.iter().all(|(name, port)| now[name] == *port), "{now:?}");
+    assert_eq!(now[&"a".parse().unwrap()], 8103);
+    let a = &settings.models[&"a".parse().unwrap()];
+    assert!(
+        a.derived.iter().any(|derived| derived.key == "port" && derived.value == "8103"),
+        "{:?}",
+        a.derived
+    );
+
+    // Nor does one that goes, and variants go with their base.
+    let varied = file("d.toml", "cmd = \"llama-server -m /m.gguf\"\n[variants.long]\nctx = 65536\n");
+    let mut settings = load(vec![plain("c"), varied]);
+    settings.keep_ports(&had);
+    assert_eq!(ports(&settings).into_values().collect::<Vec<_>>(), [8101, 8102, 8102]);
+
+    // What is declared comes first, and no two have one port.
+    let mut settings =
+        load(vec![file("a.toml", "cmd = \"serve\"\nport = 8101\n"), plain("b"), plain("c"), plain("d")]);
+    settings.keep_ports(&had);
+    let now: BTreeSet<u16> = ports(&settings).into_values().collect();
+    assert_eq!((now.len(), settings.models[&"a".parse().unwrap()].port), (4, 8101));
+    assert_eq!(settings.models[&"d".parse().unwrap()].port, 8102);
 }
 
 #[test]

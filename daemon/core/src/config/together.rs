@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::error::{ConfigError, Place};
 use super::model_file::Draft;
 use super::reader::nearest;
-use super::{API_PORT, Derived, PROXY_PORT, PortRange, SourceFile};
+use super::{API_PORT, Derived, Model, PROXY_PORT, PortRange, Settings, SourceFile};
+use crate::name::ModelName;
 
 /// Notes every clash between two models' files.
 pub(super) fn check(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
@@ -130,5 +131,45 @@ pub(super) fn assign_ports(
                 model.derived.push(Derived { key: "port".to_owned(), value: port.to_string(), from });
             }
         }
+    }
+}
+
+impl Settings {
+    /// Lets each model that names no port keep the one that it `had`, also where files of other models came or went: what
+    /// runs is found where it is, and no other model is given its port. A port that is declared now comes first.
+    pub fn keep_ports(&mut self, had: &BTreeMap<ModelName, u16>) {
+        let mut kept = BTreeSet::new();
+        for (name, &port) in had {
+            let Some(was) = self.models.get(name).filter(|model| is_given(model)).map(|model| model.port)
+            else {
+                continue;
+            };
+            let declared = |model: &Model| model.port == port && !is_given(model);
+            let free = (self.ports.first..=self.ports.last).contains(&port)
+                && ![API_PORT, PROXY_PORT].contains(&port)
+                && !self.models.values().any(declared);
+            // A base and its variants share theirs.
+            if free && kept.insert(port) && was != port {
+                for model in self.models.values_mut().filter(|model| is_given(model)) {
+                    match model.port {
+                        now if now == was => give(model, port),
+                        now if now == port => give(model, was),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether it names no port itself.
+fn is_given(model: &Model) -> bool {
+    model.derived.iter().any(|derived| derived.key == "port")
+}
+
+fn give(model: &mut Model, port: u16) {
+    model.port = port;
+    for derived in model.derived.iter_mut().filter(|derived| derived.key == "port") {
+        derived.value = port.to_string();
     }
 }

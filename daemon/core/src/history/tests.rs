@@ -271,6 +271,7 @@ fn a_step_takes_the_place_of_what_was_said_of_it() {
         reason: None,
         failure: None,
         held_at_exit: None,
+        cancelled: false,
         early_start_would_fail: false,
         gap_ms: None,
         serving: Vec::new(),

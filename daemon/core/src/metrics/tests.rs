@@ -82,6 +82,7 @@ fn swap(model: &str, outcome: Outcome, steps: &[(Step, StepState, bool, u64)]) -
         reason: None,
         failure: None,
         held_at_exit: None,
+        cancelled: false,
         early_start_would_fail: false,
         gap_ms: Some(61_000),
         serving: Vec::new(),

@@ -15,7 +15,7 @@ pub enum Severity {
 }
 
 /// Every code of a problem, and how bad it is.
-pub const CODES: [(&str, Severity); 16] = [
+pub const CODES: [(&str, Severity); 17] = [
     ("ledger_damaged", Severity::Error),
     ("ledger", Severity::Warning),
     ("quarantined", Severity::Error),
@@ -29,6 +29,7 @@ pub const CODES: [(&str, Severity); 16] = [
     ("http_unheard", Severity::Warning),
     ("history_damaged", Severity::Warning),
     ("history_error", Severity::Warning),
+    ("exposed", Severity::Warning),
     ("rival", Severity::Warning),
     ("starting", Severity::Error),
     ("no_answer", Severity::Error),

@@ -112,6 +112,9 @@ pub struct SwapSummary {
     pub reason: Option<String>,
     /// The classified failure of the model that did not start, where that was it.
     pub failure: Option<Failure>,
+    /// Whether an operator cancelled it.
+    #[serde(default)]
+    pub cancelled: bool,
     /// Memory that was still held when the last stopped process had ended.
     pub held_at_exit: Option<Bytes>,
     /// Whether a start at that moment would have run out of memory.

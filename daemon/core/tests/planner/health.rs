@@ -57,7 +57,7 @@ fn swap(verb: Verb, stops: &[&str], starts: &[&str]) -> SwapSummary {
     serde_json::from_value(json!({
         "id": 7, "verb": verb, "model": null, "by": null, "stops": stops, "starts": starts, "gpus": [],
         "gpu_bytes": [], "began_ms": 0, "elapsed_ms": 0, "expected_ms": null, "steps": [], "outcome": null,
-        "reason": null, "failure": null, "held_at_exit": null, "early_start_would_fail": false, "gap_ms": null,
+        "reason": null, "failure": null, "cancelled": false, "held_at_exit": null, "early_start_would_fail": false, "gap_ms": null,
         "serving": [], "default": null, "undo": null
     }))
     .unwrap()

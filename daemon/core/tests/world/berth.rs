@@ -201,6 +201,16 @@ impl World {
         }
     }
 
+    /// An operator cancels what is under way: the refusal's code, or None where it is called off.
+    pub(crate) fn cancel(&mut self) -> Option<String> {
+        let Some(swap) = &self.swap else { return Some("no swap".to_owned()) };
+        if let Err(refusal) = swap.may_be_cancelled() {
+            return Some(refusal.code);
+        }
+        self.step(Event::Cancel("op".to_owned()));
+        None
+    }
+
     pub(super) fn begin(&mut self, plan: Plan, by: Option<Actor>, first: Event) {
         if by.is_some() {
             self.upkeep.gives_way();

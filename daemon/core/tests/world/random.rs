@@ -21,6 +21,7 @@ use super::nature::{Manner, NEVER};
 #[derive(Debug, Clone)]
 enum Happening {
     Ask(Verb, usize),
+    Cancel,
     Wait(u64),
     Manner(usize, Manner),
     Foreign(usize, u64),
@@ -66,6 +67,7 @@ fn manner() -> impl Strategy<Value = Manner> {
 fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         6 => (0usize..7, 0usize..6).prop_map(|(verb, model)| Happening::Ask(VERBS[verb], model)),
+        1 => Just(Happening::Cancel),
         6 => prop_oneof![0u64..3000, 3000u64..40_000].prop_map(Happening::Wait),
         4 => (0usize..6, manner()).prop_map(|(model, manner)| Happening::Manner(model, manner)),
         1 => (0usize..2, prop_oneof![Just(0), 100u64..15_000]).prop_map(|(gpu, mib)| Happening::Foreign(gpu, mib)),
@@ -196,6 +198,7 @@ fn whatever_happens_home_serves_in_the_end() {
                         let named = !matches!(verb, Verb::StopAll | Verb::Back);
                         world.ask(verb, named.then(|| names[model].as_str()));
                     }
+                    Happening::Cancel => _ = world.cancel(),
                     Happening::Client(model, ms) => world.client(&names[model], ms),
                     Happening::Wait(ms) => world.wait(ms),
                     Happening::Manner(model, manner) => *world.nature.manner(names[model].as_str()) = manner,

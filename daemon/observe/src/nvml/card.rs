@@ -172,6 +172,14 @@ impl<'n> Card<'n> {
         }
     }
 
+    /// Whether it stays initialised while nobody uses it.
+    pub(super) fn persistence(&mut self, nvml: &'n Nvml, calls: &Calls<'_>) -> Known<bool> {
+        let (_, kept) = self.ask(nvml, calls, "persistence mode", |device, calls, index| {
+            Ok(Known::Value(calls.make("persistence mode", index, || device.is_in_persistent_mode())?))
+        });
+        kept
+    }
+
     fn ask<T>(
         &mut self,
         nvml: &'n Nvml,

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::card::{Calls, Card, Identity};
 use super::progress::Progress;
 use super::xids::Gate;
-use super::{PerDevice, Question, reason, unknown};
+use super::{Driver, PerDevice, Question, reason, unknown};
 use crate::proc::monotonic_now;
 
 /// The library is initialised at most this often while that fails.
@@ -49,6 +49,7 @@ impl Question {
     /// Whether the one who asked has given up.
     fn is_abandoned(&self) -> bool {
         match self {
+            Self::Driver(answer) => answer.is_closed(),
             Self::All(answer) => answer.is_closed(),
             Self::Memory(_, answer) => answer.is_closed(),
             Self::Processes(_, answer) => answer.is_closed(),
@@ -58,6 +59,7 @@ impl Question {
     /// Answers that nothing is known. That nobody listens any more is no concern of this thread, here and below.
     fn refuse(self, why: &str) {
         match self {
+            Self::Driver(answer) => _ = answer.send(Known::Unknown(why.to_owned())),
             Self::All(answer) => _ = answer.send(Known::Unknown(why.to_owned())),
             Self::Memory(devices, answer) => _ = answer.send(unknown(&devices, why)),
             Self::Processes(devices, answer) => _ = answer.send(unknown(&devices, why)),
@@ -187,6 +189,10 @@ impl Reader {
 
     fn answer<'n>(&mut self, nvml: &'n Nvml, question: Question, cards: &mut [Card<'n>]) {
         match question {
+            Question::Driver(answer) => {
+                let driver = self.read(&answer, |calls| read_driver(nvml, cards, calls));
+                _ = answer.send(Known::Value(driver));
+            }
             Question::All(answer) => {
                 let gpus = self.read(&answer, |calls| read_all(nvml, cards, calls));
                 self.remember(cards);
@@ -213,6 +219,18 @@ impl Reader {
 
 fn read_all<'n>(nvml: &'n Nvml, cards: &mut [Card<'n>], calls: &Calls<'_>) -> Vec<Gpu> {
     cards.iter_mut().map(|card| card.read(nvml, calls)).collect()
+}
+
+fn read_driver<'n>(nvml: &'n Nvml, cards: &mut [Card<'n>], calls: &Calls<'_>) -> Driver {
+    calls.progress.call("driver's version", None);
+    let version = nvml.sys_driver_version();
+    Driver {
+        version: version.map_or_else(|error| Known::Unknown(reason::of_library(&error)), Known::Value),
+        persistence: cards
+            .iter_mut()
+            .map(|card| (card.identity.index, card.persistence(nvml, calls)))
+            .collect(),
+    }
 }
 
 fn read_each<'n, T>(

@@ -87,9 +87,10 @@ fn what_is_declared_anew_takes_effect() {
         (!berth.status().models.iter().any(|model| model.name.as_str() == "aeon")).then_some(())
     });
     assert_eq!(berth.state_of("glm"), ModelState::Serving);
-    // Its port would be the one that glm has had since before aeon was gone.
-    berth.declare("slow", &(fake(1, EACH, &["--load-time", "3s"]) + "port = 8150\n"));
+    // By its name alone it would be given the port that glm has had since before aeon was gone.
+    berth.declare("slow", &fake(1, EACH, &["--load-time", "3s"]));
     _ = reload(&berth, &[]);
+    assert!(!berth.ask("glm").is_empty());
     let accepted = berth.change(&["start", "slow", "--no-wait"]).with_code(0);
     let busy = berth.ctl(&["reload"]).with_code(3);
     assert!(
@@ -97,4 +98,12 @@ fn what_is_declared_anew_takes_effect() {
         "{busy}"
     );
     berth.wait_serving("slow", SOON);
+    // A berthd that is started anew finds what runs where it is.
+    berth.restart_berthd();
+    for model in ["glm", "slow"] {
+        berth.wait_serving(model, SOON);
+        assert!(!berth.ask(model).is_empty());
+    }
+    let status = berth.status();
+    assert!(status.models.iter().all(|model| model.drifted.is_empty()), "{status:#?}");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_core::report::ModelState;
-use berth_tests::{Berth, CtlOutput};
+use berth_tests::{Berth, CtlOutput, fake};
 use serde_json::Value;
 
 const EACH: &str = "6000MiB";
@@ -242,4 +242,44 @@ fn tickets_are_for_pid_1_and_once() {
     assert!(!reason.contains("fakellm"), "{reason}");
     let journal = berth.journal("berthd.service");
     assert!(journal.contains("asked for by someone who isn't systemd"), "{journal}");
+}
+
+/// A model's secret goes from root's file through systemd to the server: berthd can't read it, and it is neither in the
+/// ledger, nor in what is told, nor in a log. Where it is missing the server does not start, and that is said.
+#[test]
+fn a_secret_is_between_systemd_and_the_server() {
+    let secret = "hf_open_sesame";
+    let model = fake(1, "2000MiB", &[]) + "secrets = [\"HF_TOKEN\"]\n";
+    let berth = Berth::builder().model("aeon", &model).boot();
+    let missing = berth.ctl(&["switch", "aeon"]).with_code(4);
+    assert!(missing.stdout.contains("HF_TOKEN is not there"), "{missing}");
+
+    let (kept, drop_in) =
+        ("/etc/berth/secrets/hf", "/etc/systemd/system/berth-model@.service.d/secrets.conf");
+    let unit = format!("[Service]\nLoadCredential=HF_TOKEN:{kept}\n");
+    berth.sandbox().write_file(drop_in, unit.as_bytes()).unwrap();
+    berth.sandbox().write_file(kept, format!("{secret}\n").as_bytes()).unwrap();
+    _ = berth.run(None, &["chmod", "600", kept]).with_code(0);
+    _ = berth.systemctl(&["daemon-reload"]).with_code(0);
+    berth.switch("aeon");
+    let pid = berth.run_of("aeon").main_pid;
+    let environment = berth.run(None, &["cat", &format!("/proc/{pid}/environ")]).with_code(0).stdout;
+    assert!(environment.split('\0').any(|pair| pair == format!("HF_TOKEN={secret}")), "{environment:?}");
+
+    for file in [
+        kept.to_owned(),
+        format!("/proc/{pid}/environ"),
+        "/run/credentials/berth-model@aeon.service/HF_TOKEN".to_owned(),
+    ] {
+        assert_eq!(berth.run(None, &["test", "-e", &file]).code, 0, "{file}");
+        assert_ne!(berth.run(Some("berth"), &["cat", &file]).code, 0, "berthd can read {file}");
+    }
+    let told = berth.ctl(&["status", "--json"]).stdout
+        + &berth.ctl(&["check"]).stdout
+        + &berth.ctl(&["events"]).stdout;
+    let kept = berth.run(None, &["sh", "-c", "cat /var/lib/berth/*"]).with_code(0).stdout;
+    let logged = berth.run(None, &["journalctl", "--no-pager"]).with_code(0).stdout;
+    for (what, text) in [("answers", &told), ("state", &kept), ("journal", &logged)] {
+        assert!(text.len() > 100 && !text.contains(secret), "it is in the {what}");
+    }
 }

@@ -199,6 +199,46 @@ fn watching_and_leaving() {
     assert_eq!(berth.stats().failed, 0);
 }
 
+/// `cancel` gives up a switch whose memory is still held, and what served serves again once that is proved free. The one
+/// who watches is told, a stop that began goes on, and there is nothing to cancel afterwards.
+#[test]
+fn a_change_is_cancelled() {
+    let berth = Berth::builder().fake("aeon", EACH, &[]).fake("genesis", EACH, &[]).boot();
+    berth.switch("aeon");
+    let run = berth.run_of("aeon");
+    berth.gpu(&["linger", "1500ms"]);
+    let nothing = berth.change(&["cancel"]).with_code(3);
+    assert_eq!(nothing.last["problem"]["code"], "no_swap", "{:#}", nothing.last);
+
+    let watching = berth.ctl_spawn(None, &["switch", "genesis"]);
+    let id = berth.wait_for("aeon is gone", SOON, |berth| {
+        (berth.run_of("aeon").main_pid == 0).then(|| berth.status().swap.map(|swap| swap.id))?
+    });
+    let other = berth.ctl(&["cancel", &(id + 1).to_string()]).with_code(3);
+    assert!(other.stderr.contains(&format!("swap {} is not known", id + 1)), "{other}");
+    let cancelled = berth.change(&["cancel", &id.to_string()]).with_code(0);
+    let swap = cancelled.swap();
+    assert_eq!((swap.outcome, swap.cancelled), (Some(Outcome::Restored), true), "{swap:?}");
+    assert_eq!(
+        (swap.reason.as_deref(), &cancelled.last["exit"]),
+        (Some("root cancelled it"), &Value::from(0))
+    );
+    let (code, stdout, stderr) = end(watching);
+    assert_eq!(code, 4, "{stdout}{stderr}");
+    assert!(stdout.contains("CANCELLED: root cancelled it"), "{stdout}{stderr}");
+    assert!(stdout.contains("aeon serves again"), "{stdout}{stderr}");
+    assert!(!berth.ask("aeon").is_empty());
+    assert_eq!((home(&berth).1.as_deref(), berth.state_of("genesis")), (Some("aeon"), ModelState::Off));
+    assert_ne!(berth.run_of("aeon"), run, "it was stopped before, and is started again");
+
+    let stopping = berth.ctl_spawn(None, &["stop", "aeon"]);
+    berth.wait_for("aeon is gone", SOON, |berth| (berth.run_of("aeon").main_pid == 0).then_some(()));
+    let late = berth.change(&["cancel"]).with_code(3);
+    assert_eq!(late.last["problem"]["code"], "stop_begun", "{:#}", late.last);
+    assert_eq!(end(stopping).0, 0);
+    assert_eq!((berth.serving(), berth.stats().failed), (vec![], 0));
+}
+
 /// `--json` everywhere carries schema 1; `logs` shows what a server said, `events -f` a switch as it goes; and
 /// what is declared arrives in the process: environment, flags, a flag that holds JSON (S15).
 #[test]

@@ -1,5 +1,4 @@
-//! Event sets: Xids, which the driver reports between calls. Waiting asks the server again and again, which
-//! is simple, and as fast as any watcher needs.
+//! Event sets: Xids, which the driver reports between calls.
 
 use std::ffi::{c_uint, c_ulonglong};
 use std::sync::Mutex;
@@ -17,9 +16,6 @@ use crate::{Outcome, code};
 
 /// The one type of event there is.
 const XID_CRITICAL: c_ulonglong = 8;
-
-/// Between two looks for what happened.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// What a set waits for. The pointer that C holds is to this.
 struct Set {
@@ -42,7 +38,7 @@ unsafe fn set_of<'a>(set: nvmlEventSet_t) -> Result<&'a Set, nvmlReturn_t> {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) -> nvmlReturn_t {
-    code(ask::<Vec<Xid>>(&Request::Xids { after: 0 }).and_then(|xids| {
+    code(ask::<Vec<Xid>>(&Request::Xids { after: 0, within_ms: 0 }).and_then(|xids| {
         // What happened before is not news.
         let seen = xids.last().map_or(0, |xid| xid.number);
         let new = Box::new(Set { inner: Mutex::new(Waiting { devices: Vec::new(), seen }) });
@@ -97,8 +93,8 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
     let wait = || -> Outcome {
         let set = unsafe { set_of(set) }?;
         loop {
-            let next = set.next()?;
-            if let Some(Xid { device, xid, .. }) = next {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(Xid { device, xid, .. }) = set.next(left)? {
                 let event = nvmlEventData_t {
                     device: handle_of(device),
                     eventType: XID_CRITICAL,
@@ -108,10 +104,9 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
                 };
                 return unsafe { put(data, event) };
             }
-            if Instant::now() >= deadline {
+            if left.is_zero() {
                 return Err(nvmlReturn_enum_NVML_ERROR_TIMEOUT);
             }
-            std::thread::sleep(deadline.saturating_duration_since(Instant::now()).min(LOOK));
         }
     };
     code(wait())
@@ -127,10 +122,12 @@ pub unsafe extern "C" fn nvmlEventSetWait(
 }
 
 impl Set {
-    /// The next Xid of a registered card, if one has happened.
-    fn next(&self) -> Result<Option<Xid>, nvmlReturn_t> {
+    /// The next Xid of a registered card, if one has happened or happens within this time.
+    fn next(&self, within: Duration) -> Result<Option<Xid>, nvmlReturn_t> {
+        // To the next millisecond, or the last part of one would be waited for in a loop.
+        let within_ms = u64::try_from(within.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
         let mut waiting = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for xid in ask::<Vec<Xid>>(&Request::Xids { after: waiting.seen })? {
+        for xid in ask::<Vec<Xid>>(&Request::Xids { after: waiting.seen, within_ms })? {
             waiting.seen = xid.number;
             if waiting.devices.contains(&xid.device) {
                 return Ok(Some(xid));

@@ -4,8 +4,7 @@
 use berth_core::rivals::Service;
 use zbus::Connection;
 
-use super::read::{Listed, Reader, SERVICE};
-use super::{MANAGER, SystemdError, UNIT, bus};
+use super::{Listed, MANAGER, Reader, SERVICE, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call};
 
 const DOING: &str = "list the services that are enabled for boot";
 
@@ -13,7 +12,10 @@ const DOING: &str = "list the services that are enabled for boot";
 type Command = (String, Vec<String>, bool, u64, u64, u64, u64, u32, i32, i32);
 
 /// All services that are enabled for boot. One by one: nobody waits for them, and others may for systemd.
-pub(super) async fn all(connection: &Connection) -> Result<Vec<Service>, SystemdError> {
+///
+/// # Errors
+/// When systemd does not answer.
+pub async fn all(connection: &Connection) -> Result<Vec<Service>, SystemdError> {
     let mut services = Vec::new();
     let display = display_manager(connection).await?;
     let mut units = files(connection).await?;
@@ -37,16 +39,8 @@ pub(super) async fn all(connection: &Connection) -> Result<Vec<Service>, Systemd
 /// Services whose file is enabled. What is enabled until the next boot only is no rival at it.
 async fn files(connection: &Connection) -> Result<Vec<String>, SystemdError> {
     let which: (&[&str], &[&str]) = (&["enabled"], &["*.service"]);
-    let listed: Vec<(String, String)> = bus::call(
-        connection,
-        DOING,
-        bus::SYSTEMD,
-        bus::SYSTEMD_PATH,
-        MANAGER,
-        "ListUnitFilesByPatterns",
-        &which,
-    )
-    .await?;
+    let listed: Vec<(String, String)> =
+        call(connection, DOING, SYSTEMD, SYSTEMD_PATH, MANAGER, "ListUnitFilesByPatterns", &which).await?;
     let units = listed.into_iter().filter_map(|(path, _)| Some(path.rsplit_once('/')?.1.to_owned()));
     Ok(units.filter(|unit| !unit.contains("@.")).collect())
 }
@@ -56,8 +50,7 @@ async fn files(connection: &Connection) -> Result<Vec<String>, SystemdError> {
 async fn instances(connection: &Connection) -> Result<Vec<String>, SystemdError> {
     let which: (&[&str], &[&str]) = (&[], &["*@*.service"]);
     let listed: Vec<Listed> =
-        bus::call(connection, DOING, bus::SYSTEMD, bus::SYSTEMD_PATH, MANAGER, "ListUnitsByPatterns", &which)
-            .await?;
+        call(connection, DOING, SYSTEMD, SYSTEMD_PATH, MANAGER, "ListUnitsByPatterns", &which).await?;
     Ok(listed.into_iter().map(|unit| unit.0).collect())
 }
 

@@ -47,6 +47,29 @@ fn finds_who_listens_and_in_which_cgroup() {
 }
 
 #[test]
+fn a_model_s_sockets_are_found_and_those_that_others_reach_have_a_name() {
+    let model: ModelName = "genesis".parse().unwrap();
+    let own = proc::control_group_of(std::process::id()).unwrap();
+    let sockets = ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"].map(|at| TcpListener::bind(at).unwrap());
+    let other = "aeon".parse().unwrap();
+    let groups = BTreeMap::from([(model.clone(), own), (other, "/no/such/group".to_owned())]);
+    let found = of_models(&groups).unwrap();
+    assert_eq!(found.keys().collect::<Vec<_>>(), [&model]);
+    for socket in &sockets {
+        let address = socket.local_addr().unwrap();
+        let [listening] =
+            found[&model].iter().filter(|found| found.address == address).collect::<Vec<_>>()[..]
+        else {
+            panic!("{address}: {found:?}")
+        };
+        let pids: Vec<u32> = listening.processes.iter().map(|process| process.pid).collect();
+        let expected = if address.ip().is_loopback() { vec![] } else { vec![std::process::id()] };
+        assert_eq!(pids, expected, "{address}");
+    }
+    assert_eq!(of_models(&BTreeMap::new()).unwrap(), BTreeMap::new());
+}
+
+#[test]
 fn a_wildcard_socket_of_ipv6_takes_ipv4_connections_too() {
     let listener = TcpListener::bind("[::]:0").unwrap();
     let port = listener.local_addr().unwrap().port();

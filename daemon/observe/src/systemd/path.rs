@@ -10,12 +10,12 @@ use berth_core::name::ModelName;
 const UNITS: &str = "/org/freedesktop/systemd1/unit/";
 
 /// The object of a model's unit.
-pub(super) fn of(model: &ModelName) -> String {
+pub fn of(model: &ModelName) -> String {
     of_unit(&model.unit())
 }
 
 /// The object of any unit.
-pub(super) fn of_unit(unit: &str) -> String {
+pub fn of_unit(unit: &str) -> String {
     let mut path = UNITS.to_owned();
     for byte in unit.bytes() {
         if byte.is_ascii_alphanumeric() {
@@ -29,7 +29,7 @@ pub(super) fn of_unit(unit: &str) -> String {
 }
 
 /// The model whose unit an object is, if it is one of ours.
-pub(super) fn model(path: &str) -> Option<ModelName> {
+pub fn model(path: &str) -> Option<ModelName> {
     let mut rest = path.strip_prefix(UNITS)?.as_bytes();
     let mut unit = Vec::with_capacity(rest.len());
     while let [first, tail @ ..] = rest {

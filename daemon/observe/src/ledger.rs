@@ -4,20 +4,20 @@ use berth_core::state::State;
 use crc32fast::Hasher;
 
 /// The version that is written. Version 1 had the same lines, with fewer fields and one that is read no more.
-pub(super) const VERSION: u32 = 2;
+pub const VERSION: u32 = 2;
 const OLDEST: u32 = 1;
 /// What the first line begins with.
-pub(super) const NAME: &str = "berth-ledger ";
+pub const NAME: &str = "berth-ledger ";
 
 /// What a ledger says that can be believed.
 #[derive(Debug, PartialEq)]
-pub(super) struct Read {
+pub struct Read {
     /// Of the last whole line.
-    pub(super) state: State,
+    pub state: State,
     /// Which version wrote it.
-    pub(super) version: u32,
+    pub version: u32,
     /// How many bytes at its end are of a write that was interrupted, so never reported as done.
-    pub(super) torn: usize,
+    pub torn: usize,
 }
 
 /// Why a ledger can't be believed.
@@ -48,7 +48,10 @@ impl Damage {
 /// The state of the last whole line. Only a last line without its end can be torn: what has its end, or was whole
 /// once, is believed or the ledger is damaged. Nor can the first state be torn: it is synced before the file has
 /// its name.
-pub(super) fn read(bytes: &[u8]) -> Result<Read, Damage> {
+///
+/// # Errors
+/// Where and why it can't be believed.
+pub fn read(bytes: &[u8]) -> Result<Read, Damage> {
     let (version, body) = header(bytes)?;
     let (mut last, mut torn) = (None, 0);
     for (number, line) in (2..).zip(body.split_inclusive(|byte| *byte == b'\n')) {
@@ -66,7 +69,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Read, Damage> {
 
 /// The newest state in a damaged ledger whose checksum is right, and its line. None where there is none, or where a
 /// newer version wrote it.
-pub(super) fn salvage(bytes: &[u8]) -> Option<(usize, State)> {
+pub fn salvage(bytes: &[u8]) -> Option<(usize, State)> {
     if matches!(header(bytes), Err(Damage::Newer { .. })) {
         return None;
     }

@@ -3,12 +3,12 @@
 //!
 //! A socket keeps the cgroup of the process that made it, also when another process serves it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use berth_core::facts::Listener;
+use berth_core::facts::{Listener, Listening, Named};
 use berth_core::name::ModelName;
 
 use crate::proc;
@@ -49,41 +49,32 @@ impl Socket {
     /// The processes that have it open, as far as this user may see them (root sees all).
     ///
     /// Reads the open files of every process: for an error's text, not for a poll.
-    pub fn holders(&self) -> Vec<Holder> {
+    pub fn holders(&self) -> Vec<Named> {
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        self.held_by(processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
+    }
+
+    /// Those of these processes that have it open.
+    fn held_by(&self, pids: impl Iterator<Item = u32>) -> Vec<Named> {
         let link = format!("socket:[{}]", self.inode);
-        let has_it = |pid: u32| {
+        let has_it = |pid: &u32| {
             std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| {
                 files.flatten().any(|file| {
                     std::fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == link.as_str())
                 })
             })
         };
-        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.filter(|pid| self.inode != 0 && has_it(*pid))
-            .map(|pid| Holder { pid, program: proc::program_of(pid).unwrap_or_default() })
-            .collect()
+        pids.filter(|pid| self.inode != 0 && has_it(pid)).map(named).collect()
     }
+}
+
+fn named(pid: u32) -> Named {
+    Named { pid, program: proc::program_of(pid).unwrap_or_default() }
 }
 
 impl fmt::Display for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of uid {}", SocketAddr::new(self.address, self.port), self.uid)
-    }
-}
-
-/// A process that has a socket open.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
-    /// Its process id.
-    pub pid: u32,
-    /// Its program's name; empty when it is gone already.
-    pub program: String,
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (pid {})", self.program, self.pid)
     }
 }
 
@@ -95,6 +86,43 @@ pub fn listeners(port: Option<u16>) -> io::Result<Vec<Socket>> {
     let mut found = both_families(|asker, family| asker.listeners(family, port.unwrap_or(0)))?;
     // The port in the question is a hint to the kernel.
     found.retain(|socket| socket.listens && port.is_none_or(|port| socket.port == port));
+    Ok(found)
+}
+
+/// Where the processes of each model listen, given the cgroup of its unit as systemd names it (`ControlGroup`). Of what
+/// only this machine reaches nobody is named.
+///
+/// # Errors
+/// As [`listeners`], and when the kernel does not tell sockets' cgroups.
+pub fn of_models(groups: &BTreeMap<ModelName, String>) -> io::Result<BTreeMap<ModelName, Vec<Listening>>> {
+    let owners: BTreeMap<u64, &ModelName> = groups
+        .iter()
+        .flat_map(|(model, group)| proc::cgroup_ids(group).into_iter().map(move |id| (id, model)))
+        .collect();
+    let mut found: BTreeMap<ModelName, Vec<Listening>> = BTreeMap::new();
+    if owners.is_empty() {
+        return Ok(found);
+    }
+    for socket in listeners(None)? {
+        let Some(id) = socket.cgroup_id else {
+            return Err(io::Error::other(
+                "the kernel does not tell sockets' cgroups; Linux 5.8 or newer does",
+            ));
+        };
+        let Some(model) = owners.get(&id) else { continue };
+        let mut processes = Vec::new();
+        if !socket.address.is_loopback() {
+            let of_unit = proc::cgroup_processes(&groups[*model]);
+            let pids = || of_unit.value().into_iter().flat_map(BTreeMap::keys).copied();
+            processes = socket.held_by(pids());
+            if processes.is_empty() {
+                // What another user's processes have open is not to be seen.
+                processes = pids().map(named).collect();
+            }
+        }
+        let address = SocketAddr::new(socket.address, socket.port);
+        found.entry((*model).clone()).or_default().push(Listening { address, processes });
+    }
     Ok(found)
 }
 

@@ -1,24 +1,24 @@
-//! What systemd itself says, through `busctl` and `systemctl`: both come with it, and may be asked by anybody.
+//! What systemd says of services, and the two things that are asked of it as root.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde_json::Value;
+use berth_observe::systemd::{
+    self, Listed, MANAGER, Reader, SERVICE, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call,
+};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// Loading a unit's files takes systemd milliseconds; a stop takes as long as the unit's own deadline.
-const ANSWER: Duration = Duration::from_secs(15);
+/// Loading all units anew, and stopping one: that takes as long as the unit's own deadline.
+const RELOAD: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(180);
 
-const SERVICE: &str = "org.freedesktop.systemd1";
-const MANAGER: &str = "org.freedesktop.systemd1.Manager";
-const UNIT: &str = "org.freedesktop.systemd1.Unit";
+/// One command of `ExecStart`: program, argv, whether its failure is ignored, and how it went last.
+type Run = (String, Vec<String>, bool, u64, u64, u64, u64, u32, i32, i32);
 
-/// systemd can't be asked, or says no.
+/// systemd did not do what it was told.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Failed(String);
@@ -30,8 +30,6 @@ pub(crate) struct Loaded {
     pub(crate) load: String,
     /// Its own file, and its drop-ins in the order in which they count.
     pub(crate) files: Vec<PathBuf>,
-    /// `enabled`, `disabled`, `static` …
-    pub(crate) enabled: String,
     /// `active`, `inactive`, `failed` …
     pub(crate) active: String,
     /// Its files were changed and not loaded since.
@@ -53,49 +51,42 @@ impl Loaded {
 }
 
 /// What systemd knows of this unit; it loads it for that.
-pub(crate) async fn loaded(unit: &str) -> Result<Loaded, Failed> {
-    let call = ["call", SERVICE, "/org/freedesktop/systemd1", MANAGER, "LoadUnit", "s", unit];
-    let answer = busctl(&call).await?;
-    let path = text(answer.first().and_then(|data| data.get(0)));
-    let names = [
-        "LoadState",
-        "FragmentPath",
-        "DropInPaths",
-        "UnitFileState",
-        "ActiveState",
-        "NeedDaemonReload",
-        "TriggeredBy",
-    ];
-    let [load, own, drop_ins, enabled, active, stale, triggers] = properties(&path, UNIT, names).await?;
+pub(crate) async fn loaded(unit: &str) -> Result<Loaded, SystemdError> {
+    let bus = systemd::connect(None).await?;
+    let reader = Reader::of(&bus, unit);
+    let load: String = match reader.get(UNIT, "LoadState").await {
+        // It has no such name, and so no such unit.
+        Err(SystemdError::NoSuchUnit { .. } | SystemdError::Refused { .. }) => {
+            return Ok(Loaded { load: "not-found".to_owned(), ..Loaded::default() });
+        }
+        other => other?,
+    };
+    let own: String = reader.get(UNIT, "FragmentPath").await?;
+    let drop_ins: Vec<String> = reader.get(UNIT, "DropInPaths").await?;
+    let files = std::iter::once(own).chain(drop_ins).filter(|path| !path.is_empty());
     let mut loaded = Loaded {
-        load: text(Some(&load)),
-        files: Some(text(Some(&own)))
-            .filter(|own| !own.is_empty())
-            .into_iter()
-            .chain(texts(&drop_ins))
-            .map(PathBuf::from)
-            .collect(),
-        enabled: text(Some(&enabled)),
-        active: text(Some(&active)),
-        stale: stale.as_bool().unwrap_or_default(),
-        triggers: texts(&triggers),
+        load,
+        files: files.map(PathBuf::from).collect(),
+        active: reader.get(UNIT, "ActiveState").await?,
+        stale: reader.get(UNIT, "NeedDaemonReload").await?,
+        triggers: reader.get(UNIT, "TriggeredBy").await?,
         ..Loaded::default()
     };
     if unit.ends_with(".service") {
-        let names = ["ExecStart", "Environment", "MainPID"];
-        let [start, environment, pid] = properties(&path, "org.freedesktop.systemd1.Service", names).await?;
-        let argv = |command: &Value| command.get(1).map(texts);
-        loaded.start = start.as_array().into_iter().flatten().filter_map(argv).collect();
-        loaded.environment = texts(&environment);
-        loaded.main_pid = pid.as_u64().and_then(|pid| pid.try_into().ok()).unwrap_or_default();
+        let start: Vec<Run> = reader.get(SERVICE, "ExecStart").await?;
+        loaded.start = start.into_iter().map(|(_, argv, ..)| argv).collect();
+        loaded.environment = reader.get(SERVICE, "Environment").await?;
+        loaded.main_pid = reader.get(SERVICE, "MainPID").await?;
     }
     Ok(loaded)
 }
 
 /// The variables that systemd gives every service.
-pub(crate) async fn environment() -> Result<BTreeMap<String, String>, Failed> {
-    let [all] = properties("/org/freedesktop/systemd1", MANAGER, ["Environment"]).await?;
-    let pairs = texts(&all).into_iter().filter_map(|pair| {
+pub(crate) async fn environment() -> Result<BTreeMap<String, String>, SystemdError> {
+    let bus = systemd::connect(None).await?;
+    let reader = Reader::of_manager(&bus, "read the variables of every service");
+    let all: Vec<String> = reader.get(MANAGER, "Environment").await?;
+    let pairs = all.into_iter().filter_map(|pair| {
         let (name, value) = pair.split_once('=')?;
         Some((name.to_owned(), value.to_owned()))
     });
@@ -113,79 +104,36 @@ pub(crate) fn service_of(pid: u32) -> Option<String> {
     path.split('/').find(|part| part.ends_with(".service")).map(str::to_owned)
 }
 
-/// A unit as systemctl lists it.
-#[derive(Deserialize)]
-struct Listed {
-    unit: String,
-    active: String,
-}
-
 /// The units with such names that are active, or on their way there or from there.
-pub(crate) async fn active(pattern: &str) -> Result<Vec<String>, Failed> {
-    let answer =
-        output("systemctl", &["list-units", "--all", "--output=json", "--", pattern], ANSWER).await?;
-    let listed: Vec<Listed> = serde_json::from_str(&answer)
-        .map_err(|error| Failed(format!("what systemctl list-units says can't be understood: {error}")))?;
-    let active = listed.into_iter().filter(|one| !["inactive", "failed"].contains(&one.active.as_str()));
-    Ok(active.map(|one| one.unit).collect())
+pub(crate) async fn active(pattern: &str) -> Result<Vec<String>, SystemdError> {
+    let bus = systemd::connect(None).await?;
+    let which: (&[&str], &[&str]) = (&[], &[pattern]);
+    let listed: Vec<Listed> =
+        call(&bus, "list the units", SYSTEMD, SYSTEMD_PATH, MANAGER, "ListUnitsByPatterns", &which).await?;
+    let active = listed.into_iter().filter(|unit| !["inactive", "failed"].contains(&unit.3.as_str()));
+    Ok(active.map(|unit| unit.0).collect())
 }
 
 /// Has systemd load all units anew.
 pub(crate) async fn daemon_reload() -> Result<(), Failed> {
-    output("systemctl", &["daemon-reload"], Duration::from_secs(60)).await.map(drop)
+    systemctl(&["daemon-reload"], RELOAD).await
 }
 
 /// Stops a unit, and waits until it has ended.
 pub(crate) async fn stop(unit: &str) -> Result<(), Failed> {
-    output("systemctl", &["stop", "--", unit], STOP).await.map(drop)
+    systemctl(&["stop", "--", unit], STOP).await
 }
 
-async fn properties<const N: usize>(
-    path: &str,
-    interface: &str,
-    names: [&str; N],
-) -> Result<[Value; N], Failed> {
-    let mut arguments = vec!["get-property", SERVICE, path, interface];
-    arguments.extend(names);
-    let values = busctl(&arguments).await?;
-    values
-        .try_into()
-        .map_err(|_| Failed(format!("systemd does not tell all of {} of {path}", names.join(", "))))
-}
-
-/// The `data` of each line that busctl answers.
-async fn busctl(arguments: &[&str]) -> Result<Vec<Value>, Failed> {
-    let arguments: Vec<&str> = ["--system", "--json=short"].iter().chain(arguments).copied().collect();
-    let answer = output("busctl", &arguments, ANSWER).await?;
-    answer
-        .lines()
-        .map(|line| {
-            let mut value: Value = serde_json::from_str(line)
-                .map_err(|error| Failed(format!("what busctl says can't be understood: {error}")))?;
-            Ok(value.get_mut("data").map(Value::take).unwrap_or_default())
-        })
-        .collect()
-}
-
-async fn output(program: &str, arguments: &[&str], deadline: Duration) -> Result<String, Failed> {
-    let said = format!("{program} {}", arguments.join(" "));
-    let run = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = match timeout(deadline, run).await {
-        Ok(Ok(output)) => output,
-        Ok(Err(error)) => return Err(Failed(format!("{program} can't be run: {error}"))),
-        Err(_) => return Err(Failed(format!("`{said}` did not end within {} s", deadline.as_secs()))),
-    };
-    if !output.status.success() {
-        let why = String::from_utf8_lossy(&output.stderr);
-        return Err(Failed(format!("`{said}` failed: {}", why.trim())));
+async fn systemctl(arguments: &[&str], deadline: Duration) -> Result<(), Failed> {
+    let said = format!("systemctl {}", arguments.join(" "));
+    let run = Command::new("systemctl").args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    match timeout(deadline, run).await {
+        Ok(Ok(output)) if output.status.success() => Ok(()),
+        Ok(Ok(output)) => {
+            let why = String::from_utf8_lossy(&output.stderr);
+            Err(Failed(format!("`{said}` failed: {}", why.trim())))
+        }
+        Ok(Err(error)) => Err(Failed(format!("systemctl can't be run: {error}"))),
+        Err(_) => Err(Failed(format!("`{said}` did not end within {} s", deadline.as_secs()))),
     }
-    String::from_utf8(output.stdout).map_err(|_| Failed(format!("`{said}` says what is not UTF-8 text")))
-}
-
-fn text(value: Option<&Value>) -> String {
-    value.and_then(Value::as_str).unwrap_or_default().to_owned()
-}
-
-fn texts(value: &Value) -> Vec<String> {
-    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use berth_core::name::ModelName;
+use berth_observe::systemd::SystemdError;
 
 use super::from_unit::{self, Refusal};
 use super::{
@@ -46,7 +47,7 @@ pub(super) async fn find(what: &str, options: &AddOptions) -> Result<Addition, C
 
 /// A service as systemd has it loaded.
 async fn of_machine(unit: &str, name: Option<&str>) -> Result<Addition, Complaint> {
-    let no_systemd = |failed: systemd::Failed| {
+    let no_systemd = |failed: SystemdError| {
         let hint = "berthctl add ./FILE.service --dry-run reads a unit's file alone".to_owned();
         Complaint::new(
             Exit::Usage,

@@ -39,6 +39,10 @@ Change:
   device clear N  use a GPU that is suspect again at once
   key NAME        make a key for a client of the proxy; needs no berthd
   token NAME      make a token for a program that asks berthd over TCP
+Declare:
+  add WHAT        a service, a process, a model's file or llama-swap's
+                  configuration becomes a model; nothing that runs is stopped
+  remove MODEL    the way back: the service that it was is there again
 Before you do:
   plan VERB …     say what a change would do, touch nothing
   fit WHAT        does a file, a folder's models or a declared model fit here?
@@ -60,7 +64,7 @@ Examples:
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
   status, plan, fit, check, doctor, history, reload, repair, device clear, key,
-  token, dashboard
+  token, dashboard, add, remove
                         one document
   events, logs          one document a line
   switch, start, stop, restart, back, retry, cancel
@@ -282,6 +286,45 @@ pub(crate) enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Make a service, a process, a model's file or llama-swap's models Berth's
+    ///
+    /// Shows the declaration that it comes to, all that will change, and what can't be taken over with the reason; then
+    /// asks. Every flag is kept. A service is disabled and masked, so that nothing but Berth starts it, and not stopped:
+    /// until it ends its memory counts as somebody else's. What is changed is recorded, for `berthctl remove`.
+    #[command(
+        after_help = "Examples:\n  sudo berthctl add genesis.service\n  berthctl add ./genesis.service --dry-run\n  \
+        sudo berthctl add ~/models/gemma-4-26b.gguf --name gemma\n  sudo berthctl add 4711\n  \
+        sudo berthctl add ~/llama-swap.yaml\n\n\
+        Exits 2 where it can't be read or is not valid, 3 where it can't be taken over;\n\
+        nothing was changed then."
+    )]
+    Add {
+        /// A service's name or file, a process's number, a GGUF file, a folder with config.json, or llama-swap's YAML
+        #[arg(value_name = "WHAT")]
+        what: String,
+        #[command(flatten)]
+        options: AddOptions,
+    },
+    /// Take a model out of Berth; the service that it was comes back
+    ///
+    /// All that `add` changed is put back as it was. A model that somebody declared by hand is removed with the drop-ins
+    /// of its unit, and with --unit becomes a service of its own. It is refused while the model runs.
+    #[command(after_help = "Example:\n  sudo berthctl remove genesis\n\n\
+        Exits 3 while the model runs; nothing was changed then.")]
+    Remove {
+        /// The model's name
+        #[arg(value_name = "MODEL")]
+        model: String,
+        /// Write a service NAME.service that runs it as declared; it is neither enabled nor started
+        #[arg(long)]
+        unit: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// Show what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Print an address that signs your browser in to the dashboard, once
     ///
     /// What you may do there is what you may do here.
@@ -316,6 +359,28 @@ pub(crate) enum Command {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AddOptions {
+    /// The model's name, where it is one; without it that of the service or file
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Let the server run as this user, not as the service did
+    #[arg(long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Leave out the flags that say which GPUs and what goes where
+    #[arg(long)]
+    pub(crate) let_berth_place: bool,
+    /// Stop the service too: its answers are cut off, its memory is free
+    #[arg(long)]
+    pub(crate) stop: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

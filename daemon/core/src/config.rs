@@ -33,7 +33,8 @@ use crate::proxy::KeyHash;
 use crate::tuning::Tuning;
 
 pub use access::{Access, Http, Principal, Token};
-pub use difference::{changes, difference, run_values};
+pub use command_line::{Parts, parts};
+pub use difference::{changes, difference, is_secret, run_values};
 pub use error::{ConfigError, Place, Warning};
 pub use explain::{Explained, Explanation, ModelExplanation, Origin, explain};
 pub use notify::{Format, Notify, Target};

@@ -28,6 +28,7 @@ mod on_demand;
 mod package;
 mod placement;
 mod proxy;
+mod recordings;
 mod release;
 mod reload;
 mod restart;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_tests::{Berth, fake};
+use berth_tests::Berth;
 
 const EACH: &str = "14300MiB";
 const SOON: Duration = Duration::from_secs(20);
@@ -15,12 +15,11 @@ fn unit(port: u16) -> String {
 
 /// The commands with what they say, as a terminal shows both.
 fn recorded(berth: &Berth, user: Option<&str>, commands: &[&str]) -> String {
-    let mut text = String::new();
-    for command in commands {
-        let said = berth.run_within(SOON, user, &["sh", "-c", &command.replace("sudo ", "")]);
-        text += &format!("$ {command}\n{}{}", said.stdout, said.stderr);
-    }
-    text
+    let recorded = |command: &&str| {
+        let said = berth.run_within(SOON, user, &["sh", "-c", command]);
+        format!("$ {command}\n{}{}", said.stdout, said.stderr)
+    };
+    commands.iter().map(recorded).collect()
 }
 
 /// The lines without what differs from run to run.

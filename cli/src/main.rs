@@ -22,6 +22,7 @@ mod verbs;
 mod watch;
 
 use berth_core::report::Verb;
+use berth_observe::scope::Scope;
 use clap::Parser as _;
 
 use crate::args::{Cli, Command, DeviceVerb, bare, request};
@@ -34,6 +35,8 @@ use crate::verbs::Context;
 fn main() -> Exit {
     let cli = Cli::parse();
     let out = Out::new(cli.json, cli.color);
+    let scope = if cli.user { Scope::User } else { Scope::found() };
+    scope.enter();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = match runtime {
         Ok(runtime) => runtime.block_on(run(cli, out)),
@@ -47,7 +50,7 @@ fn main() -> Exit {
 }
 
 async fn run(cli: Cli, out: Out) -> verbs::Ended {
-    let berth = Context { client: Client::new(cli.socket), out };
+    let berth = Context { client: Client::new(cli.socket, cli.user), out };
     Ok(match cli.verb.unwrap_or(Command::Status { watch: false, markdown: false }) {
         Command::Status { markdown: true, .. } => berth.page().await,
         Command::Status { watch: true, .. } => until_interrupted(true, berth.watch()).await,
@@ -67,8 +70,10 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Token { name, rights } => secret::token(&name, rights, out),
         Command::Reload { check } => berth.reload(check).await,
         Command::Dashboard => berth.dashboard().await,
-        Command::Doctor { units, config } => doctor::doctor(&units, &config, &berth.client, out).await,
-        Command::Check { config } => check::check(&config, out),
+        Command::Doctor { units, config } => {
+            doctor::doctor(&units, &config.folder(), &berth.client, out).await
+        }
+        Command::Check { config } => check::check(&config.folder(), out),
         Command::Switch { which, wait } => return berth.change(&which.request(Verb::Switch), &wait).await,
         Command::Start { which, wait } => return berth.change(&which.request(Verb::Start), &wait).await,
         Command::Stop { which, wait } => return berth.change(&which.request(), &wait).await,

@@ -144,6 +144,19 @@ fn units_root() -> &'static str {
     ROOT.get_or_init(|| Scope::this().control_group(systemd_root()))
 }
 
+/// The resources of which Berth's own systemd can give a share to its units: `cpuset`, `memory` … The kernel may lack one,
+/// and a user's systemd has what PID 1 hands on to it.
+pub fn controllers() -> Known<BTreeSet<String>> {
+    let Some(mount) = cgroup2_mount() else {
+        return Known::Unknown("no cgroup2 file system is mounted".to_owned());
+    };
+    let file = folder(mount, units_root()).join("cgroup.controllers");
+    match std::fs::read_to_string(&file) {
+        Ok(all) => Known::Value(all.split_whitespace().map(str::to_owned).collect()),
+        Err(error) => Known::Unknown(format!("{} can't be read: {error}", file.display())),
+    }
+}
+
 /// The cgroup below which systemd, PID 1, keeps its units: usually the root, written as an empty string.
 fn systemd_root() -> &'static str {
     static ROOT: OnceLock<String> = OnceLock::new();

@@ -40,8 +40,16 @@ pub type Listed =
 /// # Errors
 /// When there is no bus, or it does not answer in time.
 pub async fn connect(queue: Option<NonZeroUsize>) -> Result<Connection, SystemdError> {
+    connect_to(Scope::this(), queue).await
+}
+
+/// The same, to the bus of this systemd.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_to(scope: Scope, queue: Option<NonZeroUsize>) -> Result<Connection, SystemdError> {
     const DOING: &str = "connect to systemd";
-    let builder = match Scope::this() {
+    let builder = match scope {
         Scope::System => zbus::connection::Builder::system(),
         Scope::User => zbus::connection::Builder::session(),
     };

@@ -153,7 +153,7 @@ struct Waiter {
 impl Systemd {
     /// Connects, and listens to what systemd tells before anything is asked of it.
     pub async fn connect() -> Result<Self, SystemdError> {
-        let opened = bus::open().await?;
+        let opened = bus::first().await?;
         let inner = Arc::new(Inner {
             link: watch::Sender::new(Link::Up(opened.connection.clone())),
             changes: broadcast::Sender::new(CHANGES),

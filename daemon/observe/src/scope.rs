@@ -128,10 +128,7 @@ impl Scope {
 
     /// The bus that its systemd is on.
     pub fn bus(self) -> &'static str {
-        self.word(
-            "the system bus",
-            "the user's bus (for a user who is not logged in: `loginctl enable-linger`)",
-        )
+        self.word("the system bus", "the user's bus")
     }
 
     /// `systemctl` as it is typed to see something.

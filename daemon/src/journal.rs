@@ -56,8 +56,8 @@ pub struct Run {
 pub struct Tail {
     /// The last lines that it wrote, oldest first.
     pub lines: Vec<String>,
-    /// Whether systemd says that it was told to stop it.
-    pub told_to_stop: bool,
+    /// When systemd says that it was told to stop it.
+    pub told_to_stop: Option<Moment>,
 }
 
 /// The end of a run's log.
@@ -82,7 +82,10 @@ pub async fn tail(run: &Run, max_lines: usize) -> Result<Tail, JournalError> {
         let (of_systemd, own): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(Entry::is_of_systemd);
         tail = Tail {
             lines: own.into_iter().map(|entry| entry.line.text).collect(),
-            told_to_stop: of_systemd.iter().any(|entry| entry.message_id.as_deref() == Some(STOPPING)),
+            told_to_stop: of_systemd
+                .iter()
+                .find(|entry| entry.message_id.as_deref() == Some(STOPPING))
+                .and_then(|entry| entry.at),
         };
         let quiet = last.as_ref() == Some(&newest);
         last = Some(newest);

@@ -61,6 +61,8 @@ pub enum End {
     ByHand,
     /// The machine is going down.
     Shutdown,
+    /// With the systemd that ran it, in whose place is another one: a user's own ends with the last login.
+    WithSystemd,
 }
 
 /// What is waited for before a model of home is started.
@@ -203,6 +205,8 @@ impl Upkeep {
         match end {
             End::Failed(why) => self.failed(world, model, During::Service, why),
             End::ByHand => self.stopped_by_hand(world, model),
+            // No failure: as after a boot home comes back, once its memory is proved free.
+            End::WithSystemd => Vec::new(),
             End::Shutdown => {
                 // Nothing is started on a machine that goes down; after the boot home comes back.
                 self.undiagnosed.insert(model.clone(), Moment::MAX);

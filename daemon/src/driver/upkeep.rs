@@ -78,6 +78,7 @@ impl Driver {
             End::Failed(why) => tracing::warn!(%model, "{model} failed: {why}"),
             End::ByHand => tracing::info!(%model, "{model} was stopped by hand"),
             End::Shutdown => tracing::info!(%model, "the machine goes down"),
+            End::WithSystemd => tracing::info!(%model, "{model} was stopped with all that its systemd ran"),
         }
         let deeds = self.with_world(|upkeep, world| upkeep.diagnosed(world, model, end));
         self.fulfil(deeds);

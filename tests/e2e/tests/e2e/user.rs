@@ -13,7 +13,9 @@ const FOLDER: &str = "/home/mallory/.config/berth";
 
 const MAIN: &str = "node = \"hers\"\n[deadlines]\nstop = \"3s\"\nrelease = \"12s\"\nstart = \"10s\"\n";
 const PORTS: &str = "[http]\nlisten = [\"127.0.0.1:9009\"]\n[proxy]\nlisten = [\"127.0.0.1:9010\"]\n\
-    [ports]\nrange = \"8200-8299\"\n";
+    [ports]\nrange = \"8200-8299\"\n[rights]\noperate = [\"@berth\"]\n";
+/// What a unit is asked for that a user's systemd may lack.
+const PINNED: &str = "devices = \"host\"\n[host]\ncores = \"0\"\nheadroom = \"64 MiB\"\n";
 
 /// What Mallory can do.
 struct Hers<'a> {
@@ -121,10 +123,15 @@ fn before_it_runs(hers: &Hers) {
     hers.write(&format!("{FOLDER}/berth.toml"), MAIN);
     hers.declare("one", &fake(2, EACH, &[]));
     hers.declare("two", &fake(2, "9400MiB", &[]));
+    hers.write(&format!("{FOLDER}/policies.d/pinned.toml"), PINNED);
+    hers.declare(
+        "pinned",
+        "cmd = \"/usr/bin/fakellm\"\nbackend = \"llama.cpp\"\npolicy = \"pinned\"\nmemory = { host = \"8 MiB\" }\n",
+    );
     hers.declare("big", &fake(2, "14000MiB", &[]));
     hers.declare("broken", &fake(2, EACH, &["--exit-at-once", "3"]));
     let checked = hers.ctl(&["check"]).with_code(0).stdout;
-    assert!(checked.contains(&format!("valid: 4 models in {FOLDER}")), "{checked}");
+    assert!(checked.contains(&format!("valid: 5 models in {FOLDER}")), "{checked}");
 
     let down = hers.ctl(&["switch", "one"]).with_code(6).stderr;
     let socket = format!("{}/berth/berth.sock", hers.runtime.strip_prefix("XDG_RUNTIME_DIR=").unwrap());
@@ -179,6 +186,12 @@ fn switches(hers: &Hers) {
     assert!(status.contains(&format!("Uid:\t{uid}\t{uid}")) && status.contains("NoNewPrivs:\t1"), "{status}");
     hers.berth.gpu(&["linger", "0"]);
 
+    _ = hers.ctl(&["start", "pinned"]).with_code(0);
+    assert_eq!(hers.property("berth-model@pinned", "AllowedCPUs"), "0");
+    let pid = hers.property("berth-model@pinned", "MainPID");
+    let status = hers.run(&["cat", &format!("/proc/{pid}/status")]).with_code(0).stdout;
+    assert!(status.contains("Cpus_allowed_list:\t0\n"), "{status}");
+
     let failed = hers.ctl(&["switch", "broken"]).with_code(4);
     assert!(failed.stdout.contains("status 3") || failed.stderr.contains("status 3"), "{failed}");
     assert_eq!(hers.state_of("two"), Some(ModelState::Serving));
@@ -190,7 +203,8 @@ fn switches(hers: &Hers) {
 fn what_systemd_tells(hers: &Hers) {
     _ = hers.systemctl(&["stop", "berth-model@two"]).with_code(0);
     hers.wait_for("two", ModelState::Off);
-    hers.berth.wait_for("it is taken for her word", SOON, |_| hers.status().home.is_empty().then_some(()));
+    let is_home = || hers.status().home.iter().any(|model| model.as_str() == "two");
+    hers.berth.wait_for("it is taken for her word", SOON, |_| (!is_home()).then_some(()));
     assert_ne!(hers.systemctl(&["start", "berth-model@two"]).code, 0);
     let said = hers.systemctl(&["status", "berth-model@two"]).stdout;
     assert!(said.contains("only berthd starts model servers: run `berthctl switch two`"), "{said}");
@@ -229,6 +243,13 @@ fn doctor(hers: &Hers) {
     for code in findings.iter().map(|finding| finding["code"].as_str().unwrap()) {
         assert!(!of_machine.contains(&code), "{report:#}");
     }
+    // A user's systemd has the processors to give away only where PID 1 hands them on.
+    let uid = hers.run(&["id", "-u"]).stdout.trim().to_owned();
+    let controllers =
+        format!("/sys/fs/cgroup/user.slice/user-{uid}.slice/user@{uid}.service/cgroup.controllers");
+    let there = hers.run(&["cat", &controllers]).with_code(0).stdout.contains("cpuset");
+    let said = findings.iter().any(|finding| finding["code"] == "no_controller");
+    assert_eq!(said, !there, "{report:#}");
     let well: Vec<&str> = report["well"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     for name in ["systemd", "lingering", "berthd at boot", "folders", "units", "files of models", "ports"] {
         assert!(well.contains(&name), "{name}: {report:#}");

@@ -6,9 +6,10 @@
 # What only PID 1 can do: other users, capabilities, folders outside of homes, a process that is given up last.
 /^(User|Group|SupplementaryGroups|RemoveIPC)=/d
 /^(CapabilityBoundingSet|AmbientCapabilities|OOMScoreAdjust)=/d
+# systemd 252 would put both into ~/.config; berthd makes the state's folder itself.
 /^(StateDirectory|StateDirectoryMode|ConfigurationDirectory)=/d
-# Name spaces of its own. systemd before 254 passes over them without a word, later ones put the unit into a user
-# name space, where no other process can be looked at and which some kernels refuse.
+# Namespaces. systemd 252 passes over these without a word; newer ones put the unit into a user namespace for them, in which
+# other processes can't be looked at, and which not every kernel gives to users.
 /^(Protect|Private)[A-Za-z]*=/d
 /^(ReadOnlyPaths|ReadWritePaths|InaccessiblePaths)=/d
 # Units that a user's own systemd doesn't have.

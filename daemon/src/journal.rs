@@ -105,8 +105,7 @@ pub fn follow(
     follow: bool,
 ) -> Result<impl Stream<Item = Result<LogLine, JournalError>> + Send + 'static, JournalError> {
     let mut command = journalctl();
-    let unit = model.unit();
-    command.arg(Scope::this().journal(&unit, "").unit_option).arg(unit).arg("--lines").arg(lines.to_string());
+    command.arg(Scope::this().unit_option()).arg(model.unit()).arg("--lines").arg(lines.to_string());
     if follow {
         command.arg("--follow");
     }
@@ -158,7 +157,7 @@ impl Reading {
 /// alone, so what the unit wrote since the run's start and has no invocation is the run's too.
 async fn read(run: &Run, max_lines: usize) -> Result<Vec<Entry>, JournalError> {
     let invocation = &run.invocation;
-    let Journal { of_unit, of_systemd, .. } = Scope::this().journal(&run.model.unit(), invocation);
+    let Journal { of_unit, of_systemd } = Scope::this().journal(&run.model.unit(), invocation);
     let output = journalctl()
         .arg("--boot")
         .arg(format!("_SYSTEMD_INVOCATION_ID={invocation}"))

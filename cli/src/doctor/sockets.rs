@@ -151,7 +151,7 @@ fn taken(sockets: &Sockets) -> Vec<Finding> {
         }
         // systemd keeps berthd's sockets while it does not run; two models may share a port, and never run at once.
         let other = |listener: &&Listener| {
-            let systemds = listener.unit.as_ref() == Some(&Scope::this().qualified("init.scope".to_owned()));
+            let systemds = listener.unit.as_ref() == Some(&Scope::this().qualified("init.scope"));
             meets(listener.address, wanted) && listener.model.is_none() && !(model.is_none() && systemds)
         };
         let Some(other) = listeners.iter().find(other) else { continue };

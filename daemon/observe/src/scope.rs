@@ -17,11 +17,9 @@ pub enum Scope {
     User,
 }
 
-/// How the journal tells what belongs to a unit.
+/// How the journal tells what belongs to one run of a unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Journal {
-    /// journalctl's option for all of a unit, with what systemd says about it.
-    pub unit_option: &'static str,
     /// The fields of what a process of this unit wrote.
     pub of_unit: Vec<String>,
     /// The fields of what systemd says about the unit's run.
@@ -85,8 +83,8 @@ impl Scope {
     }
 
     /// A unit of its systemd as the whole machine knows it: `user@1000.service/aeon.service`, or the name itself.
-    pub fn qualified(self, unit: String) -> String {
-        self.user().map_or(unit.clone(), |uid| format!("user@{uid}.service/{unit}"))
+    pub fn qualified(self, unit: &str) -> String {
+        self.user().map_or(unit.to_owned(), |uid| format!("user@{uid}.service/{unit}"))
     }
 
     /// The cgroup below which its systemd keeps units, from that of PID 1.
@@ -96,16 +94,19 @@ impl Scope {
         })
     }
 
+    /// journalctl's option for all that there is of a unit, with what systemd says about it.
+    pub fn unit_option(self) -> &'static str {
+        self.word("--unit", "--user-unit")
+    }
+
     /// What the journal has of a unit, and of one run of it.
     pub fn journal(self, unit: &str, invocation: &str) -> Journal {
         match self.user() {
             None => Journal {
-                unit_option: "--unit",
                 of_unit: vec![format!("_SYSTEMD_UNIT={unit}")],
                 of_systemd: vec!["_PID=1".to_owned(), format!("INVOCATION_ID={invocation}")],
             },
             Some(uid) => Journal {
-                unit_option: "--user-unit",
                 of_unit: vec![format!("_SYSTEMD_USER_UNIT={unit}"), format!("_UID={uid}")],
                 of_systemd: vec![
                     "_SYSTEMD_USER_UNIT=init.scope".to_owned(),
@@ -182,7 +183,7 @@ mod tests {
         assert_eq!(Scope::System.control_group("/guest"), "/guest");
         let own = format!("/guest/user.slice/user-{uid}.slice/user@{uid}.service");
         assert_eq!(Scope::User.control_group("/guest"), own);
-        assert_eq!(Scope::System.qualified("aeon.service".into()), "aeon.service");
-        assert_eq!(Scope::User.qualified("aeon.service".into()), format!("user@{uid}.service/aeon.service"));
+        assert_eq!(Scope::System.qualified("aeon.service"), "aeon.service");
+        assert_eq!(Scope::User.qualified("aeon.service"), format!("user@{uid}.service/aeon.service"));
     }
 }

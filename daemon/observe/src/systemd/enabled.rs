@@ -73,6 +73,6 @@ async fn read(connection: &Connection, unit: String) -> Result<Service, SystemdE
     // The first of argv may be any name; the program is what runs.
     let argv =
         |(program, argv, ..): Command| std::iter::once(program).chain(argv.into_iter().skip(1)).collect();
-    let unit = Scope::this().qualified(unit);
+    let unit = Scope::this().qualified(&unit);
     Ok(Service { unit, restart, commands: commands.into_iter().map(argv).collect() })
 }

@@ -208,14 +208,17 @@ fn switches(hers: &Hers) {
 
 /// What is done past Berth: a stop by hand is her word, and a start by hand is refused with the reason.
 fn what_systemd_tells(hers: &Hers) {
-    _ = hers.systemctl(&["stop", "berth-model@two"]).with_code(0);
-    hers.wait_for("two", ModelState::Off);
-    let is_home = || hers.status().home.iter().any(|model| model.as_str() == "two");
-    hers.berth.wait_for("it is taken for her word", SOON, |_| (!is_home()).then_some(()));
+    _ = hers.systemctl(&["stop", "berth-model@two", "berth-model@pinned"]).with_code(0);
+    hers.berth.wait_for("it is taken for her word", SOON, |_| hers.status().home.is_empty().then_some(()));
+    for model in ["two", "pinned"] {
+        hers.wait_for(model, ModelState::Off);
+    }
     assert_ne!(hers.systemctl(&["start", "berth-model@two"]).code, 0);
     let said = hers.systemctl(&["status", "berth-model@two"]).stdout;
     assert!(said.contains("only berthd starts model servers: run `berthctl switch two`"), "{said}");
-    _ = hers.ctl(&["switch", "two"]).with_code(0);
+    for verb in [["switch", "two"], ["start", "pinned"]] {
+        _ = hers.ctl(&verb).with_code(0);
+    }
 }
 
 /// A restart of berthd takes over what serves. Her systemd ends with her last login, or at a reboot, and with the next

@@ -11,6 +11,9 @@ cargo_profile = $(if $(filter release,$(PROFILE)),--release)
 # systemd, sysusers and tmpfiles look below /usr/local too, polkit doesn't.
 units_to = $(DESTDIR)$(PREFIX)/lib/systemd/system
 zsh_to = $(DESTDIR)$(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
+# A user's own systemd looks below lib there only; below a home it is share.
+user_units_to = $(DESTDIR)$(PREFIX)/$(if $(filter /usr /usr/local,$(PREFIX)),lib,share)/systemd/user
+at_prefix = -e 's|=(-?)/usr/bin/berthd|=\1$(PREFIX)/bin/berthd|' -e 's|/usr/lib/berth/|$(PREFIX)/lib/berth/|'
 polkit_to = $(DESTDIR)$(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/polkit-1/rules.d
 stage = target/stage
 triplet = $(shell uname -m)-linux-gnu
@@ -25,7 +28,8 @@ modules = dashboard/node_modules/.package-lock.json
 page = dashboard/dist/index.html
 page_from = $(shell find dashboard -type f -not -path '*/node_modules/*' -not -path '*/dist/*' -not -name '*.md' -not -name '*.test.ts')
 
-.PHONY: build dashboard install install-files deb deb-files package stage stage-faults bench soak crash demo test lint lint-dashboard deps assets
+.PHONY: build dashboard install install-user install-files install-programs deb deb-files package stage stage-faults bench soak crash demo test \
+    lint lint-dashboard deps assets
 
 build: dashboard
 	$(CARGO) build $(cargo_profile) --workspace
@@ -46,15 +50,27 @@ install: install-files
 	@echo "installed into $(DESTDIR)$(PREFIX); next: systemd-sysusers && systemd-tmpfiles --create &&" \
 	    "systemctl daemon-reload && systemctl enable --now berth-devices berthd"
 
-install-files:
+# The same for one user alone, without root: `make && make install-user`.
+install-user: PREFIX = $(HOME)/.local
+install-user: install-programs
+	@echo "installed into $(DESTDIR)$(PREFIX); next: systemctl --user daemon-reload && systemctl --user enable --now berthd"
+
+# The programs, and units for users who run Berth for themselves.
+install-programs:
 	@test -x $(target)/berthd || { echo "there is no $(target)/berthd: run 'make build PROFILE=$(PROFILE)' first" >&2; exit 1; }
 	install -D -m 755 $(target)/berthd $(DESTDIR)$(PREFIX)/bin/berthd
 	install -D -m 755 $(target)/berthctl $(DESTDIR)$(PREFIX)/bin/berthctl
 	install -D -m 755 $(target)/berth-launch $(DESTDIR)$(PREFIX)/lib/berth/berth-launch
+	install -d $(user_units_to)
+	for unit in berthd.service berth-model@.service; do \
+	    sed -E -f units/user.sed $(at_prefix) "units/systemd/$$unit" > "$(user_units_to)/$$unit" && \
+	        chmod 644 "$(user_units_to)/$$unit" || exit 1; \
+	done
+
+install-files: install-programs
 	install -d $(units_to)
 	for unit in units/systemd/*.service; do \
-	    sed -e 's|=\(-\?\)/usr/bin/berthd|=\1$(PREFIX)/bin/berthd|' -e 's|/usr/lib/berth/|$(PREFIX)/lib/berth/|' "$$unit" \
-	        > "$(units_to)/$${unit##*/}" && chmod 644 "$(units_to)/$${unit##*/}" || exit 1; \
+	    sed -E $(at_prefix) "$$unit" > "$(units_to)/$${unit##*/}" && chmod 644 "$(units_to)/$${unit##*/}" || exit 1; \
 	done
 	install -D -m 644 -t $(polkit_to) units/polkit/*.rules
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d units/sysusers/*.conf

@@ -7,11 +7,9 @@ use std::time::Duration;
 use clap::{Args, ColorChoice, Parser, Subcommand};
 
 use berth_core::report::{Request, Rights, Verb};
+use berth_observe::scope::Scope;
 
 use crate::exit;
-
-/// Where an installation keeps its configuration.
-pub(crate) const CONFIG: &str = "/etc/berth";
 
 /// The verbs grouped as people look for them. A test holds it against the real list.
 const GROUPS: &str = "\
@@ -85,16 +83,12 @@ pub(crate) struct Cli {
     /// Print JSON for programs instead of text for people
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// berthd's socket
-    #[arg(
-        long,
-        global = true,
-        value_name = "PATH",
-        env = "BERTH_SOCKET",
-        default_value = "/run/berth/berth.sock",
-        hide_env_values = true
-    )]
-    pub(crate) socket: PathBuf,
+    /// Your own Berth (berthd --user), also where the machine has one
+    #[arg(long, global = true)]
+    pub(crate) user: bool,
+    /// berthd's socket; /run/berth/berth.sock, else that of your own berthd
+    #[arg(long, global = true, value_name = "PATH", env = "BERTH_SOCKET", hide_env_values = true)]
+    pub(crate) socket: Option<PathBuf>,
     /// When to use colours: auto, always or never; NO_COLOR is honoured
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
     pub(crate) color: ColorChoice,
@@ -341,16 +335,14 @@ pub(crate) enum Command {
         /// Units whose orderings and requirements are looked at too, beside Berth's
         #[arg(value_name = "UNIT")]
         units: Vec<String>,
-        /// The folder with berth.toml, models.d and policies.d
-        #[arg(long, value_name = "DIR", default_value = CONFIG)]
-        config: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
     },
     /// Validate and explain the configuration; needs no berthd
     #[command(after_help = "Example:\n  berthctl check --config ./etc\n\nExits 2 where it is not valid.")]
     Check {
-        /// The folder with berth.toml, models.d and policies.d
-        #[arg(long, value_name = "DIR", default_value = CONFIG)]
-        config: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
     },
     /// Write man pages, completions and schemas into a folder, for an installation
     #[command(hide = true)]
@@ -388,6 +380,20 @@ pub(crate) struct ModelArg {
     /// The model's name or one of its aliases
     #[arg(value_name = "MODEL")]
     pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArg {
+    /// The folder with berth.toml, models.d and policies.d; /etc/berth, or your own Berth's
+    #[arg(long, value_name = "DIR")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArg {
+    /// The folder.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(|| Scope::this().config())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -447,9 +453,8 @@ pub(crate) struct FitOptions {
     /// Empty GPUs instead of those here: 2x15.9GiB, or 24GiB,16GiB; none for the CPU alone
     #[arg(long, value_name = "GPUS")]
     pub(crate) gpus: Option<String>,
-    /// The folder with berth.toml, models.d and policies.d
-    #[arg(long, value_name = "DIR", default_value = CONFIG)]
-    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) config: ConfigArg,
 }
 
 #[derive(Debug, Subcommand)]

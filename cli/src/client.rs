@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_core::report::ApiProblem;
+use berth_observe::scope::Scope;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
@@ -31,6 +32,8 @@ pub(crate) enum Trouble {
     Unreachable {
         /// Which.
         socket: PathBuf,
+        /// Where there was no berthd either.
+        passed_over: Option<PathBuf>,
         /// Why.
         source: std::io::Error,
     },
@@ -46,11 +49,17 @@ pub(crate) enum Trouble {
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     socket: PathBuf,
+    passed_over: Option<PathBuf>,
 }
 
 impl Client {
-    pub(crate) fn new(socket: PathBuf) -> Self {
-        Self { socket }
+    /// Asks at this socket; without one at that of the machine or of the user's own berthd, whichever is there.
+    pub(crate) fn new(socket: Option<PathBuf>, own: bool) -> Self {
+        let found = socket.is_none() && !own;
+        let socket = socket.unwrap_or_else(|| Scope::this().socket());
+        let other =
+            [Scope::System, Scope::User].map(Scope::socket).into_iter().find(|other| *other != socket);
+        Self { socket, passed_over: other.filter(|_| found) }
     }
 
     /// The answer to a GET.
@@ -84,7 +93,11 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response<Incoming>, Trouble> {
-        let unreachable = |source| Trouble::Unreachable { socket: self.socket.clone(), source };
+        let unreachable = |source| Trouble::Unreachable {
+            socket: self.socket.clone(),
+            passed_over: self.passed_over.clone().filter(|other| !other.exists()),
+            source,
+        };
         let stream = match timeout(CONNECT, UnixStream::connect(&self.socket)).await {
             Ok(result) => result.map_err(unreachable)?,
             Err(_) => return Err(unreachable(std::io::ErrorKind::TimedOut.into())),

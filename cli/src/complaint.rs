@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use berth_core::report::{ApiProblem, PlanReport, SCHEMA};
+use berth_observe::scope::Scope;
 use nix::unistd::{Group, User, getgid, getgroups, getuid};
 use serde::Serialize;
 
@@ -76,12 +77,10 @@ impl Complaint {
 impl From<Trouble> for Complaint {
     fn from(trouble: Trouble) -> Self {
         match trouble {
-            Trouble::Unreachable { socket, source } => {
-                unreachable(&socket, &source, &Caller::of_this_process())
+            Trouble::Unreachable { socket, passed_over, source } => {
+                unreachable(&socket, passed_over.as_deref(), &source, &Caller::of_this_process())
             }
-            Trouble::Broken(text) => {
-                Self::new(Exit::Unreachable, "no_answer", text, &["systemctl status berthd".to_owned()])
-            }
+            Trouble::Broken(text) => Self::new(Exit::Unreachable, "no_answer", text, &[status_of_berthd()]),
             Trouble::Answer(problem) => {
                 let exit = match problem.status {
                     400 | 422 => Exit::Usage,
@@ -104,6 +103,8 @@ struct Caller {
     member: bool,
     /// Whether this process has the group.
     has_group: bool,
+    /// Whether they run a berthd of their own.
+    has_own: bool,
 }
 
 impl Caller {
@@ -116,19 +117,29 @@ impl Caller {
             getgid() == group.gid || getgroups().is_ok_and(|groups| groups.contains(&group.gid))
         });
         let member = group.is_some_and(|group| group.mem.contains(&user));
-        Self { user, uid: uid.as_raw(), member, has_group }
+        let has_own = Scope::User.socket().exists();
+        Self { user, uid: uid.as_raw(), member, has_group, has_own }
     }
 }
 
-fn unreachable(socket: &Path, source: &io::Error, caller: &Caller) -> Complaint {
+fn status_of_berthd() -> String {
+    format!("{} status berthd", Scope::this().systemctl())
+}
+
+fn unreachable(socket: &Path, passed_over: Option<&Path>, source: &io::Error, caller: &Caller) -> Complaint {
     let at = socket.display();
     let Caller { user, uid, .. } = caller;
-    let service = ["systemctl status berthd".to_owned()];
+    let service = [status_of_berthd()];
     let say =
         |code: &str, title: String, hints: &[String]| Complaint::new(Exit::Unreachable, code, title, hints);
     match source.kind() {
         ErrorKind::NotFound => {
-            say("berthd_not_running", format!("berthd is not running: there is no socket {at}"), &service)
+            let nor = passed_over.map_or_else(String::new, |other| format!(", nor {}", other.display()));
+            say(
+                "berthd_not_running",
+                format!("berthd is not running: there is no socket {at}{nor}"),
+                &service,
+            )
         }
         ErrorKind::ConnectionRefused => {
             say("berthd_not_running", format!("berthd is not running: nobody listens on {at}"), &service)
@@ -148,7 +159,15 @@ fn unreachable(socket: &Path, source: &io::Error, caller: &Caller) -> Complaint 
         ErrorKind::PermissionDenied => say(
             "permission_denied",
             format!("{user} (uid {uid}) may not open {at}: not in group {GROUP}"),
-            &[format!("sudo usermod -aG {GROUP} {user}, then log in again")],
+            &[
+                vec![format!("sudo usermod -aG {GROUP} {user}, then log in again")],
+                if caller.has_own {
+                    vec!["berthctl --user …, for the berthd of your own".to_owned()]
+                } else {
+                    Vec::new()
+                },
+            ]
+            .concat(),
         ),
         ErrorKind::TimedOut => {
             say("no_answer", format!("berthd has not taken a connection on {at} for 5 s"), &service)
@@ -162,8 +181,9 @@ mod tests {
     use super::*;
 
     fn told(kind: ErrorKind, member: bool, has_group: bool) -> String {
-        let caller = Caller { user: "frank".into(), uid: 1000, member, has_group };
-        let complaint = unreachable(Path::new("/run/berth/berth.sock"), &kind.into(), &caller);
+        let caller = Caller { user: "frank".into(), uid: 1000, member, has_group, has_own: member };
+        let other = Some(Path::new("/run/user/1000/berth/berth.sock")).filter(|_| !member);
+        let complaint = unreachable(Path::new("/run/berth/berth.sock"), other, &kind.into(), &caller);
         format!(
             "{}\n{}{}\n",
             complaint.code,

@@ -19,6 +19,7 @@ use berth_core::facts::{DeviceId, Known};
 use berth_core::report::{self, Problem, SCHEMA, Status};
 use berth_core::state::State;
 use berth_observe::nvml::Nvml;
+use berth_observe::scope::Scope;
 use berth_observe::{ledger, systemd};
 use serde::Serialize;
 use zbus::Connection;
@@ -30,8 +31,6 @@ use crate::exit::Exit;
 use crate::out::Out;
 use crate::render;
 
-/// Where berthd keeps what it knows.
-const LEDGER: &str = "/var/lib/berth/ledger";
 /// How long a look at files may take: one that is on a network file system may not answer for ever.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -124,7 +123,10 @@ struct Document<'a> {
 /// What all parts are looked at with.
 struct Ground {
     nvml: Nvml,
+    /// The bus that Berth's systemd is on.
     bus: Known<Connection>,
+    /// The machine's.
+    machine: Known<Connection>,
     settings: Known<Settings>,
     /// What berthd says, or why it can't be asked.
     berthd: Result<Status, Complaint>,
@@ -140,14 +142,15 @@ pub(crate) async fn doctor(
     out: Out,
 ) -> Result<Exit, Complaint> {
     let (settings, configured) = configuration(folder);
+    let scope = Scope::this();
+    let bus = connected(scope).await;
     let ground = Ground {
         nvml: Nvml::spawn(),
-        bus: systemd::connect(None)
-            .await
-            .map_or_else(|error| Known::Unknown(error.to_string()), Known::Value),
+        machine: if scope == Scope::System { bus.clone() } else { connected(Scope::System).await },
+        bus,
         settings,
         berthd: client.get::<Status>("/api/v1/status").await.map_err(Complaint::from),
-        state: read_ledger(Path::new(LEDGER)),
+        state: read_ledger(&Scope::this().state().join("ledger")),
     };
     let mut checks = vec![configured];
     let devices = devices::look(&ground).await;
@@ -166,6 +169,11 @@ pub(crate) async fn doctor(
     Ok(exit)
 }
 
+async fn connected(scope: Scope) -> Known<Connection> {
+    let connection = systemd::connect_to(scope, None).await;
+    connection.map_or_else(|error| Known::Unknown(error.to_string()), Known::Value)
+}
+
 /// What could not be looked at since systemd can't be asked has one cause, and is told once.
 fn once(mut checks: Vec<Check>, why: Option<&str>) -> Vec<Check> {
     let Some(why) = why else { return checks };
@@ -179,7 +187,7 @@ fn once(mut checks: Vec<Check>, why: Option<&str>) -> Vec<Check> {
     checks.retain(|check| !check.findings.is_empty() || !names.contains(&check.name));
     let finding = Finding::unknown("no_systemd", "", why.to_owned())
         .shown_by([format!("not looked at for that: {}", names.join(", "))])
-        .next("systemctl status dbus");
+        .next(format!("{} status dbus", Scope::this().systemctl()));
     checks.push(check("systemd's answers", [finding]));
     checks
 }
@@ -246,7 +254,10 @@ fn berthd(ground: &Ground) -> Check {
         Err(complaint) => {
             let (severity, next) = match complaint.code.as_str() {
                 "berthd_not_running" => {
-                    (Severity::Error, "sudo systemctl start berthd; journalctl -u berthd -n 50".to_owned())
+                    let scope = Scope::this();
+                    let (sudo, systemctl, journalctl) = (scope.sudo(), scope.systemctl(), scope.journalctl());
+                    let next = format!("{sudo}{systemctl} start berthd; {journalctl} -u berthd -n 50");
+                    (Severity::Error, next)
                 }
                 _ => (Severity::Unknown, complaint.hints.join("; ")),
             };

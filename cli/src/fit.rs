@@ -20,10 +20,11 @@ use berth_core::report::{Refusal, SCHEMA};
 use berth_core::shape::Kind;
 use berth_core::state::State;
 use berth_observe::nvml::Nvml;
+use berth_observe::scope::Scope;
 use berth_observe::{cpus, files, proc};
 use serde::Serialize;
 
-use crate::args::{CONFIG, FitOptions};
+use crate::args::FitOptions;
 use crate::check;
 use crate::complaint::Complaint;
 use crate::exit::Exit;
@@ -93,7 +94,7 @@ pub(crate) async fn fit(what: &Path, options: &FitOptions, out: Out) -> Result<E
     let set = given::settings(options)?;
     let given = options.gpus.as_deref().map(given::gpus).transpose()?;
     let host_only = given.as_ref().is_some_and(Vec::is_empty);
-    let config = &options.config;
+    let config = &*options.config.folder();
     let (settings, model, name) = match fs::metadata(what) {
         Ok(meta) => {
             let undeclared = Undeclared { sources: undeclared(config)?, config, set: &set, host_only };
@@ -348,8 +349,9 @@ fn declared(what: &Path, config: &Path) -> Result<(Settings, Model), Complaint> 
         let hints = ["berthctl fit FILE.gguf".to_owned(), "berthctl check".to_owned()];
         Complaint::new(Exit::Usage, "unknown_model", title(rest), &hints)
     };
-    if !config.is_dir() && config == Path::new(CONFIG) {
-        return Err(unknown(&format!("no {CONFIG} that could declare a model of that name")));
+    if !config.is_dir() && config == Scope::this().config() {
+        let folder = config.display();
+        return Err(unknown(&format!("no {folder} that could declare a model of that name")));
     }
     let sources = check::read(config)?;
     let settings = config::load(&sources, &check::host()).map_err(|errors| invalid(config, &errors))?;
@@ -393,7 +395,7 @@ fn changed(
 
 /// The configuration without its models; nothing where an installation has none.
 fn undeclared(config: &Path) -> Result<Sources, Complaint> {
-    if !config.exists() && config == Path::new(CONFIG) {
+    if !config.exists() && config == Scope::this().config() {
         return Ok(Sources::default());
     }
     let sources = check::read(config)?;

@@ -28,6 +28,7 @@ mod verbs;
 mod watch;
 
 use berth_core::report::Verb;
+use berth_observe::scope::Scope;
 use clap::Parser as _;
 
 use crate::add::Consent;
@@ -41,6 +42,8 @@ use crate::verbs::Context;
 fn main() -> Exit {
     let cli = Cli::parse();
     let out = Out::new(cli.json, cli.color);
+    let scope = if cli.user { Scope::User } else { Scope::found() };
+    scope.enter();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = match runtime {
         Ok(runtime) => runtime.block_on(run(cli, out)),
@@ -54,7 +57,7 @@ fn main() -> Exit {
 }
 
 async fn run(cli: Cli, out: Out) -> verbs::Ended {
-    let berth = Context { client: Client::new(cli.socket), out };
+    let berth = Context { client: Client::new(cli.socket, cli.user), out };
     Ok(match cli.verb.unwrap_or(Command::Status { watch: false, markdown: false }) {
         Command::Status { markdown: true, .. } => berth.page().await,
         Command::Status { watch: true, .. } => until_interrupted(true, berth.watch()).await,
@@ -78,8 +81,10 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
             remove::remove(&model, unit, Consent { yes, dry_run }, &berth).await
         }
         Command::Dashboard => berth.dashboard().await,
-        Command::Doctor { units, config } => doctor::doctor(&units, &config, &berth.client, out).await,
-        Command::Check { config } => check::check(&config, out),
+        Command::Doctor { units, config } => {
+            doctor::doctor(&units, &config.folder(), &berth.client, out).await
+        }
+        Command::Check { config } => check::check(&config.folder(), out),
         Command::Generate { folder } => generate::generate(&folder),
         Command::Switch { which, wait } => return berth.change(&which.request(Verb::Switch), &wait).await,
         Command::Start { which, wait } => return berth.change(&which.request(Verb::Start), &wait).await,

@@ -6,6 +6,7 @@ use std::io::Read as _;
 
 use berth_core::proxy::KeyHash;
 use berth_core::report::{Rights, SCHEMA};
+use berth_observe::scope::Scope;
 use serde::Serialize;
 
 use crate::complaint::Complaint;
@@ -37,11 +38,12 @@ pub(crate) fn key(name: &str, out: Out) -> Result<Exit, Complaint> {
         let (key, exit) = (Some(key.as_str()), Exit::Done.code());
         Out::document(&Document { schema: SCHEMA, exit, name, key, token: None, rights: None, sha256 });
     } else {
+        let (main, sudo) = taken_up();
         Out::say(&format!(
-            "{key}\n\nFor the client {name}, as its API key. It is shown this once. In /etc/berth/berth.toml:\n\n\
+            "{key}\n\nFor the client {name}, as its API key. It is shown this once. In {main}:\n\n\
              [proxy.keys.{name}]\nsha256 = \"{sha256}\"\n# models = [\"default\"]    # where it may not ask for all\n\
              # loads = false           # where it may have no model loaded\n\n\
-             Then: sudo berthctl reload. With a key declared, nobody is answered without one.\n"
+             Then: {sudo}berthctl reload. With a key declared, nobody is answered without one.\n"
         ));
     }
     Ok(Exit::Done)
@@ -54,14 +56,21 @@ pub(crate) fn token(name: &str, rights: Rights, out: Out) -> Result<Exit, Compla
         let (token, rights, exit) = (Some(token.as_str()), Some(rights), Exit::Done.code());
         Out::document(&Document { schema: SCHEMA, exit, name, key: None, token, rights, sha256 });
     } else {
+        let (main, sudo) = taken_up();
         let rights = rights.as_str();
         Out::say(&format!(
             "{token}\n\nFor {name}, which sends it as `Authorization: Bearer TOKEN` to the control API. It is shown this \
-             once.\nIn /etc/berth/berth.toml:\n\n[http.tokens.{name}]\nsha256 = \"{sha256}\"\nrights = \"{rights}\"\n\n\
-             Then: sudo berthctl reload\n"
+             once.\nIn {main}:\n\n[http.tokens.{name}]\nsha256 = \"{sha256}\"\nrights = \"{rights}\"\n\n\
+             Then: {sudo}berthctl reload\n"
         ));
     }
     Ok(Exit::Done)
+}
+
+/// The file that the hash goes into, and what is typed before the command that takes it up.
+fn taken_up() -> (String, &'static str) {
+    let scope = Scope::this();
+    (scope.config().join("berth.toml").display().to_string(), scope.sudo())
 }
 
 /// A new secret and its hash, for who is called so.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use berth_core::backend::{self, Failure};
 use berth_core::config::{BackendKind, Model};
+use berth_core::facts::Moment;
 use berth_core::name::ModelName;
 use berth_core::plan::Start;
 use berth_core::report::{Request, Verb};
@@ -257,9 +258,8 @@ impl Hands {
         tokio::spawn(async move {
             let (failure, told_to_stop) = hands.diagnosed(&name, run, &earlier).await;
             let end = match told_to_stop {
-                false => End::Failed(failure.sentence()),
-                true if hands.systemd.is_going_down().await.unwrap_or(false) => End::Shutdown,
-                true => End::ByHand,
+                None => End::Failed(failure.sentence()),
+                Some(at) => hands.systemd.why_stopped(at).await.unwrap_or(End::ByHand),
             };
             match id {
                 Some(id) => hands.tell(id, Event::Diagnosed(name, failure)).await,
@@ -268,8 +268,8 @@ impl Hands {
         });
     }
 
-    /// Why it failed, and whether systemd was told to stop it.
-    async fn diagnosed(&self, name: &ModelName, run: String, earlier: &str) -> (Failure, bool) {
+    /// Why it failed, and when systemd was told to stop it.
+    async fn diagnosed(&self, name: &ModelName, run: String, earlier: &str) -> (Failure, Option<Moment>) {
         let unit = match self.systemd.unit(name).await {
             Ok(reading) => reading.map(|reading| reading.unit).filter(|unit| unit.invocation != earlier),
             Err(error) => {

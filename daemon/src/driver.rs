@@ -33,7 +33,7 @@ use berth_core::report::{
     Accepted, Actor, Changed, Cleared, Health, Outcome, PlanReport, Problem, Readiness, Refusal, Repaired,
     Request, Status, SwapSummary, What,
 };
-use berth_core::rivals::Service;
+use berth_core::rivals::{Rivals, Service};
 use berth_core::soundness::Soundness;
 use berth_core::state::State;
 use berth_core::status;
@@ -53,6 +53,7 @@ use crate::observe::Order;
 use crate::preflight::Looked;
 use crate::proc::{host_memory, monotonic_now};
 use crate::proxy::{Names, Traffic};
+use crate::scope::Scope;
 
 /// Between two looks at deadlines while a swap is under way, and otherwise.
 const TICK: Duration = Duration::from_millis(100);
@@ -222,7 +223,11 @@ impl Driver {
             recorded_at: monotonic_now(),
             proofs: Proofs::default(),
             soundness: Soundness::default(),
-            memory: status::Memory { ledger_error, ..status::Memory::default() },
+            memory: status::Memory {
+                ledger_error,
+                rivals: Rivals::of(Scope::this().user()),
+                ..status::Memory::default()
+            },
             swap: None,
             probes: Probes::default(),
             upkeep,

@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::driver::{Message, now_ms};
 use crate::events::Events;
+use crate::scope::Scope;
 
 pub use file::HistoryError;
 pub use read::{Page, Reader};
@@ -140,8 +141,12 @@ const DAMAGED: &str = "history_damaged";
 
 /// What is wrong while nothing can be written.
 fn refusal(error: &HistoryError) -> Refusal {
-    let hint =
-        if error.is_full() { "make room on the disk of /var/lib/berth" } else { "journalctl -u berthd" };
+    let scope = Scope::this();
+    let hint = if error.is_full() {
+        format!("make room on the disk of {}", scope.state().display())
+    } else {
+        format!("{} -u berthd", scope.journalctl())
+    };
     Refusal {
         code: ERROR.to_owned(),
         text: format!("what happens is not kept: {error}. All else goes on"),
@@ -208,7 +213,10 @@ impl Writer {
         Some(Refusal {
             code: DAMAGED.to_owned(),
             text: format!("{why}. It is kept as {newest}, and a new one was begun; all else goes on"),
-            hints: vec![format!("look into it with sqlite3, or let it go: sudo rm {newest}*")],
+            hints: vec![format!(
+                "look into it with sqlite3, or let it go: {}rm {newest}*",
+                Scope::this().sudo()
+            )],
         })
     }
 }

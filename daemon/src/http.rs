@@ -51,6 +51,7 @@ use crate::events::Events;
 use crate::history::Reader;
 use crate::listen::{Opened, listening};
 use crate::preflight::Looker;
+use crate::scope::Scope;
 
 /// How long a decision may take: what berthd does by itself has to be given up first.
 const DECISION: Duration = Duration::from_secs(180);
@@ -214,7 +215,7 @@ fn malformed(status: StatusCode, why: &str) -> Response {
 }
 
 fn no_answer() -> Response {
-    let hint = "journalctl -u berthd -n 50".to_owned();
+    let hint = format!("{} -u berthd -n 50", Scope::this().journalctl());
     problem(StatusCode::SERVICE_UNAVAILABLE, "no_answer", "berthd's driver does not answer", &[hint])
 }
 

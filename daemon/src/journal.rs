@@ -15,6 +15,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::scope::{Journal, Scope};
+
 /// A dead server's last line arrives within this time after systemd's signal, or nothing more does.
 const QUIET: Duration = Duration::from_millis(200);
 /// The most that is waited for a log that doesn't become quiet.
@@ -31,7 +33,7 @@ pub enum JournalError {
     #[error("journalctl can't be run: {0}; it comes with systemd")]
     NoProgram(#[source] std::io::Error),
     /// It failed.
-    #[error("journalctl failed: {0}; berthd reads the journal through the group systemd-journal")]
+    #[error("journalctl failed: {said}; {}", Scope::this().journal_needs(), said = .0)]
     Failed(String),
     /// It took too long.
     #[error("the journal did not answer within {:.0} s", .0.as_secs_f64())]
@@ -54,8 +56,8 @@ pub struct Run {
 pub struct Tail {
     /// The last lines that it wrote, oldest first.
     pub lines: Vec<String>,
-    /// Whether systemd says that it was told to stop it.
-    pub told_to_stop: bool,
+    /// When systemd says that it was told to stop it.
+    pub told_to_stop: Option<Moment>,
 }
 
 /// The end of a run's log.
@@ -80,7 +82,10 @@ pub async fn tail(run: &Run, max_lines: usize) -> Result<Tail, JournalError> {
         let (of_systemd, own): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(Entry::is_of_systemd);
         tail = Tail {
             lines: own.into_iter().map(|entry| entry.line.text).collect(),
-            told_to_stop: of_systemd.iter().any(|entry| entry.message_id.as_deref() == Some(STOPPING)),
+            told_to_stop: of_systemd
+                .iter()
+                .find(|entry| entry.message_id.as_deref() == Some(STOPPING))
+                .and_then(|entry| entry.at),
         };
         let quiet = last.as_ref() == Some(&newest);
         last = Some(newest);
@@ -100,7 +105,7 @@ pub fn follow(
     follow: bool,
 ) -> Result<impl Stream<Item = Result<LogLine, JournalError>> + Send + 'static, JournalError> {
     let mut command = journalctl();
-    command.arg("--unit").arg(model.unit()).arg("--lines").arg(lines.to_string());
+    command.arg(Scope::this().unit_option()).arg(model.unit()).arg("--lines").arg(lines.to_string());
     if follow {
         command.arg("--follow");
     }
@@ -152,13 +157,14 @@ impl Reading {
 /// alone, so what the unit wrote since the run's start and has no invocation is the run's too.
 async fn read(run: &Run, max_lines: usize) -> Result<Vec<Entry>, JournalError> {
     let invocation = &run.invocation;
+    let Journal { of_unit, of_systemd } = Scope::this().journal(&run.model.unit(), invocation);
     let output = journalctl()
         .arg("--boot")
         .arg(format!("_SYSTEMD_INVOCATION_ID={invocation}"))
         .arg("+")
-        .arg(format!("_SYSTEMD_UNIT={}", run.model.unit()))
+        .args(of_unit)
         .arg("+")
-        .args(["_PID=1", &format!("INVOCATION_ID={invocation}")])
+        .args(of_systemd)
         .arg("--lines")
         .arg(max_lines.to_string())
         .output()
@@ -177,7 +183,7 @@ fn journalctl() -> Command {
     let mut command = Command::new("journalctl");
     command
         .args(["--quiet", "--no-pager", "--all", "--output=json"])
-        .arg("--output-fields=MESSAGE,MESSAGE_ID,_PID,_SYSTEMD_INVOCATION_ID")
+        .arg("--output-fields=MESSAGE,MESSAGE_ID,_PID,_SYSTEMD_USER_UNIT,_SYSTEMD_INVOCATION_ID")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -192,6 +198,7 @@ struct Entry {
     /// When, on the clock that systemd's monotonic stamps use too.
     at: Option<Moment>,
     pid: Option<u32>,
+    user_unit: Option<String>,
     message_id: Option<String>,
     invocation: Option<String>,
 }
@@ -206,20 +213,21 @@ impl Entry {
             line: LogLine { at_ms: micros / 1000, text: plain(&message(json.get("MESSAGE")?)) },
             at: text("__MONOTONIC_TIMESTAMP").and_then(|at| at.parse().ok()).map(Moment::from_micros),
             pid: text("_PID").and_then(|pid| pid.parse().ok()),
+            user_unit: text("_SYSTEMD_USER_UNIT").map(str::to_owned),
             message_id: text("MESSAGE_ID").map(str::to_owned),
             invocation: text("_SYSTEMD_INVOCATION_ID").map(str::to_owned),
         })
     }
 
-    /// Whether PID 1 says it: journald takes the pid from the kernel.
+    /// Whether systemd says it: PID 1, or a user's own by the cgroup that it is in. journald asks the kernel for both.
     fn is_of_systemd(&self) -> bool {
-        self.pid == Some(1)
+        self.pid == Some(1) || self.user_unit.as_deref() == Some("init.scope")
     }
 
     /// Whether it belongs to this run of the unit, and not to another one.
     fn is_of(&self, run: &Run) -> bool {
         match &self.invocation {
-            // PID 1's own run is another one; what it says was asked for by the run's id.
+            // systemd's own run is another one; what it says was asked for by the run's id.
             Some(invocation) => *invocation == run.invocation || self.is_of_systemd(),
             None => self.is_of_systemd() || self.at.zip(run.started_at).is_some_and(|(at, from)| at >= from),
         }

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::fault;
+use crate::scope::Scope;
 
 pub use berth_observe::ledger::Damage;
 use berth_observe::ledger::{self as written, NAME, Read, VERSION};
@@ -85,7 +86,7 @@ impl LedgerError {
             Self::Io { .. } | Self::Busy { .. } => (
                 "ledger",
                 format!("what Berth does can't be recorded, so no swap is begun: {self}"),
-                vec!["make room on the disk of /var/lib/berth".to_owned()],
+                vec![format!("make room on the disk of {}", Scope::this().state().display())],
             ),
         };
         Refusal { code: code.to_owned(), text, hints }

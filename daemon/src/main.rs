@@ -1,6 +1,7 @@
 //! Puts berthd together: settings, ledger, first look, then the driver and those who talk to it.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use berthd::preflight::Looker;
 use berthd::proc::{host_memory, monotonic_now};
 use berthd::proxy;
 use berthd::rivals;
+use berthd::scope::Scope;
 use berthd::systemd::Systemd;
 use berthd::ticket::Tickets;
 use clap::{CommandFactory, Parser};
@@ -46,21 +48,31 @@ const FIRST_LOOK: Duration = Duration::from_secs(30);
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Folder of berth.toml, models.d and policies.d
-    #[arg(long, default_value = "/etc/berth", value_name = "DIR")]
-    config: PathBuf,
-    /// Folder of the ledger and the history
-    #[arg(long, default_value = "/var/lib/berth", value_name = "DIR")]
-    state: PathBuf,
-    /// Folder of the control socket and the ticket socket
-    #[arg(long, default_value = "/run/berth", value_name = "DIR")]
-    run: PathBuf,
+    /// Run for one user, without root: under that user's own systemd, with that user's folders
+    #[arg(long)]
+    user: bool,
+    /// Folder of berth.toml, models.d and policies.d: /etc/berth, with --user ~/.config/berth
+    #[arg(long, value_name = "DIR")]
+    config: Option<PathBuf>,
+    /// Folder of the ledger and the history: /var/lib/berth, with --user ~/.local/state/berth
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Folder of the control socket and the ticket socket: /run/berth, with --user $XDG_RUNTIME_DIR/berth
+    #[arg(long, value_name = "DIR")]
+    run: Option<PathBuf>,
     /// Print the description of the control API (OpenAPI 3.1, docs/openapi.json)
     #[arg(long, hide = true)]
     openapi: bool,
     /// Print the man page
     #[arg(long, hide = true)]
     man: bool,
+}
+
+/// Where what of berthd is.
+struct Folders {
+    config: PathBuf,
+    state: PathBuf,
+    run: PathBuf,
 }
 
 fn main() -> ExitCode {
@@ -74,7 +86,14 @@ fn main() -> ExitCode {
         return if page.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     log();
-    let declared = match Declared::read(&args.config) {
+    let scope = if args.user { Scope::User } else { Scope::System };
+    scope.enter();
+    let folders = Folders {
+        config: args.config.unwrap_or_else(|| scope.config()),
+        state: args.state.unwrap_or_else(|| scope.state()),
+        run: args.run.unwrap_or_else(|| scope.run()),
+    };
+    let declared = match Declared::read(&folders.config) {
         Ok(declared) => declared,
         Err(error) => {
             last_words(&error.into());
@@ -83,7 +102,7 @@ fn main() -> ExitCode {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(&args, declared)),
+        Ok(runtime) => runtime.block_on(run(&folders, declared)),
         Err(error) => Err(error.into()),
     };
     match result {
@@ -116,9 +135,15 @@ fn last_words(error: &anyhow::Error) {
     }
 }
 
-async fn run(args: &Args, declared: Declared) -> anyhow::Result<()> {
+async fn run(folders: &Folders, declared: Declared) -> anyhow::Result<()> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("the boot id can't be read")?;
-    let (ledger, state, note) = Ledger::open(&args.state)?;
+    // The machine's comes with its unit.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folders.state)
+        .with_context(|| format!("the folder {} can't be made", folders.state.display()))?;
+    let (ledger, state, note) = Ledger::open(&folders.state)?;
     if let Some(note) = note {
         tracing::warn!("{note}");
     }
@@ -126,7 +151,7 @@ async fn run(args: &Args, declared: Declared) -> anyhow::Result<()> {
     let settings = declared.now();
     let nvml = Nvml::spawn();
     let systemd = Systemd::connect().await.context("systemd can't be asked")?;
-    let (tickets, mut taken) = Tickets::serve(&args.run.join("ticket.sock"))?;
+    let (tickets, mut taken) = Tickets::serve(&folders.run.join("ticket.sock"))?;
     tokio::spawn(async move {
         while let Some(taken) = taken.recv().await {
             tracing::debug!(model = %taken.model, "ticket taken");
@@ -146,14 +171,14 @@ async fn run(args: &Args, declared: Declared) -> anyhow::Result<()> {
         declared: declared.clone(),
     };
     let hands = Hands::new(looker.clone(), tickets, to_driver.clone());
-    let socket = http::bind(&args.run.join("berth.sock"), &settings.access)
+    let socket = http::bind(&folders.run.join("berth.sock"), &settings.access)
         .context("the control socket can't be made")?;
     let driver = Driver::new(hands, ledger, events.clone(), order, state, facts, boot.trim());
     observe::spawn(nvml, systemd.clone(), orders, to_driver.clone());
     rivals::spawn(systemd, to_driver.clone());
     files::spawn(files, declared.clone(), to_driver.clone());
-    notify::spawn(&settings, &args.state, &driver.problems());
-    let history = history::spawn(&args.state, &settings.history, events.clone(), to_driver.clone());
+    notify::spawn(&settings, &folders.state, &driver.problems());
+    let history = history::spawn(&folders.state, &settings.history, events.clone(), to_driver.clone());
     let mut kept = Kept::take(&[settings.http.listen.as_slice(), &settings.proxy.listen].concat());
     let api = Api {
         driver: to_driver.clone(),

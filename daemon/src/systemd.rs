@@ -13,10 +13,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use berth_core::facts::{Active, Unit};
+use berth_core::facts::{Active, Moment, Unit};
 use berth_core::layout::Layout;
 use berth_core::name::ModelName;
 use berth_core::rivals::Service;
+use berth_core::upkeep::End;
 use berth_observe::systemd::{SYSTEMD, UNIT, call, enabled, path};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -153,7 +154,7 @@ struct Waiter {
 impl Systemd {
     /// Connects, and listens to what systemd tells before anything is asked of it.
     pub async fn connect() -> Result<Self, SystemdError> {
-        let opened = bus::open().await?;
+        let opened = bus::first().await?;
         let inner = Arc::new(Inner {
             link: watch::Sender::new(Link::Up(opened.connection.clone())),
             changes: broadcast::Sender::new(CHANGES),
@@ -180,11 +181,16 @@ impl Systemd {
         fault::call("Get", read::one(&connection, model)).await
     }
 
-    /// Whether the machine is going down: systemd stops everything then.
-    pub async fn is_going_down(&self) -> Result<bool, SystemdError> {
+    /// Why a unit was stopped at this moment, not by berthd: by hand, or since systemd goes down or has gone down, which
+    /// stops everything then.
+    pub async fn why_stopped(&self, at: Moment) -> Result<End, SystemdError> {
         let connection = self.connection("read the state of the system")?;
-        let state = fault::call("SystemState", read::system_state(&connection)).await?;
-        Ok(state == "stopping")
+        let (state, began_at) = fault::call("SystemState", read::system_state(&connection)).await?;
+        Ok(match state.as_str() {
+            _ if at < began_at => End::WithSystemd,
+            "stopping" => End::Shutdown,
+            _ => End::ByHand,
+        })
     }
 
     /// All services that are enabled for boot, Berth's and others.

@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::proc;
+use crate::scope::Scope;
 
 /// How long systemd may take to read a ticket.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
@@ -76,7 +77,7 @@ pub struct Tickets {
 struct Shared {
     book: Mutex<Book>,
     taken: mpsc::UnboundedSender<Taken>,
-    /// The only user that may ask: root, since PID 1 is.
+    /// The only user that may ask: the one as which systemd runs, root for PID 1.
     asker: u32,
     whose: Box<Whose>,
 }
@@ -109,7 +110,7 @@ enum State {
 impl Tickets {
     /// Listens on `path`, mode 0600. The receiver tells of each ticket as it is fetched.
     pub fn serve(path: &Path) -> Result<(Self, mpsc::UnboundedReceiver<Taken>), TicketError> {
-        Self::serve_to(path, 0, Box::new(run_of))
+        Self::serve_to(path, Scope::this().user().unwrap_or(0), Box::new(run_of))
     }
 
     fn serve_to(

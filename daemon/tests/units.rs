@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use berth_core::backend::Launch;
 use berth_core::bytes::Bytes;
-use berth_core::facts::{Active, Exit, Unit};
+use berth_core::facts::{Active, Exit, Moment, Unit};
 use berth_core::layout::Layout;
 use berth_core::name::ModelName;
+use berth_core::upkeep::End;
 use berthd::journal;
 use berthd::systemd::{Change, JobResult, Property, Systemd, SystemdError, UnitReading};
 use berthd::ticket::{Taken, Tickets};
@@ -219,11 +220,13 @@ impl Daemon {
         assert!(age < SOON, "it started {age:?} ago");
         let tail = journal::tail(&run(&model, &unit), 10).await.unwrap();
         assert_eq!(tail.lines, ["hello there from /usr/share as berth-model"]);
-        assert!(!tail.told_to_stop);
+        assert_eq!(tail.told_to_stop, None);
         assert!(self.systemd.units().await.unwrap().contains_key(&model));
         self.stop(&model).await;
         let tail = journal::tail(&run(&model, &unit), 10).await.unwrap();
-        assert!(tail.told_to_stop, "a stop is told apart from an end by itself");
+        let told = tail.told_to_stop.expect("a stop is told apart from an end by itself");
+        assert_eq!(self.systemd.why_stopped(told).await, Ok(End::ByHand));
+        assert_eq!(self.systemd.why_stopped(Moment::ZERO).await, Ok(End::WithSystemd));
         self.systemd.unreference(&model).await.unwrap();
     }
 
@@ -250,7 +253,7 @@ impl Daemon {
         assert!(lag < Duration::from_millis(500), "{lag:?}");
         let unit = self.unit(&model).await.unit;
         assert_eq!(unit.exit, Some(Exit::Status(3)));
-        assert!(!journal::tail(&run(&model, &unit), 10).await.unwrap().told_to_stop);
+        assert_eq!(journal::tail(&run(&model, &unit), 10).await.unwrap().told_to_stop, None);
         self.systemd.reset_failed(&model).await.unwrap();
     }
 
@@ -268,7 +271,7 @@ impl Daemon {
         started.unwrap();
         let unit = self.unit(&model).await.unit;
         let tail = journal::tail(&run(&model, &unit), 10).await.unwrap();
-        assert_eq!((tail.lines, tail.told_to_stop), (vec!["last words".to_owned()], false));
+        assert_eq!((tail.lines, tail.told_to_stop), (vec!["last words".to_owned()], None));
         self.systemd.reset_failed(&model).await.unwrap();
     }
 

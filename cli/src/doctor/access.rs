@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use berth_core::facts::Known;
+use berth_observe::scope::Scope;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 /// Who wants to open it.
@@ -26,7 +27,8 @@ impl Identity {
     /// # Errors
     /// Who is not there, as a clause.
     pub(super) fn of_unit(user: &str, group: &str, more: &[String]) -> Result<Self, String> {
-        let name = if user.is_empty() { "root" } else { user };
+        let systemds = Scope::this().user().unwrap_or(0).to_string();
+        let name = if user.is_empty() { &systemds } else { user };
         let found = match name.parse::<u32>() {
             Ok(uid) => User::from_uid(Uid::from_raw(uid)),
             Err(_) => User::from_name(name),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use berth_core::facts::{DeviceId, Gpu, Known};
 use berth_observe::nvml::Driver;
+use berth_observe::scope::Scope;
 
 use super::{Check, Finding, Ground, apart, check};
 use crate::standalone::NVML;
@@ -245,7 +246,11 @@ fn nodes(devices: &Devices) -> Option<Finding> {
     let missing: Vec<String> = devices.missing.iter().map(|node| node.display().to_string()).collect();
     let text =
         format!("device nodes are missing, without which no server can use a GPU: {}", missing.join(", "));
-    Some(Finding::error("device_missing", "", text).next("sudo systemctl restart berth-devices"))
+    let next = match Scope::this() {
+        Scope::System => "sudo systemctl restart berth-devices",
+        Scope::User => "nvidia-modprobe -c 0 -u",
+    };
+    Some(Finding::error("device_missing", "", text).next(next))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! What Berth itself needs: systemd, polkit and cgroups new enough, its users, folders and units, room for its state, a clock
-//! that is right.
+//! that is right. A user's own Berth needs neither polkit nor users.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use berth_core::bytes::Bytes;
 use berth_core::facts::Known;
+use berth_observe::scope::Scope;
 use berth_observe::systemd::{MANAGER, Reader, SERVICE, SystemdError, UNIT, call};
-use nix::unistd::{Group, Uid, User};
+use nix::unistd::{Group, Uid, User, geteuid};
 use zbus::{Connection, OwnedVariant};
 
 use super::{Check, Finding, Ground, apart, check};
@@ -20,7 +21,6 @@ const SYSTEMD_FROM: u32 = 252;
 const POLKIT_FROM: &str = "0.106";
 
 const BERTHD: &str = "berthd.service";
-const STATE: &str = "/var/lib/berth";
 const RULE: &str = "60-berth.rules";
 const RULES: [&str; 2] = ["/usr/share/polkit-1/rules.d", "/etc/polkit-1/rules.d"];
 
@@ -30,27 +30,46 @@ const SCARCE: Bytes = Bytes::mib(256);
 const NONE_LEFT: Bytes = Bytes::mib(16);
 
 /// A folder and what it should be like.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Folder {
-    path: &'static str,
-    owner: &'static str,
+    path: PathBuf,
+    owner: String,
     /// Bits that nobody may have there.
     never: u32,
     /// What that would let others do.
     why: &'static str,
+    /// The command that makes it.
+    made_by: String,
 }
 
-const FOLDERS: [Folder; 4] = [
-    Folder { path: "/etc/berth", owner: "root", never: 0o022, why: "say what runs as another user" },
-    Folder { path: "/etc/berth/models.d", owner: "root", never: 0o022, why: "say what runs as another user" },
-    Folder { path: STATE, owner: "berth", never: 0o027, why: "read or change what berthd has written down" },
-    Folder {
-        path: "/var/lib/berth-model",
-        owner: "berth-model",
-        never: 0o002,
-        why: "change what models load",
-    },
-];
+/// The folders that a Berth has. Units make the state's folder, and an installation or its user the others.
+fn expected(scope: Scope) -> Vec<Folder> {
+    let (config, state) = (scope.config(), scope.state());
+    let folder = |path: PathBuf, owner: &str, never, why| {
+        let made_by = match scope {
+            Scope::System => "sudo systemd-tmpfiles --create; sudo systemctl restart berthd".to_owned(),
+            Scope::User => format!("mkdir -p {}; systemctl --user restart berthd", path.display()),
+        };
+        Folder { path, owner: owner.to_owned(), never, why, made_by }
+    };
+    let (runs, knows) = ("say what runs as another user", "read or change what berthd has written down");
+    match scope {
+        Scope::System => vec![
+            folder(config.clone(), "root", 0o022, runs),
+            folder(config.join("models.d"), "root", 0o022, runs),
+            folder(state, "berth", 0o027, knows),
+            folder("/var/lib/berth-model".into(), "berth-model", 0o002, "change what models load"),
+        ],
+        Scope::User => {
+            let own = name_of(geteuid());
+            vec![
+                folder(config.clone(), &own, 0o022, runs),
+                folder(config.join("models.d"), &own, 0o022, runs),
+                folder(state, &own, 0o077, knows),
+            ]
+        }
+    }
+}
 
 /// A folder as it is: its owner's name and its mode.
 type Is = Known<Option<(String, u32)>>;
@@ -58,6 +77,7 @@ type Is = Known<Option<(String, u32)>>;
 /// What was seen.
 #[derive(Debug)]
 pub(super) struct Installation {
+    scope: Scope,
     systemd: Known<String>,
     polkit: Known<String>,
     /// systemd's `UnitFileState` of berthd; None where it has no unit, which is told where units are looked at.
@@ -72,27 +92,32 @@ pub(super) struct Installation {
     folders: Vec<(Folder, Is)>,
     /// Where the polkit rule is; None where it is not.
     rule: Known<Option<PathBuf>>,
+    /// Whether a user's own systemd runs while that user is not logged in.
+    lingers: Known<bool>,
     /// What is free for the state, and how many more files it may have.
     room: Known<(Bytes, u64)>,
 }
 
 pub(super) async fn look(ground: &Ground, config: &Path) -> Installation {
-    let here = config == Path::new(crate::args::CONFIG);
-    let folders = FOLDERS.iter().filter(|folder| here || !folder.path.starts_with("/etc"));
-    let folders: Vec<Folder> = folders.copied().collect();
+    let scope = Scope::this();
+    let mut folders = expected(scope);
+    folders.retain(|folder| config == scope.config() || !folder.path.starts_with(scope.config()));
     let looked = apart(move || {
-        (folders.into_iter().map(|folder| (folder, folder_is(folder.path))).collect(), rule(), room())
+        let is = |folder: Folder| (folder.clone(), folder_is(&folder.path));
+        (folders.into_iter().map(is).collect(), rule(), room(&scope.state()))
     });
     let (folders, rule, room) = match looked.await {
         Known::Value(looked) => looked,
         Known::Unknown(why) => (Vec::new(), Known::Unknown(why.clone()), Known::Unknown(why)),
     };
     Installation {
-        systemd: asked(ground, version).await,
-        polkit: asked(ground, polkit).await,
-        enabled: asked(ground, enabled).await,
-        kept: asked(ground, kept).await,
-        synchronized: asked(ground, synchronized).await,
+        scope,
+        systemd: asked(&ground.bus, version).await,
+        polkit: asked(&ground.machine, polkit).await,
+        enabled: asked(&ground.bus, enabled).await,
+        kept: asked(&ground.bus, kept).await,
+        synchronized: asked(&ground.machine, synchronized).await,
+        lingers: asked(&ground.machine, lingers).await,
         unified: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
         users: ["berth", "berth-model"].map(|name| (name, has_user(name))).to_vec(),
         groups: ["berth", "berth-model"].map(|name| (name, has_group(name))).to_vec(),
@@ -103,10 +128,10 @@ pub(super) async fn look(ground: &Ground, config: &Path) -> Installation {
 }
 
 async fn asked<T>(
-    ground: &Ground,
+    bus: &Known<Connection>,
     question: impl AsyncFnOnce(&Connection) -> Result<T, SystemdError>,
 ) -> Known<T> {
-    match &ground.bus {
+    match bus {
         Known::Value(bus) => {
             question(bus).await.map_or_else(|error| Known::Unknown(error.to_string()), Known::Value)
         }
@@ -128,6 +153,13 @@ async fn synchronized(bus: &Connection) -> Result<bool, SystemdError> {
     const NAME: &str = "org.freedesktop.timedate1";
     let path = "/org/freedesktop/timedate1";
     property(bus, "ask whether the clock is synchronized", NAME, path, NAME, "NTPSynchronized").await
+}
+
+async fn lingers(bus: &Connection) -> Result<bool, SystemdError> {
+    const NAME: &str = "org.freedesktop.login1";
+    let path = format!("/org/freedesktop/login1/user/_{}", geteuid());
+    let doing = "ask whether your systemd runs without a login";
+    property(bus, doing, NAME, &path, &format!("{NAME}.User"), "Linger").await
 }
 
 /// A property of one who is not systemd.
@@ -169,13 +201,13 @@ fn has_group(name: &str) -> bool {
     Group::from_name(name).ok().flatten().is_some()
 }
 
-fn folder_is(path: &str) -> Is {
+fn name_of(uid: Uid) -> String {
+    User::from_uid(uid).ok().flatten().map_or(uid.to_string(), |user| user.name)
+}
+
+fn folder_is(path: &Path) -> Is {
     match fs::metadata(path) {
-        Ok(meta) => {
-            let user = User::from_uid(Uid::from_raw(meta.uid())).ok().flatten();
-            let owner = user.map_or(meta.uid().to_string(), |user| user.name);
-            Known::Value(Some((owner, meta.mode() & 0o7777)))
-        }
+        Ok(meta) => Known::Value(Some((name_of(Uid::from_raw(meta.uid())), meta.mode() & 0o7777))),
         Err(error) if error.kind() == ErrorKind::NotFound => Known::Value(None),
         Err(error) => Known::Unknown(error.to_string()),
     }
@@ -194,8 +226,8 @@ fn rule() -> Known<Option<PathBuf>> {
     hidden.map_or(Known::Value(None), Known::Unknown)
 }
 
-fn room() -> Known<(Bytes, u64)> {
-    let at = Path::new(STATE).ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+fn room(state: &Path) -> Known<(Bytes, u64)> {
+    let at = state.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     match nix::sys::statvfs::statvfs(at) {
         Ok(disk) => {
             // A file system that counts no files says that it has none.
@@ -207,16 +239,19 @@ fn room() -> Known<(Bytes, u64)> {
 }
 
 pub(super) fn judge(here: &Installation) -> Vec<Check> {
-    vec![
+    let own = match here.scope {
+        Scope::System => vec![check("polkit", may_act(here)), check("users and groups", people(here))],
+        Scope::User => vec![check("lingering", lingering(here))],
+    };
+    let all = vec![
         check("systemd", versions(here)),
-        check("polkit", may_act(here)),
         check("cgroups", cgroups(here)),
         check("berthd at boot", boot(here)),
-        check("users and groups", people(here)),
         check("folders", folders(here)),
         check("disk space", space(here)),
         check("clock", clock(here)),
-    ]
+    ];
+    own.into_iter().chain(all).collect()
 }
 
 fn versions(here: &Installation) -> Option<Finding> {
@@ -238,7 +273,8 @@ fn versions(here: &Installation) -> Option<Finding> {
         },
         Known::Unknown(why) => {
             let text = format!("systemd's version can't be told: {why}");
-            Some(Finding::unknown("systemd_old", "", text).next("systemctl status dbus"))
+            let next = format!("{} status dbus", here.scope.systemctl());
+            Some(Finding::unknown("systemd_old", "", text).next(next))
         }
     }
 }
@@ -304,13 +340,16 @@ fn boot(here: &Installation) -> Vec<Finding> {
     match &here.enabled {
         Known::Value(Some(state)) if !state.starts_with("enabled") => {
             let text = format!("{BERTHD} is not enabled ({state}): after a reboot Berth brings nothing back");
-            let next = format!("sudo systemctl enable {BERTHD}");
+            let next = format!("{}{} enable {BERTHD}", here.scope.sudo(), here.scope.systemctl());
             found.push(Finding::warning("not_enabled", BERTHD, text).next(next));
         }
         Known::Value(_) => {}
         Known::Unknown(why) => {
             let text = format!("whether berthd is enabled for boot can't be told: {why}");
-            found.push(Finding::unknown("not_enabled", "", text).next("systemctl is-enabled berthd"));
+            found.push(
+                Finding::unknown("not_enabled", "", text)
+                    .next(format!("{} is-enabled berthd", here.scope.systemctl())),
+            );
         }
     }
     // Where the units can't be read, that is told once.
@@ -319,10 +358,29 @@ fn boot(here: &Installation) -> Vec<Finding> {
         found.push(
             Finding::warning("no_fd_store", "", text.to_owned())
                 .shown_by(["FileDescriptorStoreMax=0 of berthd.service".to_owned()])
-                .next("sudo systemctl edit berthd and set FileDescriptorStoreMax=16"),
+                .next(format!(
+                    "{}{} edit berthd and set FileDescriptorStoreMax=16",
+                    here.scope.sudo(),
+                    here.scope.systemctl()
+                )),
         );
     }
     found
+}
+
+fn lingering(here: &Installation) -> Option<Finding> {
+    match &here.lingers {
+        Known::Value(true) => None,
+        Known::Value(false) => {
+            let text = "your services end when you log out, and begin when you log in: models too";
+            let finding = Finding::warning("no_linger", "", text.to_owned());
+            Some(finding.shown_by(["Linger=no".to_owned()]).next("loginctl enable-linger"))
+        }
+        Known::Unknown(why) => {
+            let text = format!("whether your services run while you are not logged in can't be told: {why}");
+            Some(Finding::unknown("no_linger", "", text).next("loginctl show-user --property=Linger"))
+        }
+    }
 }
 
 fn people(here: &Installation) -> Vec<Finding> {
@@ -339,13 +397,12 @@ fn people(here: &Installation) -> Vec<Finding> {
 
 fn folders(here: &Installation) -> Vec<Finding> {
     let found = here.folders.iter().filter_map(|(folder, is)| {
-        let Folder { path, owner, never, why } = folder;
+        let Folder { path, owner, never, why, made_by } = folder;
+        let (path, sudo) = (path.display(), here.scope.sudo());
         match is {
             Known::Value(None) => {
-                // Units make the state's folder, and an installation the others.
                 let text = format!("{path} is not there");
-                let finding = Finding::error("folder", *path, text);
-                Some(finding.next("sudo systemd-tmpfiles --create; sudo systemctl restart berthd"))
+                Some(Finding::error("folder", &path, text).next(made_by))
             }
             Known::Value(Some((is, mode))) if is != owner || mode & never != 0 => {
                 let text = if is == owner {
@@ -354,16 +411,16 @@ fn folders(here: &Installation) -> Vec<Finding> {
                     format!("{path} belongs to {is} instead of {owner}")
                 };
                 let next = if is == owner {
-                    format!("sudo chmod {:04o} {path}", mode & !never)
+                    format!("{sudo}chmod {:04o} {path}", mode & !never)
                 } else {
                     format!("sudo chown {owner} {path}")
                 };
-                Some(Finding::error("folder", *path, text).next(next))
+                Some(Finding::error("folder", &path, text).next(next))
             }
             Known::Value(Some(_)) => None,
             Known::Unknown(why) => {
                 let text = format!("{path} can't be looked at: {why}");
-                Some(Finding::unknown("folder", *path, text).next("sudo berthctl doctor"))
+                Some(Finding::unknown("folder", &path, text).next("sudo berthctl doctor"))
             }
         }
     });
@@ -371,21 +428,22 @@ fn folders(here: &Installation) -> Vec<Finding> {
 }
 
 fn space(here: &Installation) -> Option<Finding> {
-    let next = format!("df -h {STATE}; df -i {STATE}");
+    let state = &here.scope.state().display().to_string();
+    let next = format!("df -h {state}; df -i {state}");
     match &here.room {
         Known::Value((free, files)) => {
             let what = if *files < 100 { format!("{files} files") } else { free.to_string() };
             let text =
-                format!("there is room for {what} where {STATE} is: berthd writes down there what it does");
+                format!("there is room for {what} where {state} is: berthd writes down there what it does");
             if *free < NONE_LEFT || *files < 100 {
-                Some(Finding::error("disk_full", STATE, text).next(next))
+                Some(Finding::error("disk_full", state, text).next(next))
             } else {
-                (*free < SCARCE).then(|| Finding::warning("disk_full", STATE, text).next(next))
+                (*free < SCARCE).then(|| Finding::warning("disk_full", state, text).next(next))
             }
         }
         Known::Unknown(why) => {
             let text = format!("how much room there is for berthd's state can't be told: {why}");
-            Some(Finding::unknown("disk_full", STATE, text).next(next))
+            Some(Finding::unknown("disk_full", state, text).next(next))
         }
     }
 }

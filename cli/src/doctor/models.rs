@@ -3,6 +3,7 @@
 
 mod mounts;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,8 +12,11 @@ use berth_core::bytes::Bytes;
 use berth_core::config::Model;
 use berth_core::facts::{Gpu, Known};
 use berth_core::name::ModelName;
+use berth_core::policy::Cores;
 use berth_core::report::Refusal;
-use berth_observe::systemd::{Reader, SERVICE, SystemdError};
+use berth_observe::proc;
+use berth_observe::scope::Scope;
+use berth_observe::systemd::{MANAGER, Reader, SERVICE, SystemdError};
 use zbus::Connection;
 
 use super::access::{self, Identity, Refused, Want, Way};
@@ -37,7 +41,29 @@ struct Seen {
     judged: Option<Result<Judged, Box<Refusal>>>,
     /// Whether its server locks its memory.
     locks: bool,
+    /// What its placement asks of its unit and systemd can't give.
+    ineffective: Vec<Share>,
 }
+
+/// A share of a resource that a unit gets by a property.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Share {
+    property: &'static str,
+    controller: &'static str,
+    /// What comes of it without.
+    without: &'static str,
+}
+
+const PROCESSORS: Share = Share {
+    property: "AllowedCPUs=",
+    controller: "cpuset",
+    without: "its server binds itself to its processors, but may leave them",
+};
+const MEMORY: Share = Share {
+    property: "MemoryMin=",
+    controller: "memory",
+    without: "what its server does not lock may be given up when memory is short",
+};
 
 /// What its unit allows it.
 #[derive(Debug, Clone)]
@@ -77,6 +103,7 @@ pub(super) async fn look(ground: &Ground, gpus: &Known<Vec<Gpu>>) -> Models {
     let (settings, gpus) = (Arc::clone(&shared), gpus.clone());
     let fits = apart(move || fit::all(&settings, gpus)).await;
     let mounts = Arc::new(apart(Mounts::look).await);
+    let controllers = proc::controllers();
     let mut all = Vec::new();
     for model in shared.models.values().filter(|model| !model.retired) {
         let (looked, mounts) = (model.clone(), Arc::clone(&mounts));
@@ -92,6 +119,7 @@ pub(super) async fn look(ground: &Ground, gpus: &Known<Vec<Gpu>>) -> Models {
             files: apart(move || files(&looked, mounts.value())).await,
             judged,
             locks: locks(model),
+            ineffective: ineffective(model, &controllers),
         });
     }
     Models(Known::Value(all))
@@ -103,9 +131,17 @@ async fn unit(bus: &Connection, name: &str) -> Result<Unit, SystemdError> {
     let group: String = reader.get(SERVICE, "Group").await?;
     let more: Vec<String> = reader.get(SERVICE, "SupplementaryGroups").await?;
     let scheduling: i32 = reader.get(SERVICE, "CPUSchedulingPolicy").await?;
+    let memlock: u64 = reader.get(SERVICE, "LimitMEMLOCK").await?;
+    // A user's systemd gives no more than it has itself.
+    let most = match Scope::this() {
+        Scope::System => u64::MAX,
+        Scope::User => {
+            Reader::of_manager(bus, "read what models may lock").get(MANAGER, "DefaultLimitMEMLOCK").await?
+        }
+    };
     Ok(Unit {
         user: Identity::of_unit(&user, &group, &more),
-        memlock: reader.get(SERVICE, "LimitMEMLOCK").await?,
+        memlock: memlock.min(most),
         nice: reader.get(SERVICE, "Nice").await?,
         // SCHED_FIFO and SCHED_RR.
         realtime: matches!(scheduling, 1 | 2),
@@ -154,6 +190,13 @@ fn nodes() -> Vec<PathBuf> {
 fn locks(model: &Model) -> bool {
     let by_flag = model.args.iter().any(|arg| arg == "--mlock");
     by_flag || model.env.contains_key("LLAMA_ARG_MLOCK") || model.policy.host.lock
+}
+
+fn ineffective(model: &Model, controllers: &Known<BTreeSet<String>>) -> Vec<Share> {
+    let rules = &model.policy.host;
+    let asked = [(rules.cores != Cores::All, PROCESSORS), (rules.lock, MEMORY)];
+    let lacks = |share: &Share| controllers.value().is_some_and(|there| !there.contains(share.controller));
+    asked.into_iter().filter_map(|(asks, share)| asks.then_some(share)).filter(lacks).collect()
 }
 
 pub(super) fn judge(models: &Models) -> Vec<Check> {
@@ -228,7 +271,7 @@ fn readable(seen: &Seen) -> Vec<Finding> {
         Err(why) => {
             let text = format!("{name} can't start: {why}, whom its unit names");
             let unit = name.unit();
-            return vec![Finding::error("no_user", name, text).next(format!("sudo systemctl edit '{unit}'"))];
+            return vec![Finding::error("no_user", name, text).next(edit(&unit))];
         }
     };
     for file in files {
@@ -242,7 +285,7 @@ fn readable(seen: &Seen) -> Vec<Finding> {
             );
             found.push(
                 Finding::error("unreadable", name, text)
-                    .next(format!("sudo systemctl edit '{}' and set ProtectHome=no", name.unit())),
+                    .next(format!("{} and set ProtectHome=no", edit(&name.unit()))),
             );
             break;
         }
@@ -320,10 +363,11 @@ fn limits(seen: &Seen) -> Vec<Finding> {
         Known::Value(unit) => unit,
         Known::Unknown(why) => {
             let text = format!("what the unit of {name} allows can't be looked at: {why}");
-            return vec![Finding::unknown("limits", name, text).next("systemctl status dbus")];
+            let next = format!("{} status dbus", Scope::this().systemctl());
+            return vec![Finding::unknown("limits", name, text).next(next)];
         }
     };
-    let edit = |what: &str| format!("sudo systemctl edit '{}' and {what}", name.unit());
+    let edit = |what: &str| format!("{} and {what}", edit(&name.unit()));
     let mut found = Vec::new();
     let host = seen.judged.as_ref().and_then(|judged| judged.as_ref().ok()).and_then(|judged| {
         let host = judged.devices.iter().find(|device| device.gpu.is_none())?;
@@ -333,10 +377,16 @@ fn limits(seen: &Seen) -> Vec<Finding> {
         let limit = Bytes(unit.memlock);
         let needs = host.map_or_else(|| "all of it".to_owned(), |host| host.to_string());
         let text = format!("{name} locks its memory, {needs}, and its unit lets it lock {limit}");
+        let next = match Scope::this() {
+            Scope::System => edit("set LimitMEMLOCK=infinity"),
+            Scope::User => {
+                "sudo systemctl edit user@.service and set LimitMEMLOCK=infinity; then reboot".to_owned()
+            }
+        };
         found.push(
             Finding::error("memlock", name, text)
                 .shown_by([format!("LimitMEMLOCK={} of {}", unit.memlock, name.unit())])
-                .next(edit("set LimitMEMLOCK=infinity")),
+                .next(next),
         );
     }
     if unit.nice < 0 || unit.realtime {
@@ -351,7 +401,25 @@ fn limits(seen: &Seen) -> Vec<Finding> {
         );
         found.push(Finding::warning("priority", name, text).shown_by([what]).next(edit("take that out")));
     }
+    found.extend(seen.ineffective.iter().map(|share| {
+        let Share { property, controller, without } = share;
+        let text = format!("{property} of the unit of {name} has no effect: {without}");
+        let next = match Scope::this() {
+            Scope::System => "take cgroup_disable= off the kernel's command line",
+            Scope::User => {
+                "sudo systemctl edit user@.service and set Delegate=cpu cpuset io memory pids; then reboot"
+            }
+        };
+        Finding::warning("no_controller", name, text)
+            .shown_by([format!("systemd has no controller {controller} for models' units")])
+            .next(next)
+    }));
     found
+}
+
+/// The command that changes a unit.
+fn edit(unit: &str) -> String {
+    format!("{}{} edit '{unit}'", Scope::this().sudo(), Scope::this().systemctl())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use berth_core::exposure;
 use berth_core::facts::{Known, Listening, Named};
 use berth_core::name::ModelName;
 use berth_observe::proc;
+use berth_observe::scope::Scope;
 use berth_observe::sockets::{self, Socket};
 use berth_observe::systemd::{Reader, SERVICE};
 
@@ -150,7 +151,7 @@ fn taken(sockets: &Sockets) -> Vec<Finding> {
         }
         // systemd keeps berthd's sockets while it does not run; two models may share a port, and never run at once.
         let other = |listener: &&Listener| {
-            let systemds = listener.by.iter().any(|process| process.pid == 1);
+            let systemds = listener.unit.as_ref() == Some(&Scope::this().qualified("init.scope"));
             meets(listener.address, wanted) && listener.model.is_none() && !(model.is_none() && systemds)
         };
         let Some(other) = listeners.iter().find(other) else { continue };
@@ -245,11 +246,12 @@ mod tests {
     }
 
     fn listener(address: &str, model: Option<&str>, by: u32) -> Listener {
+        let unit = if by == 1 { "init.scope" } else { "nginx.service" };
         Listener {
             address: address.parse().unwrap(),
             model: model.map(|name| name.parse().unwrap()),
             by: vec![Named { pid: by, program: "nginx".into() }],
-            unit: Some("nginx.service".into()),
+            unit: Some(unit.into()),
         }
     }
 

@@ -7,13 +7,19 @@ use std::path::{Path, PathBuf};
 
 use berth_core::facts::{Gpu, Known};
 use berth_core::rivals::{Rivals, Service};
+use berth_observe::scope::Scope;
 use berth_observe::systemd::{MANAGER, Reader, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call, enabled};
 use zbus::Connection;
 
 use super::{Check, Finding, Ground, check};
 
 /// What comes with Berth, beside the models' units.
-const BERTHS: [&str; 2] = ["berthd.service", "berth-devices.service"];
+fn berths() -> &'static [&'static str] {
+    match Scope::this() {
+        Scope::System => &["berthd.service", "berth-devices.service"],
+        Scope::User => &["berthd.service"],
+    }
+}
 
 /// What a unit says of others, by systemd's key; whether it does not start without them.
 const KEYS: [(&str, bool); 8] = [
@@ -71,7 +77,7 @@ pub(super) async fn look(ground: &Ground, named: &[String], gpus: Option<Vec<Gpu
         Known::Value(bus) => bus,
         Known::Unknown(why) => return unknown(why.clone()),
     };
-    let mut wanted: Vec<String> = BERTHS.map(str::to_owned).to_vec();
+    let mut wanted: Vec<String> = berths().iter().map(ToString::to_string).collect();
     let models = ground.settings.value().into_iter().flat_map(|settings| settings.models.values());
     wanted.extend(models.filter(|model| !model.retired).map(|model| model.name.unit()));
     wanted.extend(named.iter().map(|name| with_type(name)));
@@ -167,7 +173,10 @@ fn orderings(units: &Units) -> Vec<Finding> {
         Known::Value(known) => known,
         Known::Unknown(why) => {
             let text = format!("what units wait for and require can't be looked at: {why}");
-            return vec![Finding::unknown("unit_missing", "", text).next("systemctl status dbus")];
+            return vec![
+                Finding::unknown("unit_missing", "", text)
+                    .next(format!("{} status dbus", Scope::this().systemctl())),
+            ];
         }
     };
     let mut found = Vec::new();
@@ -177,7 +186,8 @@ fn orderings(units: &Units) -> Vec<Finding> {
             let next = if unit.name.starts_with("berth") {
                 "install Berth's units: see the Makefile's `install`, or the package".to_owned()
             } else {
-                format!("systemctl list-unit-files '{}*'", unit.name.split('.').next().unwrap_or_default())
+                let start = unit.name.split('.').next().unwrap_or_default();
+                format!("{} list-unit-files '{start}*'", Scope::this().systemctl())
             };
             found.push(Finding::error("no_unit", &unit.name, text).next(next));
             continue;
@@ -218,11 +228,12 @@ fn dangling(unit: &Unit, name: &str, keys: &[&'static str], all: &[String]) -> O
         let text = format!("{this} names {name} ({keys}), which does not exist: that has no effect{meant}");
         Finding::warning("unit_missing", this, text)
     };
+    let (sudo, systemctl) = (Scope::this().sudo(), Scope::this().systemctl());
     let next = match places.first() {
         Some((path, line, _)) => {
-            format!("correct {}:{line}, then sudo systemctl daemon-reload", path.display())
+            format!("correct {}:{line}, then {sudo}{systemctl} daemon-reload", path.display())
         }
-        None => format!("sudo systemctl edit {this}"),
+        None => format!("{sudo}{systemctl} edit {this}"),
     };
     let evidence = places.into_iter().map(|(path, line, text)| format!("{}:{line}: {text}", path.display()));
     // Each name is a finding of its own.
@@ -248,13 +259,14 @@ fn rivals(units: &Units) -> Vec<Finding> {
         Known::Unknown(why) => {
             let text = format!("which services would take GPU memory at boot can't be told: {why}");
             return vec![
-                Finding::unknown("rival", "", text).next("systemctl list-unit-files --state=enabled"),
+                Finding::unknown("rival", "", text)
+                    .next(format!("{} list-unit-files --state=enabled", Scope::this().systemctl())),
             ];
         }
     };
     // On a machine without GPUs there is nothing to be taken.
     let Some(gpus) = &units.gpus else { return Vec::new() };
-    let mut rivals = Rivals::default();
+    let mut rivals = Rivals::of(Scope::this().user());
     rivals.take(services);
     rivals.note(gpus);
     let found =

@@ -1,6 +1,7 @@
 //! What a reload changed, or would.
 
 use berth_core::report::{Changed, Reloaded, ValueChange};
+use berth_observe::scope::Scope;
 
 use super::text::{clean, paragraph};
 
@@ -28,8 +29,13 @@ pub(crate) fn reloaded(reloaded: &Reloaded, check: bool) -> String {
     };
     out.push_str(&paragraph("", end));
     if reloaded.changes.iter().any(|change| change.needs_restart) {
-        let what = "Where berthd listens, and for how many clients, it takes up when it starts: sudo systemctl restart berthd";
-        out.push_str(&paragraph("", what));
+        let scope = Scope::this();
+        let what = format!(
+            "Where berthd listens, and for how many clients, it takes up when it starts: {}{} restart berthd",
+            scope.sudo(),
+            scope.systemctl()
+        );
+        out.push_str(&paragraph("", &what));
     }
     out
 }

@@ -10,6 +10,7 @@ use berth_core::report::{
     GpuBalance, GpuStatus, GuestStatus, Holder, ModelState, ModelStatus, Outcome, Problem, Requests, Status,
     SwapSummary,
 };
+use berth_observe::scope::Scope;
 
 use super::reload::changed;
 use super::text::{about, age, bar, clean, gib, gpus, join, names, paragraph, spread, took};
@@ -153,7 +154,8 @@ fn holder(holder: &Holder) -> String {
 
 fn models(status: &Status, paint: Paint) -> String {
     if status.models.is_empty() {
-        return "No models are declared: put one into /etc/berth/models.d, then: berthctl check\n".to_owned();
+        let folder = Scope::this().config().join("models.d");
+        return format!("No models are declared: put one into {}, then: berthctl check\n", folder.display());
     }
     let mut models: Vec<&ModelStatus> = status.models.iter().collect();
     models.sort_by(|a, b| (rank(a.state), &a.name).cmp(&(rank(b.state), &b.name)));

@@ -17,7 +17,7 @@ const NOTABLE: Bytes = Bytes::mib(1024);
 /// A service that systemd starts at boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
-    /// Its unit, for example `aeon.service`.
+    /// Its unit, for example `aeon.service`; below a user's own systemd `user@1000.service/aeon.service`.
     pub unit: String,
     /// systemd's `Restart`: `no`, `always`, `on-failure` …
     pub restart: String,
@@ -39,6 +39,8 @@ pub struct Rival {
 /// What is known of rivals.
 #[derive(Debug, Clone, Default)]
 pub struct Rivals {
+    /// The user under whose own systemd Berth runs; None under PID 1.
+    own: Option<u32>,
     /// The foreign services that are enabled for boot, by unit; None as long as systemd has not told.
     enabled: Option<BTreeMap<String, Enabled>>,
     /// Of those the ones that were seen to hold notable GPU memory, with the most that it was on one GPU.
@@ -54,6 +56,11 @@ struct Enabled {
 }
 
 impl Rivals {
+    /// Nothing is known of them yet. `own`: the user under whose own systemd Berth runs; None under PID 1.
+    pub fn of(own: Option<u32>) -> Self {
+        Self { own, ..Self::default() }
+    }
+
     /// Takes over which services are enabled for boot now.
     pub fn take(&mut self, services: Vec<Service>) {
         let foreign = services.into_iter().filter(|service| !is_berths(&service.unit));
@@ -101,7 +108,7 @@ impl Rivals {
             let text = format!(
                 "{unit} is enabled for boot{restart} and {does}: after a reboot it would take GPU memory before Berth"
             );
-            Some(Rival { unit: unit.clone(), text, next: disable(unit) })
+            Some(Rival { unit: unit.clone(), text, next: self.systemctl("disable --now", unit) })
         })
     }
 
@@ -126,12 +133,7 @@ impl Rivals {
     /// The command that ends a unit, if it is a service or a container. Of other scopes, such as a login's, no more
     /// than the one process is to end.
     fn end_unit(&self, unit: &str) -> Option<String> {
-        if let Some((user, inner)) = unit.split_once('/') {
-            let uid = user.strip_prefix("user@")?.strip_suffix(".service")?;
-            let inner = Some(inner).filter(|inner| inner.ends_with(".service"))?;
-            return Some(format!("sudo systemctl --user -M {uid}@ stop {}", shell_words::quote(inner)));
-        }
-        if let Some(container) = unit.strip_suffix(".scope") {
+        if let Some(container) = unit.strip_suffix(".scope").filter(|_| below_user(unit).is_none()) {
             let (engine, id) = container.split_once('-')?;
             let engine = match engine {
                 "docker" => "docker",
@@ -140,25 +142,40 @@ impl Rivals {
             };
             return Some(format!("sudo {engine} stop {}", id.get(..12)?));
         }
-        if unit.starts_with("user@") {
+        if unit.starts_with("user@") && below_user(unit).is_none_or(|(_, inner)| !inner.ends_with(".service"))
+        {
             return None;
         }
         // Until systemd has told, a service is taken to be enabled: where it isn't, the same command just stops it.
         let enabled = self.enabled.as_ref().is_none_or(|enabled| enabled.contains_key(unit));
-        Some(if enabled {
-            disable(unit)
-        } else {
-            format!("sudo systemctl stop {}", shell_words::quote(unit))
-        })
+        Some(self.systemctl(if enabled { "disable --now" } else { "stop" }, unit))
+    }
+
+    /// The command that does this to a unit.
+    fn systemctl(&self, verb: &str, unit: &str) -> String {
+        match below_user(unit) {
+            None => format!("sudo systemctl {verb} {}", shell_words::quote(unit)),
+            Some((uid, inner)) => {
+                let inner = shell_words::quote(inner);
+                if self.own.is_some_and(|own| uid == own.to_string()) {
+                    format!("systemctl --user {verb} {inner}")
+                } else {
+                    format!("sudo systemctl --user -M {uid}@ {verb} {inner}")
+                }
+            }
+        }
     }
 }
 
-fn disable(unit: &str) -> String {
-    format!("sudo systemctl disable --now {}", shell_words::quote(unit))
+/// Of `user@1000.service/aeon.service` the user and the unit there.
+fn below_user(unit: &str) -> Option<(&str, &str)> {
+    let (user, inner) = unit.split_once('/')?;
+    Some((user.strip_prefix("user@")?.strip_suffix(".service")?, inner))
 }
 
 /// Whether a unit is one that comes with Berth.
 fn is_berths(unit: &str) -> bool {
+    let unit = below_user(unit).map_or(unit, |(_, inner)| inner);
     ["berthd.service", "berth-devices.service"].contains(&unit) || ModelName::from_unit(unit).is_some()
 }
 

@@ -45,7 +45,14 @@ pub enum Deed {
     /// SIGKILL to all processes of the unit.
     Kill(ModelName),
     /// Find out how a model ended; the answer goes to [`Upkeep::diagnosed`].
-    Diagnose(ModelName),
+    Diagnose {
+        /// Which.
+        model: ModelName,
+        /// The InvocationID of the run that ended; its claim may have ended by now.
+        run: String,
+        /// That of the run before it.
+        earlier: String,
+    },
     /// Look up a model's files; the answer goes to [`Upkeep::looked`].
     Look(ModelName),
     /// Tell everybody.
@@ -61,6 +68,8 @@ pub enum End {
     ByHand,
     /// The machine is going down.
     Shutdown,
+    /// With the systemd that ran it, in whose place is another one: a user's own ends with the last login.
+    WithSystemd,
 }
 
 /// What is waited for before a model of home is started.
@@ -169,15 +178,16 @@ impl Upkeep {
                 |unit: &crate::facts::Unit| !unit.active.is_down() && unit.invocation == claim.invocation;
             if !units.get(model).is_some_and(runs) {
                 claim.phase = Phase::Ending;
-                fallen.push(model.clone());
+                fallen.push((model.clone(), claim.invocation.clone(), claim.earlier.clone()));
             }
         }
-        for model in &fallen {
+        let any = !fallen.is_empty();
+        for (model, run, earlier) in fallen {
             self.errors.insert(model.clone(), format!("{model} ended without being asked to"));
             self.undiagnosed.insert(model.clone(), world.now + DIAGNOSIS);
-            deeds.push(Deed::Diagnose(model.clone()));
+            deeds.push(Deed::Diagnose { model, run, earlier });
         }
-        if !fallen.is_empty() {
+        if any {
             deeds.push(Deed::Record);
         }
     }
@@ -203,6 +213,8 @@ impl Upkeep {
         match end {
             End::Failed(why) => self.failed(world, model, During::Service, why),
             End::ByHand => self.stopped_by_hand(world, model),
+            // No failure: as after a boot home comes back, once its memory is proved free.
+            End::WithSystemd => Vec::new(),
             End::Shutdown => {
                 // Nothing is started on a machine that goes down; after the boot home comes back.
                 self.undiagnosed.insert(model.clone(), Moment::MAX);

@@ -70,7 +70,7 @@ fn lock_at_most(bytes: u64) -> Result<(), Failure> {
         }
         let text = format!(
             "the server is to lock {bytes} bytes in memory, and the unit allows {most}: raise LimitMEMLOCK= in a \
-             drop-in (`systemctl edit berth-model@.service`)"
+             drop-in of berth-model@.service; for a user's own Berth root raises it in one of user@.service"
         );
         return Err(Failure::cannot_run(Errno::EPERM, text));
     }
@@ -95,7 +95,8 @@ fn at_priority(nice: i32) -> Result<(), Failure> {
         let errno = Errno::from_raw(error.raw_os_error());
         let why = match errno {
             Errno::EACCES | Errno::EPERM => {
-                "the unit does not allow it: lower LimitNICE= in a drop-in (`systemctl edit berth-model@.service`)"
+                "the unit does not allow it: lower LimitNICE= in a drop-in of berth-model@.service; for a user's own \
+                 Berth root lowers it in one of user@.service"
             }
             other => other.desc(),
         };

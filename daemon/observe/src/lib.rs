@@ -6,5 +6,6 @@ pub mod files;
 pub mod ledger;
 pub mod nvml;
 pub mod proc;
+pub mod scope;
 pub mod sockets;
 pub mod systemd;

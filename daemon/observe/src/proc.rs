@@ -20,6 +20,8 @@ use nix::unistd::{SysconfVar, sysconf};
 use procfs::process::Process;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
+use crate::scope::Scope;
+
 /// What is known of a running process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Described {
@@ -45,7 +47,7 @@ pub fn describe(pid: u32) -> Option<Described> {
     let process = Process::new(i32::try_from(pid).ok()?).ok()?;
     let stat = process.stat().ok()?;
     let group = control_group(&process).unwrap_or_default();
-    let model = model_in(&group, systemd_root());
+    let model = model_in(&group, units_root());
     let unit = if model.is_none() { unit_in(&group, systemd_root()) } else { None };
     Some(Described { started: stat.starttime, program: stat.comm, model, unit })
 }
@@ -105,7 +107,7 @@ pub fn program_of(pid: u32) -> Option<String> {
 
 /// The model in whose unit's cgroup a process runs; None for a foreign process and one that is gone.
 pub fn model_of(pid: u32) -> Option<ModelName> {
-    model_in(&control_group_of(pid)?, systemd_root())
+    model_in(&control_group_of(pid)?, units_root())
 }
 
 /// The processes of models' units that run now, by model.
@@ -136,6 +138,25 @@ fn control_group(process: &Process) -> Option<String> {
     }
 }
 
+/// The cgroup below which Berth's own systemd keeps its units.
+fn units_root() -> &'static str {
+    static ROOT: OnceLock<String> = OnceLock::new();
+    ROOT.get_or_init(|| Scope::this().control_group(systemd_root()))
+}
+
+/// The resources of which Berth's own systemd can give a share to its units: `cpuset`, `memory` … The kernel may lack one,
+/// and a user's systemd has what PID 1 hands on to it.
+pub fn controllers() -> Known<BTreeSet<String>> {
+    let Some(mount) = cgroup2_mount() else {
+        return Known::Unknown("no cgroup2 file system is mounted".to_owned());
+    };
+    let file = folder(mount, units_root()).join("cgroup.controllers");
+    match std::fs::read_to_string(&file) {
+        Ok(all) => Known::Value(all.split_whitespace().map(str::to_owned).collect()),
+        Err(error) => Known::Unknown(format!("{} can't be read: {error}", file.display())),
+    }
+}
+
 /// The cgroup below which systemd, PID 1, keeps its units: usually the root, written as an empty string.
 fn systemd_root() -> &'static str {
     static ROOT: OnceLock<String> = OnceLock::new();
@@ -145,10 +166,10 @@ fn systemd_root() -> &'static str {
     })
 }
 
-/// The model to whose unit a cgroup belongs. Only slices may stand above the unit: a user's own systemd and
-/// containers can name their units as they like, and theirs lie below a service or a scope.
-fn model_in(control_group: &str, systemd_root: &str) -> Option<ModelName> {
-    ModelName::from_unit(below_slices(control_group, systemd_root).next()?)
+/// The model to whose unit a cgroup belongs. Only slices may stand between the unit and its systemd: another user's
+/// systemd and containers can name their units as they like, and theirs lie below a service or a scope.
+fn model_in(control_group: &str, units_root: &str) -> Option<ModelName> {
+    ModelName::from_unit(below_slices(control_group, units_root).next()?)
 }
 
 /// The service or scope to which a cgroup belongs; below a user's own systemd with the unit there.

@@ -1,4 +1,4 @@
-//! systemd asked over the system bus: any unit's properties, and which services are enabled for boot. Reading asks for no
+//! systemd asked over its bus, the machine's or the user's own: any unit's properties, and which services are enabled for boot. Reading asks for no
 //! permission; what changes something is berthd's.
 
 pub mod enabled;
@@ -9,6 +9,8 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use zbus::{Connection, OwnedObjectPath, OwnedVariant};
+
+use crate::scope::Scope;
 
 pub use error::{JobResult, SystemdError};
 
@@ -33,13 +35,24 @@ const CALL_DEADLINE: Duration = Duration::from_secs(20);
 pub type Listed =
     (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
-/// Connects to the system bus. `queue`: messages that may wait to be read, where it is to be other than zbus's own 64.
+/// Connects to the bus of Berth's systemd. `queue`: messages that may wait to be read, where it is to be other than zbus's own 64.
 ///
 /// # Errors
 /// When there is no bus, or it does not answer in time.
 pub async fn connect(queue: Option<NonZeroUsize>) -> Result<Connection, SystemdError> {
+    connect_to(Scope::this(), queue).await
+}
+
+/// The same, to the bus of this systemd.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_to(scope: Scope, queue: Option<NonZeroUsize>) -> Result<Connection, SystemdError> {
     const DOING: &str = "connect to systemd";
-    let builder = zbus::connection::Builder::system();
+    let builder = match scope {
+        Scope::System => zbus::connection::Builder::system(),
+        Scope::User => zbus::connection::Builder::session(),
+    };
     let building = match queue {
         Some(queue) => builder.max_queued(queue).build(),
         None => builder.build(),

@@ -78,6 +78,7 @@ impl Driver {
             End::Failed(why) => tracing::warn!(%model, "{model} failed: {why}"),
             End::ByHand => tracing::info!(%model, "{model} was stopped by hand"),
             End::Shutdown => tracing::info!(%model, "the machine goes down"),
+            End::WithSystemd => tracing::info!(%model, "{model} was stopped with all that its systemd ran"),
         }
         let deeds = self.with_world(|upkeep, world| upkeep.diagnosed(world, model, end));
         self.fulfil(deeds);
@@ -102,10 +103,8 @@ impl Driver {
                     tracing::warn!(%model, "killing it: it does not stop");
                     self.hands.kill(&model);
                 }
-                Deed::Diagnose(model) => {
-                    if let Some(claim) = self.state.claims.get(&model) {
-                        self.hands.diagnose(None, &model, claim.invocation.clone(), claim.earlier.clone());
-                    }
+                Deed::Diagnose { model, run, earlier } => {
+                    self.hands.diagnose(None, &model, run, earlier);
                 }
                 Deed::Look(model) => self.hands.look(&model),
                 Deed::Say(what) => self.events.say(super::now_ms(), what),

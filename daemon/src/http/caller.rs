@@ -15,7 +15,7 @@ use axum::response::Response;
 use berth_core::config::{Access, Settings};
 use berth_core::proxy::KeyHash;
 use berth_core::report::{Actor, Rights, SCHEMA, Session};
-use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
 use tokio::net::unix::UCred;
 use tokio::time::timeout;
 use utoipa_axum::router::OpenApiRouter;
@@ -184,7 +184,9 @@ async fn peer_caller(peer: UCred, access: &Access) -> Caller {
         let user = User::from_uid(uid).ok().flatten().map(|user| user.name);
         let groups = if access.who.is_empty() { Vec::new() } else { groups(user.as_deref(), peer.gid()) };
         let user = user.unwrap_or_else(|| format!("uid {uid}"));
-        let rights = access.of(peer.uid(), &user, &groups);
+        // Who could end berthd anyway and run another.
+        let is_berthds = uid == geteuid();
+        let rights = if is_berthds { Rights::Operate } else { access.of(peer.uid(), &user, &groups) };
         let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
         let command =
             pid.and_then(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).ok()).unwrap_or_default();

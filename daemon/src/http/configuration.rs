@@ -16,6 +16,7 @@ use super::openapi::Problems;
 use super::{Api, no_answer, problem};
 use crate::driver::Message;
 use crate::preflight::LOOK_UP;
+use crate::scope::Scope;
 
 /// What would come of a reload; touches nothing. Needs `plan`.
 #[utoipa::path(post, path = "/api/v1/check", tag = "node", responses((status = 200, body = Reloaded), Problems))]
@@ -60,7 +61,7 @@ impl Api {
         let silent = || Refusal {
             code: "no_answer".to_owned(),
             text: "berthd's driver does not answer".to_owned(),
-            hints: vec!["journalctl -u berthd -n 50".to_owned()],
+            hints: vec![format!("{} -u berthd -n 50", Scope::this().journalctl())],
         };
         self.driver.send(Message::Files(files)).await.map_err(|_| silent())?;
         let changes =

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::Api;
 use crate::driver::{Message, now_ms};
+use crate::scope::Scope;
 
 /// How long the driver may take: who watches gives up soon after.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -57,7 +58,7 @@ fn no_answer() -> Health {
         subject: String::new(),
         since_ms: now_ms(),
         text: silence(),
-        next: "journalctl -u berthd -n 50".to_owned(),
+        next: format!("{} -u berthd -n 50", Scope::this().journalctl()),
     };
     let problems = vec![Concern { severity: problem.severity(), problem }];
     Health { schema: SCHEMA, status: HealthStatus::Degraded, problems, swap: None }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use berth_core::name::ModelName;
 use berth_observe::systemd::{MANAGER, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call, connect, path};
 use futures_util::StreamExt as _;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 use zbus::message::Type;
 use zbus::{Connection, Message, MessageStream, OwnedObjectPath, OwnedVariant};
@@ -22,6 +23,9 @@ const BUS_PATH: &str = "/org/freedesktop/DBus";
 
 /// Messages that may wait to be read; the connection stands still when they are more.
 const QUEUE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// How long the first connection is tried for.
+const FIRST: Duration = Duration::from_secs(5);
 
 /// Between two tries to connect: from the first to the last of these.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -47,8 +51,19 @@ pub(super) struct Opened {
     owner: String,
 }
 
+/// The first connection. systemd may come to a bus a moment after the bus itself: a user's bus begins when it is asked for.
+pub(super) async fn first() -> Result<Opened, SystemdError> {
+    let end = Instant::now() + FIRST;
+    loop {
+        match open().await {
+            Err(SystemdError::Unreachable { .. }) if Instant::now() < end => sleep(FIRST_PAUSE).await,
+            done => return done,
+        }
+    }
+}
+
 /// Connects and subscribes.
-pub(super) async fn open() -> Result<Opened, SystemdError> {
+async fn open() -> Result<Opened, SystemdError> {
     const DOING: &str = "connect to systemd";
     let connection = connect(Some(QUEUE)).await?;
     let stream = MessageStream::from(&connection);
@@ -92,7 +107,7 @@ pub(super) async fn keep(inner: Arc<Inner>, mut opened: Opened) {
 async fn reopen(inner: &Inner) -> Opened {
     let mut pause = FIRST_PAUSE;
     loop {
-        tokio::time::sleep(pause).await;
+        sleep(pause).await;
         match open().await {
             Ok(opened) => {
                 let models = inner.referenced().clone();
@@ -164,7 +179,7 @@ fn owner_changed(inner: &Arc<Inner>, connection: &Connection, gone: bool) {
                 return;
             }
             warn!(%error, "systemd is back on the bus and not to be listened to yet");
-            tokio::time::sleep(pause).await;
+            sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);
         }
         _ = inner.changes.send(Change::Back);

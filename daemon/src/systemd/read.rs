@@ -68,11 +68,12 @@ pub(super) async fn settled(
     parse_active(&active).map(Some).ok_or_else(|| reader.unexpected("ActiveState"))
 }
 
-/// systemd's word for the state of the whole system.
-pub(super) async fn system_state(connection: &Connection) -> Result<String, SystemdError> {
+/// systemd's word for the state of the whole system, and when it began itself.
+pub(super) async fn system_state(connection: &Connection) -> Result<(String, Moment), SystemdError> {
     let doing = "read the state of the system";
     let reader = Reader::of_manager(connection, doing);
-    reader.get(MANAGER, "SystemState").await
+    let began = reader.get::<u64>(MANAGER, "UserspaceTimestampMonotonic").await?;
+    Ok((reader.get(MANAGER, "SystemState").await?, Moment::from_micros(began)))
 }
 
 async fn read(connection: &Connection, model: &ModelName) -> Result<UnitReading, SystemdError> {

@@ -4,8 +4,9 @@ use super::*;
 use crate::doctor::Severity;
 
 fn sound() -> Installation {
-    let is = |folder: &Folder| Value(Some((folder.owner.to_owned(), 0o0755 & !folder.never)));
+    let is = |folder: &Folder| Value(Some((folder.owner.clone(), 0o0755 & !folder.never)));
     Installation {
+        scope: Scope::System,
         systemd: Value("252.39-1~deb12u1".into()),
         polkit: Value("122".into()),
         enabled: Value(Some("enabled".into())),
@@ -14,10 +15,15 @@ fn sound() -> Installation {
         unified: true,
         users: vec![("berth", true)],
         groups: vec![("berth", true)],
-        folders: FOLDERS.iter().map(|folder| (*folder, is(folder))).collect(),
+        folders: expected(Scope::System).into_iter().map(|folder| (folder.clone(), is(&folder))).collect(),
         rule: Value(Some("/usr/share/polkit-1/rules.d/60-berth.rules".into())),
+        lingers: Value(false),
         room: Value((Bytes::mib(9_000), 100_000)),
     }
+}
+
+fn etc_berth() -> Folder {
+    expected(Scope::System).swap_remove(0)
 }
 
 fn found(here: &Installation) -> Vec<Finding> {
@@ -71,7 +77,7 @@ fn what_is_missing_or_open_to_others_is_said_with_the_command() {
     finds(&Installation { kept: Value(0), ..sound() }, Severity::Warning, "no_fd_store", next);
     let with = |is: Option<(&str, u32)>| {
         let is = is.map(|(owner, mode)| (owner.to_owned(), mode));
-        Installation { folders: vec![(FOLDERS[0], Value(is))], ..sound() }
+        Installation { folders: vec![(etc_berth(), Value(is))], ..sound() }
     };
     finds(&with(Some(("root", 0o777))), Severity::Error, "folder", "sudo chmod 0755 /etc/berth");
     finds(&with(Some(("frank", 0o755))), Severity::Error, "folder", "sudo chown root /etc/berth");
@@ -109,7 +115,7 @@ fn what_could_not_be_looked_at_is_unknown_and_never_well() {
         enabled: Unknown(no()),
         kept: Unknown(no()),
         synchronized: Unknown(no()),
-        folders: vec![(FOLDERS[0], Unknown(no()))],
+        folders: vec![(etc_berth(), Unknown(no()))],
         rule: Unknown(no()),
         room: Unknown(no()),
         ..sound()
@@ -117,4 +123,24 @@ fn what_could_not_be_looked_at_is_unknown_and_never_well() {
     let found = found(&dark);
     assert!(found.iter().all(|finding| finding.severity == Severity::Unknown), "{found:?}");
     assert_eq!(found.len(), 7);
+}
+
+#[test]
+fn a_users_own_berth_needs_neither_polkit_nor_users() {
+    let own = Installation {
+        scope: Scope::User,
+        polkit: Unknown("it is not there".into()),
+        rule: Value(None),
+        users: vec![("berth", false)],
+        groups: vec![("berth", false)],
+        folders: Vec::new(),
+        lingers: Value(true),
+        ..sound()
+    };
+    assert_eq!(found(&own), []);
+    let enabled = Value(Some("disabled".into()));
+    let next = "systemctl --user enable berthd.service";
+    finds(&Installation { enabled, ..own }, Severity::Warning, "not_enabled", next);
+    let lazy = Installation { scope: Scope::User, folders: Vec::new(), ..sound() };
+    finds(&lazy, Severity::Warning, "no_linger", "loginctl enable-linger");
 }

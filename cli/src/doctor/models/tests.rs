@@ -36,6 +36,7 @@ fn seen(files: Vec<File>) -> Seen {
         files: Known::Value(files),
         judged: None,
         locks: false,
+        ineffective: Vec::new(),
     }
 }
 
@@ -143,4 +144,30 @@ fn who_locks_its_memory_is_known_by_flag_variable_and_policy() {
     let locked: Vec<&str> =
         settings.models.values().filter(|model| locks(model)).map(|model| model.name.as_str()).collect();
     assert_eq!(locked, ["flag", "policy", "variable"]);
+}
+
+#[test]
+fn what_systemd_can_not_give_a_unit_is_said() {
+    let policies = vec![SourceFile {
+        path: "/etc/berth/policies.d/pinned.toml".into(),
+        text: "devices = [\"host\"]\n\n[host]\ncores = \"0-1\"\nlock = true\n".into(),
+    }];
+    let file = SourceFile {
+        path: "/etc/berth/models.d/q.toml".into(),
+        text: "cmd = \"llama-server -m /q.gguf\"\npolicy = \"pinned\"\n".into(),
+    };
+    let settings = load(&Sources { models: vec![file], policies, ..Sources::default() }, "tower").unwrap();
+    let model = settings.models.values().next().unwrap();
+    let with = |there: &[&str]| {
+        let there = there.iter().map(ToString::to_string).collect();
+        let ineffective = ineffective(model, &Known::Value(there));
+        let found = limits(&Seen { ineffective, ..seen(Vec::new()) });
+        found.into_iter().map(|finding| (finding.code, finding.evidence.concat())).collect::<Vec<_>>()
+    };
+    assert_eq!(with(&["cpu", "cpuset", "memory"]), []);
+    let lacks = |name: &str| {
+        ("no_controller".to_owned(), format!("systemd has no controller {name} for models' units"))
+    };
+    assert_eq!(with(&["memory"]), [lacks("cpuset")]);
+    assert_eq!(with(&[]), [lacks("cpuset"), lacks("memory")]);
 }

@@ -160,7 +160,7 @@ pub fn explain(settings: &Settings) -> Explanation {
         }
     }
     if settings.access.who.is_empty() {
-        values.add("rights.operate", "@berth".to_owned(), "default");
+        values.add("rights.operate", "who can open berth.sock".to_owned(), "default");
     }
     for notify in &settings.notify {
         let name = &notify.name;

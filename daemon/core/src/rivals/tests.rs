@@ -198,4 +198,18 @@ fn each_holder_has_the_command_that_ends_it() {
     ];
     assert_eq!(rivals.end(&several), "sudo systemctl disable --now aeon.service; sudo kill 7 11");
     assert_eq!(rivals.end(&[]), "");
+
+    // Below a user's own systemd it knows what is enabled there, and no sudo is needed for it.
+    let mut own = Rivals::of(Some(1000));
+    own.take(vec![service("user@1000.service/aeon.service", "always", "/usr/bin/llama-server")]);
+    let disable = "systemctl --user disable --now aeon.service";
+    assert_eq!(own.found().next().unwrap().next, disable);
+    assert_eq!(end(&own, Some("user@1000.service/aeon.service")), disable);
+    assert_eq!(end(&own, Some("user@1000.service/q.service")), "systemctl --user stop q.service");
+    assert_eq!(
+        end(&own, Some("user@1001.service/q.service")),
+        "sudo systemctl --user -M 1001@ stop q.service"
+    );
+    own.take(vec![service("user@1000.service/berth-model@q.service", "no", "/usr/bin/llama-server")]);
+    assert_eq!(units(&own), [""; 0]);
 }

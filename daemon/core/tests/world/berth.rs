@@ -462,7 +462,7 @@ impl World {
                     self.nature.kill(&model);
                     self.unit_changes(&model);
                 }
-                Deed::Diagnose(model) => self.due(200, Due::Ended(model)),
+                Deed::Diagnose { model, .. } => self.due(200, Due::Ended(model)),
                 Deed::Look(model) => self.due(3, Due::Looked(model)),
                 Deed::Say(What::Model { model, state: ModelState::Stopping, .. }) => {
                     self.stopped_by_hand.push(model);

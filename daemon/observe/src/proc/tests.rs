@@ -85,6 +85,11 @@ fn a_unit_counts_only_where_pid_1_keeps_it() {
     let path = "/lxc/one/system.slice/berth-model@genesis.service";
     assert_eq!(model_in(path, "/lxc/one").unwrap().as_str(), "genesis");
     assert_eq!(model_in(path, "/lxc/two"), None);
+    // A user's own Berth has those of that user's systemd, and not the machine's.
+    let own = "/user.slice/user-1000.slice/user@1000.service";
+    let below = format!(r"{own}/app.slice/app-berth\x2dmodel.slice/berth-model@genesis.service");
+    assert_eq!(model_in(&below, own).unwrap().as_str(), "genesis");
+    assert_eq!(model_in("/system.slice/berth-model@genesis.service", own), None);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 use berth_core::rivals::Service;
 use zbus::Connection;
 
+use crate::scope::Scope;
+
 use super::{Listed, MANAGER, Reader, SERVICE, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call};
 
 const DOING: &str = "list the services that are enabled for boot";
@@ -71,5 +73,6 @@ async fn read(connection: &Connection, unit: String) -> Result<Service, SystemdE
     // The first of argv may be any name; the program is what runs.
     let argv =
         |(program, argv, ..): Command| std::iter::once(program).chain(argv.into_iter().skip(1)).collect();
+    let unit = Scope::this().qualified(&unit);
     Ok(Service { unit, restart, commands: commands.into_iter().map(argv).collect() })
 }

@@ -3,12 +3,16 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::scope::Scope;
+
 /// Why systemd did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum SystemdError {
     /// The bus, or systemd on it, can't be reached.
     #[error(
-        "can't {doing}: systemd can't be reached over the system bus ({why}); `systemctl status dbus` says more"
+        "can't {doing}: systemd can't be reached over {} ({why}); `{} status dbus` says more",
+        Scope::this().bus(),
+        Scope::this().systemctl()
     )]
     Unreachable {
         /// What was asked.
@@ -29,7 +33,8 @@ pub enum SystemdError {
     },
     /// There is no such unit.
     #[error(
-        "can't {doing}: {said}; is berth-model@.service installed? After installing it: `systemctl daemon-reload`"
+        "can't {doing}: {said}; is berth-model@.service installed? After installing it: `{} daemon-reload`",
+        Scope::this().systemctl()
     )]
     NoSuchUnit {
         /// What was asked.
@@ -56,7 +61,10 @@ pub enum SystemdError {
         after: Duration,
     },
     /// The job ended otherwise than asked for.
-    #[error("systemd could not {doing}: the job ended as `{result}`; `systemctl status {unit}` says more")]
+    #[error(
+        "systemd could not {doing}: the job ended as `{result}`; `{} status {unit}` says more",
+        Scope::this().systemctl()
+    )]
     Job {
         /// What was asked.
         doing: String,

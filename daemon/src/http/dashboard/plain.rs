@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{ASK_AGAIN, Api};
 use crate::driver::Message;
+use crate::scope::Scope;
 
 /// Why this is all there is.
 pub(super) const NOT_BUILT: &str = "the dashboard is not in this build of berthd, a plain status page takes its place: it is built by `make build` \
@@ -82,8 +83,11 @@ fn head(title: &str) -> String {
 const FOOT: &str = "</main>\n</body>\n</html>\n";
 
 fn silent() -> String {
-    let text = "<h1>berthd does not answer</h1>\n<p>Its journal says why: <code>journalctl -u berthd -n 50</code></p>\n";
-    head("berthd does not answer") + text + FOOT
+    let journalctl = Scope::this().journalctl();
+    let text = format!(
+        "<h1>berthd does not answer</h1>\n<p>Its journal says why: <code>{journalctl} -u berthd -n 50</code></p>\n"
+    );
+    head("berthd does not answer") + &text + FOOT
 }
 
 /// The page. `built`: whether the dashboard is there too. `still`: whether it stays as it is.

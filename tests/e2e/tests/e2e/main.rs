@@ -35,6 +35,7 @@ mod restart;
 mod rights;
 mod smoke;
 mod soak;
+mod user;
 mod variants;
 mod verbs;
 mod watched;

@@ -21,6 +21,7 @@ mod progress;
 mod remove;
 mod render;
 mod secret;
+mod setup;
 mod standalone;
 mod systemd;
 mod unit;
@@ -77,6 +78,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Remove { model, unit, yes, dry_run } => {
             remove::remove(&model, unit, Consent { yes, dry_run }, &berth).await
         }
+        Command::Setup(options) => setup::setup(&options, &berth).await,
         Command::Dashboard => berth.dashboard().await,
         Command::Doctor { units, config } => doctor::doctor(&units, &config, &berth.client, out).await,
         Command::Check { config } => check::check(&config, out),

@@ -12,7 +12,7 @@ use crate::name::ModelName;
 pub use server::server_of;
 
 /// From this much on one GPU on, a service counts as one that takes GPU memory: desktops, players and monitors hold less.
-const NOTABLE: Bytes = Bytes::mib(1024);
+pub const NOTABLE: Bytes = Bytes::mib(1024);
 
 /// A service that systemd starts at boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,7 +158,7 @@ fn disable(unit: &str) -> String {
 }
 
 /// Whether a unit is one that comes with Berth.
-fn is_berths(unit: &str) -> bool {
+pub fn is_berths(unit: &str) -> bool {
     ["berthd.service", "berth-devices.service"].contains(&unit) || ModelName::from_unit(unit).is_some()
 }
 

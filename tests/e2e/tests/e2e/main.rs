@@ -32,6 +32,7 @@ mod release;
 mod reload;
 mod restart;
 mod rights;
+mod setup;
 mod smoke;
 mod soak;
 mod variants;

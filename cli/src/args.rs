@@ -379,6 +379,9 @@ pub(crate) struct SetupOptions {
     /// Folders with models, besides the common ones
     #[arg(value_name = "FOLDER", conflicts_with = "undo")]
     pub(crate) folders: Vec<PathBuf>,
+    /// Stop each service that becomes a model, too: its answers are cut off, its memory is free
+    #[arg(long, conflicts_with = "undo")]
+    pub(crate) stop: bool,
     /// Put back all that setup changed, the last change first; refused while one of its models runs
     #[arg(long)]
     pub(crate) undo: bool,

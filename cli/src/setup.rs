@@ -53,6 +53,15 @@ enum Change {
     Add(Box<Addition>),
 }
 
+impl Change {
+    fn addition(&self) -> Option<&Addition> {
+        match self {
+            Self::Start(_) => None,
+            Self::Add(addition) => Some(addition),
+        }
+    }
+}
+
 /// A service that would become a model.
 struct Addition {
     unit: String,
@@ -98,7 +107,7 @@ pub(crate) async fn setup(options: &SetupOptions, berth: &Context) -> Result<Exi
     let basis = doctor::basis(&berth.client).await;
     let mut machine = look::look(&basis, &options.folders).await?;
     let plan = propose(&basis, &mut machine, berth).await;
-    let shown = show::Shown { basis: &basis, machine: &machine, plan: &plan };
+    let shown = show::Shown { basis: &basis, machine: &machine, plan: &plan, stop: options.stop };
     if !berth.out.json {
         Out::say(&shown.machine(berth.out.paint));
     }
@@ -124,7 +133,7 @@ pub(crate) async fn setup(options: &SetupOptions, berth: &Context) -> Result<Exi
     let mut journal = Journal::read()?;
     for (change, came) in plan.changes.iter().zip(&mut came) {
         if !berth.out.json {
-            Out::say(&show::change(change));
+            Out::say(&show::change(change, options.stop));
         }
         *came = if consent.yes || wanted() {
             match make(change, &mut journal, berth).await {
@@ -141,8 +150,12 @@ pub(crate) async fn setup(options: &SetupOptions, berth: &Context) -> Result<Exi
             Came::Declined
         };
     }
-    let added = |(change, came): (&Change, &Came)| matches!(change, Change::Add(_)) && *came == Came::Done;
-    if plan.changes.iter().zip(&came).any(added) {
+    let done = plan.changes.iter().zip(&came).filter(|(_, came)| **came == Came::Done);
+    let added: Vec<&Addition> = done.filter_map(|(change, _)| change.addition()).collect();
+    for addition in added.iter().filter(|addition| options.stop && addition.runs) {
+        left.extend(systemd::stop(&addition.unit).await.err().map(|failed| failed.to_string()));
+    }
+    if !added.is_empty() {
         left.extend(reload(berth).await.err().map(|why| not_taken_up(&why)));
     }
     if came.iter().all(|came| *came == Came::Declined) {

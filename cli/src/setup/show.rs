@@ -14,7 +14,7 @@ use super::{Addition, Came, Change, Passed, Plan};
 use crate::add::{Note, declaration};
 use crate::doctor::{Basis, Finding};
 use crate::exit::Exit;
-use crate::render::text::{clean, gib, gpus, join, paragraph};
+use crate::render::text::{clean, gib, gpus, join, names, paragraph};
 use crate::render::{Paint, Tone};
 
 /// So many files are told of each folder; `berthctl fit` tells all.
@@ -28,6 +28,8 @@ pub(super) struct Shown<'a> {
     pub(super) basis: &'a Basis,
     pub(super) machine: &'a Machine,
     pub(super) plan: &'a Plan,
+    /// Whether services that become models are stopped too.
+    pub(super) stop: bool,
 }
 
 /// What `--json` prints.
@@ -112,30 +114,32 @@ impl<'a> Shown<'a> {
     /// What could be changed, where nothing is.
     pub(super) fn proposed(&self) -> String {
         if self.plan.changes.is_empty() {
-            return self.next("There is nothing to change.", &[]);
+            return self.next("There is nothing to change.", &[], &[]);
         }
-        self.plan.changes.iter().map(change).collect::<String>()
+        self.plan.changes.iter().map(|one| change(one, self.stop)).collect::<String>()
             + "\nNothing was changed: sudo berthctl setup asks for each.\n"
     }
 
     /// What has changed.
     pub(super) fn after(&self, came: &[Came], left: &[String]) -> String {
         let done = self.plan.changes.iter().zip(came).filter(|(_, came)| **came == Came::Done);
-        let models: Vec<&ModelName> = done.flat_map(|(change, _)| models(change)).collect();
+        let added: Vec<&Addition> = done.filter_map(|(change, _)| change.addition()).collect();
+        let models: Vec<ModelName> = added
+            .iter()
+            .flat_map(|one| &one.prepared.addition.drafts)
+            .map(|draft| draft.name.clone())
+            .collect();
         let said = match models.as_slice() {
             [] => String::new(),
             [one] => format!("{one} is Berth's."),
-            all => format!(
-                "{} are Berth's.",
-                crate::render::text::names(&all.iter().copied().cloned().collect::<Vec<_>>())
-            ),
+            all => format!("{} are Berth's.", names(all)),
         };
         let undo = came.contains(&Came::Done).then(|| paragraph("", "Undo: sudo berthctl setup --undo"));
-        self.next(&said, left) + &undo.unwrap_or_default()
+        self.next(&said, left, &added) + &undo.unwrap_or_default()
     }
 
-    /// The step that comes next: what serves goes on until its operator stops it.
-    fn next(&self, said: &str, left: &[String]) -> String {
+    /// The step that comes next, after these became models: what serves goes on until its operator stops it.
+    fn next(&self, said: &str, left: &[String], added: &[&Addition]) -> String {
         let mut out = String::from("\n");
         if !said.is_empty() {
             out.push_str(&paragraph("", said));
@@ -143,21 +147,25 @@ impl<'a> Shown<'a> {
         for what in left {
             out.push_str(&paragraph("still to do: ", &clean(what)));
         }
-        let added = |service: &&Service| service.masked || self.addition(&service.unit).is_some();
-        if let Some(service) = self.machine.services.iter().filter(|service| service.runs).find(added) {
-            let unit = &service.unit;
-            let model = self.addition(unit).and_then(|addition| addition.prepared.addition.drafts.first());
-            let model = model
-                .map_or_else(|| unit.trim_end_matches(".service").to_owned(), |draft| draft.name.to_string());
+        let model = |addition: &Addition| {
+            addition.prepared.addition.drafts.first().map(|draft| draft.name.to_string())
+        };
+        let before = self.machine.services.iter().filter(|service| service.runs && service.masked);
+        let before =
+            before.map(|service| (&service.unit, service.unit.trim_end_matches(".service").to_owned()));
+        let now = added.iter().filter(|addition| addition.runs && !self.stop);
+        let now = now.filter_map(|addition| Some((&addition.unit, model(addition)?)));
+        if let Some((unit, model)) = now.chain(before).next() {
             let text = format!("Next: sudo systemctl stop {unit}, then berthctl switch {model}");
             out.push_str(&paragraph("", &text));
             let why =
                 format!("Until then {unit} serves on, and its memory and port count as somebody else's.");
             out.push_str(&paragraph("      ", &why));
         } else if let Some(first) =
-            self.plan.changes.iter().find_map(|change| models(change).into_iter().next())
+            added.iter().max_by_key(|addition| addition.runs).and_then(|one| model(one))
         {
-            out.push_str(&paragraph("", &format!("Next: berthctl plan switch {first}")));
+            let plan = if self.stop { "" } else { "plan " };
+            out.push_str(&paragraph("", &format!("Next: berthctl {plan}switch {first}")));
         }
         out
     }
@@ -177,7 +185,7 @@ impl<'a> Shown<'a> {
             Change::Add(addition) => OneChange {
                 kind: "add",
                 unit: &addition.unit,
-                models: models(change),
+                models: addition.prepared.addition.drafts.iter().map(|draft| &draft.name).collect(),
                 notes: addition.prepared.addition.drafts.iter().flat_map(|draft| &draft.notes).collect(),
                 came,
             },
@@ -200,10 +208,7 @@ impl<'a> Shown<'a> {
     }
 
     fn addition(&self, unit: &str) -> Option<&Addition> {
-        self.plan.changes.iter().find_map(|change| match change {
-            Change::Add(addition) if addition.unit == unit => Some(&**addition),
-            _ => None,
-        })
+        self.plan.changes.iter().filter_map(Change::addition).find(|addition| addition.unit == unit)
     }
 
     /// The port that the service would have as a model.
@@ -214,7 +219,7 @@ impl<'a> Shown<'a> {
 }
 
 /// One change with its reason, and what to know of it.
-pub(super) fn change(change: &Change) -> String {
+pub(super) fn change(change: &Change, stop: bool) -> String {
     let addition = match change {
         Change::Start(state) => {
             let boot = if state.enabled { "" } else { " and at each boot" };
@@ -226,7 +231,11 @@ pub(super) fn change(change: &Change) -> String {
     for draft in &addition.prepared.addition.drafts {
         let user = draft.service.iter().find_map(|line| line.strip_prefix("User="));
         let user = user.filter(|user| !user.is_empty()).unwrap_or("root");
-        let goes_on = if addition.runs { " It is not stopped." } else { "" };
+        let goes_on = match (addition.runs, stop) {
+            (false, _) => "",
+            (true, false) => " It is not stopped.",
+            (true, true) => " It is stopped, and its answers are cut off.",
+        };
         let text = format!(
             "{unit} becomes the model {model}, as it is and run by {user}; the unit is disabled and masked, so that \
              after a boot only Berth starts it.{goes_on}",
@@ -241,13 +250,6 @@ pub(super) fn change(change: &Change) -> String {
         }
     }
     out
-}
-
-fn models(change: &Change) -> Vec<&ModelName> {
-    match change {
-        Change::Start(_) => Vec::new(),
-        Change::Add(addition) => addition.prepared.addition.drafts.iter().map(|draft| &draft.name).collect(),
-    }
 }
 
 fn labelled(label: &str, text: &str) -> String {

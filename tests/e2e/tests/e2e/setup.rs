@@ -1,8 +1,6 @@
 //! First contact, after the package is installed: setup finds two hand-written services of which one serves, makes both
 //! Berth's, and takes all of it back.
 
-use std::time::Instant;
-
 use sandbox::Output;
 use serde_json::Value;
 use shapes::models;
@@ -50,7 +48,6 @@ fn two_services_by_hand_become_models_and_come_back() {
     machine.root("chown -R frank: /home/frank/models; systemctl daemon-reload");
     machine.root("systemctl enable --quiet genesis aeon && systemctl start genesis");
     let without_berth = machine.etc();
-    let begin = Instant::now();
     machine.root("DEBIAN_FRONTEND=noninteractive apt-get install -qq -y /opt/berth.deb 2>&1");
     let installed = machine.etc();
     // As `make install` leaves it.
@@ -87,7 +84,6 @@ fn two_services_by_hand_become_models_and_come_back() {
     );
     machine.root("systemctl stop genesis && berthctl switch genesis");
     assert_eq!(machine.ask("default").status, 200);
-    println!("setup: first_answer_ms={}", begin.elapsed().as_millis());
     assert!(
         machine
             .root("ps -o user= -p $(systemctl show -p MainPID --value berth-model@genesis)")
@@ -117,6 +113,13 @@ fn two_services_by_hand_become_models_and_come_back() {
     machine.root("systemctl is-enabled genesis aeon");
     let nothing = machine.root("berthctl setup --undo --yes");
     assert!(nothing.contains("changed nothing"), "{nothing}");
+
+    // Three commands from the package on, where what serves may be stopped.
+    machine.root("systemctl start genesis");
+    let said = machine.root("berthctl setup --yes --stop");
+    assert!(said.contains("Next: berthctl switch genesis"), "{said}");
+    machine.root("berthctl switch genesis && berthctl stop genesis && berthctl setup --undo --yes");
+    same(&machine.etc(), &before);
 
     machine.root("systemctl enable --quiet berthd");
     same(&machine.etc(), &installed);
@@ -167,6 +170,9 @@ fn looks_and_changes_nothing(machine: &Machine) {
     }
     let nobody = with_code(machine, "berthctl setup </dev/null", 2);
     assert!(nobody.stderr.contains("--yes"), "{}", nobody.stderr);
+    let no = with_code(machine, "yes n | head -3 | script -qec 'berthctl setup' /dev/null", 3);
+    assert_eq!(no.stdout.matches("Do it? [Y/n]").count(), 3, "{}", no.stdout);
+    assert!(no.stdout.contains("Nothing was changed."), "{}", no.stdout);
     let frank = machine.sandbox.exec_as("frank", &["berthctl", "setup", "--yes"]).unwrap();
     assert!(frank.stderr.contains("only root"), "{}{}", frank.stdout, frank.stderr);
     with_code(machine, "berthctl setup --dry-run /nowhere", 2);

@@ -191,7 +191,7 @@ async fn propose(basis: &Basis, machine: &mut Machine, berth: &Context) -> Plan 
             Ok(Some(prepared)) => {
                 let files = look::declared_files(&prepared.settings);
                 for folder in &mut machine.folders {
-                    folder.fit.retain(|(path, _)| !look::is_among(path, &files));
+                    folder.unserved.retain(|file| !look::is_among(&file.path, &files));
                 }
                 let (unit, runs) = (service.unit.clone(), service.runs);
                 plan.changes.push(Change::Add(Box::new(Addition { unit, runs, prepared })));

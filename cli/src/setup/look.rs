@@ -85,12 +85,22 @@ pub(super) struct Process {
 #[derive(Debug, Serialize)]
 pub(super) struct Models {
     pub(super) folder: PathBuf,
-    /// How many there are, or why that can't be told.
-    pub(super) found: Result<usize, String>,
-    /// Those that fit and that nothing serves yet, with the user that they belong to.
-    pub(super) fit: Vec<(PathBuf, Option<String>)>,
-    /// How many fit, served ones too.
+    /// How many could be judged, and how many of them fit, served ones too.
+    pub(super) judged: usize,
     pub(super) fitting: usize,
+    /// Those that fit and that nothing serves yet.
+    pub(super) unserved: Vec<File>,
+    /// Why they could not be judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) why: Option<String>,
+}
+
+/// A model's file or folder.
+#[derive(Debug, Serialize)]
+pub(super) struct File {
+    pub(super) path: PathBuf,
+    /// The person that it belongs to.
+    pub(super) owner: Option<String>,
 }
 
 /// A port of Berth's that another program has.
@@ -245,7 +255,9 @@ fn homes(passwd: &str) -> Vec<PathBuf> {
 fn models(folder: PathBuf, gpus: Known<Vec<Gpu>>, served: &BTreeSet<PathBuf>) -> Models {
     let judged = match fit::folder(&folder, gpus) {
         Ok(judged) => judged,
-        Err(why) => return Models { folder, found: Err(why.title), fit: Vec::new(), fitting: 0 },
+        Err(why) => {
+            return Models { folder, judged: 0, fitting: 0, unserved: Vec::new(), why: Some(why.title) };
+        }
     };
     let fits: Vec<PathBuf> = judged
         .models
@@ -253,9 +265,10 @@ fn models(folder: PathBuf, gpus: Known<Vec<Gpu>>, served: &BTreeSet<PathBuf>) ->
         .filter(|one| one.fits == Some(true))
         .filter_map(|one| one.file.clone())
         .collect();
-    let fit =
-        fits.iter().filter(|path| !is_among(path, served)).map(|path| (path.clone(), owner(path))).collect();
-    Models { folder, found: Ok(judged.models.len()), fit, fitting: fits.len() }
+    let fitting = fits.len();
+    let unserved = fits.into_iter().filter(|path| !is_among(path, served));
+    let unserved = unserved.map(|path| File { owner: owner(&path), path }).collect();
+    Models { folder, judged: judged.models.len(), fitting, unserved, why: None }
 }
 
 /// Whether one of these files is at this path, or in the folder that it is.

@@ -9,7 +9,7 @@ use berth_core::name::ModelName;
 use berth_core::report::SCHEMA;
 use serde::Serialize;
 
-use super::look::{Machine, Models, Process, Service, Taken};
+use super::look::{File, Machine, Models, Process, Service, Taken};
 use super::{Addition, Came, Change, Passed, Plan};
 use crate::add::{Note, declaration};
 use crate::doctor::{Basis, Finding};
@@ -84,11 +84,11 @@ impl<'a> Shown<'a> {
         }
         for folder in &machine.folders {
             out.push_str(&labelled("Files", &files(folder)));
-            for (path, owner) in folder.fit.iter().take(FILES) {
+            for File { path, owner } in folder.unserved.iter().take(FILES) {
                 out.push_str(&command(&add_command(path, owner.as_deref())));
             }
-            if folder.fit.len() > FILES {
-                let more = folder.fit.len() - FILES;
+            if folder.unserved.len() > FILES {
+                let more = folder.unserved.len() - FILES;
                 let text = format!("{more} more fit: berthctl fit {}", quoted(&folder.folder));
                 out.push_str(&labelled("", &text));
             }
@@ -97,8 +97,8 @@ impl<'a> Shown<'a> {
             out.push_str(&labelled("Port", &taken(port)));
         }
         for passed in &self.plan.passed {
-            let text = format!("{} is left as it is: {}; {}", passed.unit, passed.why, passed.next);
-            out.push_str(&labelled("Not", &text));
+            let text = format!("{} stays as it is: {}; {}", passed.unit, passed.why, passed.next);
+            out.push_str(&labelled("Left", &text));
         }
         for what in &machine.unseen {
             out.push_str(&labelled("Not seen", what));
@@ -244,7 +244,8 @@ pub(super) fn change(change: &Change, stop: bool) -> String {
         );
         out.push_str(&labelled("Change", &text));
         let path = declaration(&draft.name).display().to_string();
-        out.push_str(&labelled("", &format!("{path} declares it; to know:")));
+        let more = if draft.notes.is_empty() { "." } else { "; to know:" };
+        out.push_str(&labelled("", &format!("{path} declares it{more}")));
         for note in &draft.notes {
             out.push_str(&labelled("", &format!("- {}: {}", note.what, note.why)));
         }
@@ -317,11 +318,11 @@ fn holding(process: &Process) -> String {
 
 fn files(folder: &Models) -> String {
     let path = folder.folder.display();
-    match &folder.found {
-        Ok(0) => format!("{path}: no models"),
-        Ok(1) => format!("{path}: 1 model ({} fits)", folder.fitting),
-        Ok(count) => format!("{path}: {count} models ({} fit)", folder.fitting),
-        Err(why) => format!("{path}: {why}"),
+    match (&folder.why, folder.judged) {
+        (Some(why), _) => format!("{path}: {why}"),
+        (None, 0) => format!("{path}: no models"),
+        (None, 1) => format!("{path}: 1 model ({} fits)", folder.fitting),
+        (None, count) => format!("{path}: {count} models ({} fit)", folder.fitting),
     }
 }
 

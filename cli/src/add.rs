@@ -24,7 +24,7 @@ use berth_core::config::{self, BackendKind, Memory, Settings, SourceFile, Source
 use berth_core::name::ModelName;
 use nix::unistd::geteuid;
 
-use crate::args::{AddOptions, CONFIG};
+use crate::args::AddOptions;
 use crate::changes::{self, Change};
 use crate::check;
 use crate::complaint::Complaint;
@@ -32,8 +32,9 @@ use crate::exit::Exit;
 use crate::out::Out;
 use crate::systemd::{self, Loaded};
 use crate::verbs::Context;
+use berth_observe::scope::Scope;
 
-pub(crate) use draft::{Draft, drop_in_folder, secrets_path};
+pub(crate) use draft::{Draft, Note, drop_in_folder, secrets_path};
 use from_unit::Refusal;
 
 /// Where records of what `add` changed lie.
@@ -83,33 +84,25 @@ pub(crate) fn record(name: &ModelName) -> PathBuf {
 
 /// The file that declares a model.
 pub(crate) fn declaration(name: &ModelName) -> PathBuf {
-    Path::new(CONFIG).join("models.d").join(format!("{name}.toml"))
+    Scope::System.config().join("models.d").join(format!("{name}.toml"))
+}
+
+/// What would be added, with every change that it takes; nothing is changed yet.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) addition: Addition,
+    /// What command lines say of placement, by model.
+    placed: Vec<Vec<String>>,
+    changes: Vec<Vec<Change>>,
+    /// The whole configuration with it.
+    pub(crate) settings: Settings,
 }
 
 /// Adds what `what` names.
 pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Result<Exit, Complaint> {
-    let mut addition = find::find(what, options).await?;
-    if options.stop && addition.service.is_none() {
-        let title = format!("{what} is no service of this machine that could be stopped");
-        return Err(Complaint::new(Exit::Usage, "nothing_to_stop", title, &["leave --stop out".to_owned()]));
-    }
-    let sources = valid_sources()?;
-    for draft in &mut addition.drafts {
-        if let Some(user) = &options.user {
-            runs_as(draft, user)?;
-        }
-        vacant(&draft.name, &sources)?;
-    }
-    let placed = placed(&mut addition, &sources, options.let_berth_place);
-    let settings = valid(&addition, &sources).map_err(|errors| not_valid(&errors, berth.out))?;
-    let undeclared = addition.drafts.iter().any(|draft| is_undeclared(draft, &settings));
-    if undeclared && measured::declare(&mut addition).await {
-        _ = valid(&addition, &sources).map_err(|errors| not_valid(&errors, berth.out))?;
-    } else if undeclared {
-        addition.drafts.iter_mut().filter(|draft| is_undeclared(draft, &settings)).for_each(to_declare);
-    }
-    let changes = to_change(&addition);
-    let shown = show::Shown { addition: &addition, placed: &placed, options, changes: &changes };
+    let prepared = prepare(what, options, berth.out).await?;
+    let Prepared { addition, placed, changes, .. } = &prepared;
+    let shown = show::Shown { addition, placed, options, changes };
     if options.dry_run {
         shown.tell(berth.out, None);
         return Ok(Exit::Done);
@@ -120,11 +113,7 @@ pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Re
     }
     let consent = Consent { yes: options.yes, dry_run: false };
     agreed(consent, "Make these changes?")?;
-    make(&addition, &changes, what).map_err(|failed| cannot_write(&failed))?;
-    let mut after = Vec::new();
-    if addition.service.is_some() || addition.drafts.iter().any(|draft| draft.drop_in().is_some()) {
-        after.extend(systemd::daemon_reload().await.err().map(|failed| failed.to_string()));
-    }
+    let mut after = prepared.carry_out(&format!("berthctl add {what}")).await?;
     if let Some(service) = addition.service.as_ref().filter(|service| options.stop && service.loaded.runs()) {
         after.extend(systemd::stop(&service.unit).await.err().map(|failed| failed.to_string()));
     }
@@ -133,13 +122,50 @@ pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Re
     Ok(if after.is_empty() { Exit::Done } else { Exit::Degraded })
 }
 
+/// Reads what `what` names, and makes sure that it can be added.
+pub(crate) async fn prepare(what: &str, options: &AddOptions, out: Out) -> Result<Prepared, Complaint> {
+    let mut addition = find::find(what, options).await?;
+    if options.stop && addition.service.is_none() {
+        let title = format!("{what} is no service of this machine that could be stopped");
+        return Err(Complaint::new(Exit::Usage, "nothing_to_stop", title, &["leave --stop out".to_owned()]));
+    }
+    let sources = valid_sources()?;
+    for draft in &mut addition.drafts {
+        if let Some(user) = &options.run_as {
+            runs_as(draft, user)?;
+        }
+        vacant(&draft.name, &sources)?;
+    }
+    let placed = placed(&mut addition, &sources, options.let_berth_place);
+    let settings = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
+    let undeclared = addition.drafts.iter().any(|draft| is_undeclared(draft, &settings));
+    if undeclared && measured::declare(&mut addition).await {
+        _ = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
+    } else if undeclared {
+        addition.drafts.iter_mut().filter(|draft| is_undeclared(draft, &settings)).for_each(to_declare);
+    }
+    let changes = to_change(&addition);
+    Ok(Prepared { addition, placed, changes, settings })
+}
+
+impl Prepared {
+    /// Makes the changes of every draft, or of none, and has systemd load its units anew; `about` says what for. Gives what
+    /// is left to do. berthd has not been told yet.
+    pub(crate) async fn carry_out(&self, about: &str) -> Result<Vec<String>, Complaint> {
+        let addition = &self.addition;
+        make(addition, &self.changes, about).map_err(|failed| cannot_write(&failed))?;
+        if addition.service.is_none() && addition.drafts.iter().all(|draft| draft.drop_in().is_none()) {
+            return Ok(Vec::new());
+        }
+        Ok(systemd::daemon_reload().await.err().map(|failed| failed.to_string()).into_iter().collect())
+    }
+}
+
 /// Makes the changes of every draft, or of none.
-fn make(addition: &Addition, changes: &[Vec<Change>], what: &str) -> Result<(), changes::Failed> {
+fn make(addition: &Addition, changes: &[Vec<Change>], about: &str) -> Result<(), changes::Failed> {
     let unit = addition.service.as_ref().map(|service| service.unit.as_str());
     for (at, (draft, changes)) in addition.drafts.iter().zip(changes).enumerate() {
-        if let Err(failed) =
-            changes::make(changes, &record(&draft.name), &format!("berthctl add {what}"), unit)
-        {
+        if let Err(failed) = changes::make(changes, &record(&draft.name), about, unit) {
             for before in &addition.drafts[..at] {
                 // Why it failed is what has to be told; what stays behind is a model that `remove` takes away.
                 _ = changes::undo(&record(&before.name));
@@ -203,7 +229,8 @@ fn valid(addition: &Addition, sources: &Sources) -> Result<Settings, Vec<config:
 
 /// What is declared; nothing where Berth has no configuration yet.
 pub(crate) fn sources() -> Result<Sources, Complaint> {
-    if Path::new(CONFIG).exists() { check::read(Path::new(CONFIG)) } else { Ok(Sources::default()) }
+    let folder = Scope::System.config();
+    if folder.exists() { check::read(&folder) } else { Ok(Sources::default()) }
 }
 
 /// What is declared now, which has to be valid before anything is added to it.
@@ -212,7 +239,8 @@ fn valid_sources() -> Result<Sources, Complaint> {
     match config::load(&sources, &check::host()) {
         Ok(_) => Ok(sources),
         Err(errors) => {
-            let title = format!("{CONFIG} is not valid as it is: {} to mend first", errors.len());
+            let folder = Scope::System.config();
+            let title = format!("{} is not valid as it is: {} to mend first", folder.display(), errors.len());
             Err(Complaint::new(Exit::Usage, "not_valid", title, &["berthctl check".to_owned()]))
         }
     }
@@ -283,11 +311,10 @@ pub(crate) fn root(verb: &str) -> Result<(), Complaint> {
     if geteuid().is_root() {
         return Ok(());
     }
-    let title = format!("only root can change files in /etc, and so {verb} a model");
     Err(Complaint::new(
         Exit::Usage,
         "not_root",
-        title,
+        "only root can change files in /etc".to_owned(),
         &[format!("sudo berthctl {verb} …, or --dry-run to see what would change")],
     ))
 }
@@ -297,17 +324,31 @@ pub(crate) fn agreed(consent: Consent, question: &str) -> Result<(), Complaint> 
     if consent.yes {
         return Ok(());
     }
-    if !io::stdin().is_terminal() {
-        let title = "nobody can be asked here, so nothing was changed".to_owned();
-        return Err(Complaint::new(Exit::Usage, "not_asked", title, &["--yes".to_owned()]));
+    askable()?;
+    match answer(&format!("{question} [y/N] ")) {
+        Some(answer) if YES.contains(&answer.as_str()) => Ok(()),
+        _ => Err(Complaint::new(Exit::Refused, "declined", "Nothing was changed.".to_owned(), &[])),
     }
-    Out::complain(&format!("{question} [y/N] "));
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
-    if read.is_ok() && ["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()) {
+}
+
+/// What counts as yes.
+pub(crate) const YES: [&str; 2] = ["y", "yes"];
+
+/// Ends here where nobody can be asked.
+pub(crate) fn askable() -> Result<(), Complaint> {
+    if io::stdin().is_terminal() {
         return Ok(());
     }
-    Err(Complaint::new(Exit::Refused, "declined", "Nothing was changed.".to_owned(), &[]))
+    let title = "nobody can be asked here, so nothing was changed".to_owned();
+    Err(Complaint::new(Exit::Usage, "not_asked", title, &["--yes".to_owned()]))
+}
+
+/// What somebody types, in lower case; None at the end of their input.
+pub(crate) fn answer(question: &str) -> Option<String> {
+    Out::complain(question);
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    read.is_ok_and(|bytes| bytes > 0).then(|| answer.trim().to_ascii_lowercase())
 }
 
 /// Has berthd take up what is declared now. Says what is left to do where it does not.
@@ -317,7 +358,7 @@ pub(crate) async fn reload(berth: &Context) -> Result<(), Complaint> {
 }
 
 /// What is left to do where berthd did not take up what was added.
-fn not_taken_up(why: &Complaint) -> String {
+pub(crate) fn not_taken_up(why: &Complaint) -> String {
     if why.code == "berthd_not_running" {
         "berthd is not running, and nothing else starts a model: sudo systemctl enable --now berthd"
             .to_owned()

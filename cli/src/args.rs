@@ -9,7 +9,8 @@ use clap::{Args, ColorChoice, Parser, Subcommand};
 use berth_core::report::{Request, Rights, Verb};
 use berth_observe::scope::Scope;
 
-use crate::exit;
+use crate::complaint::Complaint;
+use crate::exit::{self, Exit};
 
 /// The verbs grouped as people look for them. A test holds it against the real list.
 const GROUPS: &str = "\
@@ -38,6 +39,8 @@ Change:
   key NAME        make a key for a client of the proxy; needs no berthd
   token NAME      make a token for a program that asks berthd over TCP
 Declare:
+  setup           look at this machine, and propose what to make Berth's of it;
+                  asks for each change; --undo: the way back
   add WHAT        a service, a process, a model's file or llama-swap's
                   configuration becomes a model; nothing that runs is stopped
   remove MODEL    the way back: the service that it was is there again
@@ -62,7 +65,7 @@ Examples:
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
   status, plan, fit, check, doctor, history, reload, repair, device clear, key,
-  token, dashboard, add, remove
+  token, dashboard, setup, add, remove
                         one document
   events, logs          one document a line
   switch, start, stop, restart, back, retry, cancel
@@ -280,6 +283,17 @@ pub(crate) enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Look at this machine, and make what serves models here Berth's
+    ///
+    /// Shows the GPUs and who holds them, services that serve a model or would at boot, models' files and which of them
+    /// fit, and what the machine lacks. Then proposes, and asks for each: to start berthd, and to add each such service as
+    /// `add` does: declared as it is, run as the same user, disabled and masked, and not stopped. Common folders are looked
+    /// into for models (~/models, /models, /srv/models, Hugging Face's cache), and those that are named.
+    #[command(after_help = "Examples:\n  berthctl setup --dry-run\n  sudo berthctl setup\n  \
+        sudo berthctl setup /mnt/weights --yes\n  sudo berthctl setup --undo\n\n\
+        Exits 3 where Berth can't work yet, or where --undo would take a model away\n\
+        that runs; nothing was changed then. Exits 5 where something is left to do.")]
+    Setup(SetupOptions),
     /// Make a service, a process, a model's file or llama-swap's models Berth's
     ///
     /// Shows the declaration that it comes to, all that will change, and what can't be taken over with the reason; then
@@ -354,13 +368,32 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct SetupOptions {
+    /// Folders with models, besides the common ones
+    #[arg(value_name = "FOLDER", conflicts_with = "undo")]
+    pub(crate) folders: Vec<PathBuf>,
+    /// Stop each service that becomes a model, too: its answers are cut off, its memory is free
+    #[arg(long, conflicts_with = "undo")]
+    pub(crate) stop: bool,
+    /// Put back all that setup changed, the last change first; refused while one of its models runs
+    #[arg(long)]
+    pub(crate) undo: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Default, Args)]
 pub(crate) struct AddOptions {
     /// The model's name, where it is one; without it that of the service or file
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// Let the server run as this user, not as the service did
     #[arg(long, value_name = "USER")]
-    pub(crate) user: Option<String>,
+    pub(crate) run_as: Option<String>,
     /// Leave out the flags that say which GPUs and what goes where
     #[arg(long)]
     pub(crate) let_berth_place: bool,
@@ -373,6 +406,21 @@ pub(crate) struct AddOptions {
     /// Show what would change, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+impl Command {
+    /// Why it can't be done for a Berth of one's own.
+    pub(crate) fn of_the_machine(&self) -> Complaint {
+        let verb = match self {
+            Self::Setup(_) => "setup",
+            Self::Remove { .. } => "remove",
+            _ => "add",
+        };
+        let title = format!("`berthctl {verb}` is for the machine's Berth, not for one of your own");
+        let models = Scope::User.config().join("models.d");
+        let hint = format!("write {}/NAME.toml, then berthctl reload", models.display());
+        Complaint::new(Exit::Usage, "not_for_users", title, &[hint])
+    }
 }
 
 #[derive(Debug, Args)]

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use berth_core::config::{self, Settings};
-use berth_core::facts::{DeviceId, Known};
+use berth_core::facts::{DeviceId, Gpu, Known};
 use berth_core::report::{self, Problem, SCHEMA, Status};
 use berth_core::state::State;
 use berth_observe::nvml::Nvml;
@@ -141,17 +141,7 @@ pub(crate) async fn doctor(
     client: &Client,
     out: Out,
 ) -> Result<Exit, Complaint> {
-    let (settings, configured) = configuration(folder);
-    let scope = Scope::this();
-    let bus = connected(scope).await;
-    let ground = Ground {
-        nvml: Nvml::spawn(),
-        machine: if scope == Scope::System { bus.clone() } else { connected(Scope::System).await },
-        bus,
-        settings,
-        berthd: client.get::<Status>("/api/v1/status").await.map_err(Complaint::from),
-        state: read_ledger(&Scope::this().state().join("ledger")),
-    };
+    let (ground, configured) = ground(folder, client).await;
     let mut checks = vec![configured];
     let devices = devices::look(&ground).await;
     checks.extend(devices::judge(&devices));
@@ -172,6 +162,47 @@ pub(crate) async fn doctor(
 async fn connected(scope: Scope) -> Known<Connection> {
     let connection = systemd::connect_to(scope, None).await;
     connection.map_or_else(|error| Known::Unknown(error.to_string()), Known::Value)
+}
+
+async fn ground(folder: &Path, client: &Client) -> (Ground, Check) {
+    let (settings, configured) = configuration(folder);
+    let scope = Scope::this();
+    let bus = connected(scope).await;
+    let ground = Ground {
+        nvml: Nvml::spawn(),
+        machine: if scope == Scope::System { bus.clone() } else { connected(Scope::System).await },
+        bus,
+        settings,
+        berthd: client.get::<Status>("/api/v1/status").await.map_err(Complaint::from),
+        state: read_ledger(&scope.state().join("ledger")),
+    };
+    (ground, configured)
+}
+
+/// What an installation would work with.
+pub(crate) struct Basis {
+    pub(crate) gpus: Known<Vec<Gpu>>,
+    pub(crate) bus: Known<Connection>,
+    pub(crate) settings: Known<Settings>,
+    /// Why berthd does not answer.
+    pub(crate) silent: Option<Complaint>,
+    /// What keeps it from working, errors alone.
+    pub(crate) lacks: Vec<Finding>,
+}
+
+/// Looks at what there is to work with: the GPUs, systemd, and what Berth itself needs.
+pub(crate) async fn basis(client: &Client) -> Basis {
+    let folder = &Scope::this().config();
+    let (ground, configured) = ground(folder, client).await;
+    let devices = devices::look(&ground).await;
+    let mut checks = vec![configured];
+    checks.extend(devices::judge(&devices));
+    checks.extend(installation::judge(&installation::look(&ground, folder).await));
+    let lacks = once(checks, ground.bus.why_unknown()).into_iter().flat_map(|check| check.findings);
+    // Without systemd nothing can be done here.
+    let lacks = lacks.filter(|one| one.severity == Severity::Error || one.code == "no_systemd").collect();
+    let Ground { bus, settings, berthd, .. } = ground;
+    Basis { gpus: devices.gpus, bus, settings, silent: berthd.err(), lacks }
 }
 
 /// What could not be looked at since systemd can't be asked has one cause, and is told once.
@@ -298,7 +329,7 @@ impl Ground {
 }
 
 /// Looks at what may not answer, on a thread of its own: it is left behind where it does not.
-async fn apart<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Known<T> {
+pub(crate) async fn apart<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Known<T> {
     let (answer, answered) = tokio::sync::oneshot::channel();
     // A name is all that it needs; whether the asker still waits changes nothing.
     let spawned =

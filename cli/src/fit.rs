@@ -155,6 +155,15 @@ pub(crate) fn all(
         .collect()
 }
 
+/// Judges the models in a folder against these GPUs and the host. Reads files, which may not answer.
+pub(crate) fn folder(path: &Path, gpus: Known<Vec<Gpu>>) -> Result<Folder, Complaint> {
+    let found = find::find(path).map_err(|error| unreadable(path, &error.to_string()))?;
+    let config = &Scope::this().config();
+    let undeclared =
+        Undeclared { sources: undeclared(config)?, config, set: &BTreeMap::new(), host_only: false };
+    Ground::of(gpus).judge_all(path, found, &undeclared)
+}
+
 fn told(judged: &Judged, out: Out) -> Exit {
     let exit = if judged.fits == Some(true) { Exit::Done } else { Exit::Refused };
     if out.json {

@@ -21,6 +21,7 @@ mod progress;
 mod remove;
 mod render;
 mod secret;
+mod setup;
 mod standalone;
 mod systemd;
 mod unit;
@@ -58,6 +59,11 @@ fn main() -> Exit {
 
 async fn run(cli: Cli, out: Out) -> verbs::Ended {
     let berth = Context { client: Client::new(cli.socket, cli.user), out };
+    if let Some(verb @ (Command::Add { .. } | Command::Remove { .. } | Command::Setup(_))) = &cli.verb
+        && Scope::this() == Scope::User
+    {
+        return Ok(Err(verb.of_the_machine()));
+    }
     Ok(match cli.verb.unwrap_or(Command::Status { watch: false, markdown: false }) {
         Command::Status { markdown: true, .. } => berth.page().await,
         Command::Status { watch: true, .. } => until_interrupted(true, berth.watch()).await,
@@ -80,6 +86,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Remove { model, unit, yes, dry_run } => {
             remove::remove(&model, unit, Consent { yes, dry_run }, &berth).await
         }
+        Command::Setup(options) => setup::setup(&options, &berth).await,
         Command::Dashboard => berth.dashboard().await,
         Command::Doctor { units, config } => {
             doctor::doctor(&units, &config.folder(), &berth.client, out).await

@@ -36,6 +36,17 @@ struct Document<'a> {
     left_to_do: &'a [String],
 }
 
+/// A model that would leave, with all that this changes; nothing is changed yet.
+pub(crate) struct Prepared {
+    name: ModelName,
+    /// The service that it was.
+    was: Option<String>,
+    has_record: bool,
+    pub(crate) removed: Vec<PathBuf>,
+    /// A service of its own, where one is asked for.
+    own: Vec<Change>,
+}
+
 /// Removes the model `name`.
 pub(crate) async fn remove(
     name: &str,
@@ -51,22 +62,8 @@ pub(crate) async fn remove(
             &["berthctl check lists the models".to_owned()],
         )
     })?;
-    let sources = sources()?;
-    let (path, settings) = declared(&name, &sources)?;
-    stopped(&name).await?;
-    let written = changes::read(&record(&name)).map_err(|failed| cannot_write(&failed))?;
-    let was = written.as_ref().and_then(|written| written.unit.clone());
-    if let Some(was) = was.as_ref().filter(|_| unit) {
-        let title = format!("{name} was {was}, which comes back as it was");
-        return Err(Complaint::new(Exit::Usage, "comes_back", title, &["leave --unit out".to_owned()]));
-    }
-    let own = if unit { service(&name, &settings)? } else { Vec::new() };
-    let removed = paths(&name, &path);
-    let shown = before(was.as_deref(), &removed, &own);
-    let service = was.or_else(|| {
-        let name = own.last()?.path.file_name()?;
-        Some(name.to_string_lossy().into_owned())
-    });
+    let prepared = prepare(name, unit).await?;
+    let (name, service) = (&prepared.name, prepared.service());
     let document = |changed, left: &[String]| {
         let exit = if left.is_empty() { Exit::Done } else { Exit::Degraded };
         Out::document(&Document {
@@ -75,7 +72,7 @@ pub(crate) async fn remove(
             changed,
             model: name.as_str(),
             service: service.as_deref(),
-            removed: &removed,
+            removed: &prepared.removed,
             left_to_do: left,
         });
     };
@@ -83,42 +80,76 @@ pub(crate) async fn remove(
         if berth.out.json {
             document(false, &[]);
         } else {
-            Out::say(&shown);
+            Out::say(&prepared.before());
         }
         return Ok(Exit::Done);
     }
     root("remove")?;
     if !berth.out.json {
-        Out::say(&shown);
+        Out::say(&prepared.before());
     }
     agreed(consent, &format!("Take {name} out of Berth?"))?;
-    let mut left = Vec::new();
-    for change in &own {
-        changes::carry_out(change).map_err(|failed| cannot_write(&failed))?;
-    }
-    if written.is_some() {
-        let others = changes::undo(&record(&name)).map_err(|failed| cannot_write(&failed))?;
-        left.extend(others.iter().map(|path| {
-            format!("{} is left as it is: somebody has put something else there since", path.display())
-        }));
-    }
-    for path in &removed {
-        changes::carry_out(&Change::remove(path)).map_err(|failed| cannot_write(&failed))?;
-    }
-    // One that has something else in it stays.
-    _ = std::fs::remove_dir(drop_in_folder(&name));
-    left.extend(systemd::daemon_reload().await.err().map(|failed| failed.to_string()));
-    // The next berthd reads what is declared then.
-    let reloaded = reload(berth).await.err().filter(|why| why.code != "berthd_not_running");
-    left.extend(reloaded.map(|why| {
-        format!("berthd has not taken it up: {}; `sudo berthctl reload` once that is over", why.title)
-    }));
+    let left = prepared.carry_out(berth).await?;
     if berth.out.json {
         document(true, &left);
     } else {
-        Out::say(&after(&name, service.as_deref(), &left));
+        Out::say(&after(name, service.as_deref(), &left));
     }
     Ok(if left.is_empty() { Exit::Done } else { Exit::Degraded })
+}
+
+/// Looks what it takes to remove a model, and makes sure that it can be; with `unit` a service of its own is made of it.
+pub(crate) async fn prepare(name: ModelName, unit: bool) -> Result<Prepared, Complaint> {
+    let (path, settings) = declared(&name, &sources()?)?;
+    stopped(&name).await?;
+    let written = changes::read(&record(&name)).map_err(|failed| cannot_write(&failed))?;
+    let has_record = written.is_some();
+    let was = written.and_then(|written| written.unit);
+    if let Some(was) = was.as_ref().filter(|_| unit) {
+        let title = format!("{name} was {was}, which comes back as it was");
+        return Err(Complaint::new(Exit::Usage, "comes_back", title, &["leave --unit out".to_owned()]));
+    }
+    let own = if unit { service(&name, &settings)? } else { Vec::new() };
+    let removed = paths(&name, &path);
+    Ok(Prepared { name, was, has_record, removed, own })
+}
+
+impl Prepared {
+    /// The service that is there again then.
+    pub(crate) fn service(&self) -> Option<String> {
+        let own = || Some(self.own.last()?.path.file_name()?.to_string_lossy().into_owned());
+        self.was.clone().or_else(own)
+    }
+
+    fn before(&self) -> String {
+        before(self.was.as_deref(), &self.removed, &self.own)
+    }
+
+    /// Makes the changes. Gives what is left to do.
+    pub(crate) async fn carry_out(&self, berth: &Context) -> Result<Vec<String>, Complaint> {
+        let (name, mut left) = (&self.name, Vec::new());
+        for change in &self.own {
+            changes::carry_out(change).map_err(|failed| cannot_write(&failed))?;
+        }
+        if self.has_record {
+            let others = changes::undo(&record(name)).map_err(|failed| cannot_write(&failed))?;
+            left.extend(others.iter().map(|path| {
+                format!("{} is left as it is: somebody has put something else there since", path.display())
+            }));
+        }
+        for path in &self.removed {
+            changes::carry_out(&Change::remove(path)).map_err(|failed| cannot_write(&failed))?;
+        }
+        // One that has something else in it stays.
+        _ = std::fs::remove_dir(drop_in_folder(name));
+        left.extend(systemd::daemon_reload().await.err().map(|failed| failed.to_string()));
+        // The next berthd reads what is declared then.
+        let reloaded = reload(berth).await.err().filter(|why| why.code != "berthd_not_running");
+        left.extend(reloaded.map(|why| {
+            format!("berthd has not taken it up: {}; `sudo berthctl reload` once that is over", why.title)
+        }));
+        Ok(left)
+    }
 }
 
 /// The file that declares the model, and what is declared. Without it all must still be valid: another may name it as its
@@ -150,7 +181,7 @@ fn declared(name: &ModelName, sources: &config::Sources) -> Result<(PathBuf, Set
 }
 
 /// Refuses while the model, or a variant of it, runs.
-async fn stopped(name: &ModelName) -> Result<(), Complaint> {
+pub(crate) async fn stopped(name: &ModelName) -> Result<(), Complaint> {
     let active = systemd::active("berth-model@*").await.map_err(|failed| {
         Complaint::new(Exit::Usage, "no_systemd", format!("whether {name} runs can't be seen: {failed}"), &[])
     })?;

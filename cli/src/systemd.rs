@@ -1,4 +1,4 @@
-//! What systemd says of services, and the two things that are asked of it as root.
+//! What systemd says of services, and the few things that are asked of it as root.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -81,6 +81,28 @@ pub(crate) async fn loaded(unit: &str) -> Result<Loaded, SystemdError> {
     Ok(loaded)
 }
 
+/// Whether a unit is there, runs, and starts at boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) exists: bool,
+    pub(crate) runs: bool,
+    pub(crate) enabled: bool,
+}
+
+/// How a unit stands.
+pub(crate) async fn state(unit: &str) -> Result<State, SystemdError> {
+    let bus = systemd::connect(None).await?;
+    let reader = Reader::of(&bus, unit);
+    let load: String = reader.get(UNIT, "LoadState").await?;
+    let active: String = reader.get(UNIT, "ActiveState").await?;
+    let file: String = reader.get(UNIT, "UnitFileState").await?;
+    Ok(State {
+        exists: load == "loaded",
+        runs: !["inactive", "failed"].contains(&active.as_str()),
+        enabled: file == "enabled",
+    })
+}
+
 /// The variables that systemd gives every service.
 pub(crate) async fn environment() -> Result<BTreeMap<String, String>, SystemdError> {
     let bus = systemd::connect(None).await?;
@@ -122,6 +144,16 @@ pub(crate) async fn daemon_reload() -> Result<(), Failed> {
 /// Stops a unit, and waits until it has ended.
 pub(crate) async fn stop(unit: &str) -> Result<(), Failed> {
     systemctl(&["stop", "--", unit], STOP).await
+}
+
+/// Lets a unit start at boot, and starts it now.
+pub(crate) async fn enable_now(unit: &str) -> Result<(), Failed> {
+    systemctl(&["enable", "--quiet", "--now", "--", unit], STOP).await
+}
+
+/// Lets a unit start at boot no more; one that runs goes on.
+pub(crate) async fn disable(unit: &str) -> Result<(), Failed> {
+    systemctl(&["disable", "--quiet", "--", unit], RELOAD).await
 }
 
 async fn systemctl(arguments: &[&str], deadline: Duration) -> Result<(), Failed> {

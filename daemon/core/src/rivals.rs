@@ -12,7 +12,7 @@ use crate::name::ModelName;
 pub use server::server_of;
 
 /// From this much on one GPU on, a service counts as one that takes GPU memory: desktops, players and monitors hold less.
-const NOTABLE: Bytes = Bytes::mib(1024);
+pub const NOTABLE: Bytes = Bytes::mib(1024);
 
 /// A service that systemd starts at boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,7 +174,7 @@ fn below_user(unit: &str) -> Option<(&str, &str)> {
 }
 
 /// Whether a unit is one that comes with Berth.
-fn is_berths(unit: &str) -> bool {
+pub fn is_berths(unit: &str) -> bool {
     let unit = below_user(unit).map_or(unit, |(_, inner)| inner);
     ["berthd.service", "berth-devices.service"].contains(&unit) || ModelName::from_unit(unit).is_some()
 }

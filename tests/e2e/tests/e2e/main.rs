@@ -33,6 +33,7 @@ mod release;
 mod reload;
 mod restart;
 mod rights;
+mod setup;
 mod smoke;
 mod soak;
 mod user;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use berth_tests::{Answer, Streamed, fake, post, stage};
 use sandbox::{Output, Sandbox};
 use serde_json::json;
+use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -38,7 +39,7 @@ os.execv("/usr/bin/fakellm", ["fakellm", "--vram-each", "6000MiB", "--port", por
 const SECRET: &str = "hf_5ecret";
 
 /// The package that `make package` made.
-fn package() -> PathBuf {
+pub(crate) fn package() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/deb");
     let found = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut packages: Vec<_> = found.filter(|path| path.extension().is_some_and(|it| it == "deb")).collect();
@@ -64,11 +65,15 @@ fn as_version(package: &Path, version: &str, folder: &Path) -> PathBuf {
 }
 
 /// A machine without Berth.
-struct Machine(Sandbox);
+pub(crate) struct Machine {
+    pub(crate) sandbox: Sandbox,
+    /// What hides the source from it, at each boot.
+    _nothing: TempDir,
+}
 
 impl Machine {
     /// With these packages in /root.
-    fn boot(packages: &[(&Path, &str)]) -> Machine {
+    pub(crate) fn boot(packages: &[(&Path, &str)]) -> Machine {
         let (stage, tree) = (stage().unwrap(), tempfile::tempdir().unwrap());
         let list = "for file in usr/bin/gpusim usr/bin/fakellm usr/lib/*/libnvidia-ml.so.1; do \
                     install -D \"$0/$file\" \"$1/$file\" || exit 1; done";
@@ -82,7 +87,8 @@ impl Machine {
         for (from, name) in packages {
             builder = builder.bind_read_only(*from, format!("/opt/{name}"));
         }
-        let machine = Machine(builder.up().unwrap_or_else(|error| panic!("{error:#}")));
+        let sandbox = builder.up().unwrap_or_else(|error| panic!("{error:#}"));
+        let machine = Machine { sandbox, _nothing: nothing };
         // The sandbox's users are of Berth's group, hosts without an init keep packages from starting services, and lack a
         // group that udev makes.
         machine.root(
@@ -91,14 +97,14 @@ impl Machine {
         machine
     }
 
-    fn run(&self, command: &str) -> Output {
+    pub(crate) fn run(&self, command: &str) -> Output {
         let argv = ["sh", "-c", command];
-        self.0.exec(&argv).unwrap_or_else(|error| panic!("{error:#}"))
+        self.sandbox.exec(&argv).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// What a command of root's says, which has to succeed.
     #[track_caller]
-    fn root(&self, command: &str) -> String {
+    pub(crate) fn root(&self, command: &str) -> String {
         let output = self.run(command);
         assert!(output.status.success(), "`{command}`: {}{}{}", output.stdout, output.stderr, self.journal());
         output.stdout + &output.stderr
@@ -109,7 +115,7 @@ impl Machine {
     }
 
     #[track_caller]
-    fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    pub(crate) fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         let begin = Instant::now();
         loop {
             if let Some(found) = look() {
@@ -121,11 +127,11 @@ impl Machine {
     }
 
     fn pid1(&self) -> u32 {
-        self.0.pid1().unwrap()
+        self.sandbox.pid1().unwrap()
     }
 
     /// Asks for a few words of a model at the clients' address.
-    fn ask(&self, model: &str) -> Answer {
+    pub(crate) fn ask(&self, model: &str) -> Answer {
         let body = json!({ "model": model, "prompt": "count", "max_tokens": 4 });
         post(self.pid1(), PROXY, "/v1/completions", &body, SOON).unwrap_or_else(|error| panic!("{error:#}"))
     }
@@ -149,7 +155,7 @@ impl Machine {
     }
 
     /// Everything below /etc, but what tools leave as the state before.
-    fn etc(&self) -> String {
+    pub(crate) fn etc(&self) -> String {
         self.root(
             "cd /etc && find . -xdev ! -name passwd- ! -name group- ! -name shadow- ! -name gshadow- \
              ! -name subuid- ! -name subgid- ! -name .pwd.lock | sort | while read -r path; do \
@@ -268,7 +274,7 @@ fn berthd_is_confined(machine: &Machine) {
 fn serves_from_a_home(machine: &Machine) {
     machine.root("test $(stat -c %a /home/frank) = 750");
     let frank = |command: &str| {
-        let output = machine.0.exec_as("frank", &["sh", "-c", &format!("cd; {command}")]).unwrap();
+        let output = machine.sandbox.exec_as("frank", &["sh", "-c", &format!("cd; {command}")]).unwrap();
         assert!(output.status.success(), "{command}: {}{}", output.stdout, output.stderr);
     };
     frank("python3 -m venv --without-pip venv && mkdir models && echo weights >models/tiny.gguf");

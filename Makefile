@@ -13,6 +13,7 @@ units_to = $(DESTDIR)$(PREFIX)/lib/systemd/system
 # A user's own systemd looks below lib there only; below a home it is share.
 user_units_to = $(DESTDIR)$(PREFIX)/$(if $(filter /usr /usr/local,$(PREFIX)),lib,share)/systemd/user
 at_prefix = -e 's|=(-?)/usr/bin/berthd|=\1$(PREFIX)/bin/berthd|' -e 's|/usr/lib/berth/|$(PREFIX)/lib/berth/|'
+zsh_to = $(DESTDIR)$(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 polkit_to = $(DESTDIR)$(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/polkit-1/rules.d
 stage = target/stage
 triplet = $(shell uname -m)-linux-gnu
@@ -27,7 +28,7 @@ modules = dashboard/node_modules/.package-lock.json
 page = dashboard/dist/index.html
 page_from = $(shell find dashboard -type f -not -path '*/node_modules/*' -not -path '*/dist/*' -not -name '*.md' -not -name '*.test.ts')
 
-.PHONY: build dashboard install install-user install-files install-programs stage stage-faults bench soak crash demo test lint lint-dashboard deps assets
+.PHONY: build dashboard install install-user install-files install-programs deb deb-files package stage stage-faults bench soak crash demo test lint lint-dashboard deps assets
 
 build: dashboard
 	$(CARGO) build $(cargo_profile) --workspace
@@ -77,6 +78,34 @@ install-files: install-programs
 	    test -e "$$policy" || continue; \
 	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/berth/policies "$$policy" || exit 1; \
 	done
+	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && set -ex && \
+	    $(target)/berthctl generate "$$made" && $(target)/berthd --man >"$$made/berthd.8" && \
+	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 "$$made"/man/*.1 && \
+	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man8 "$$made/berthd.8" && \
+	    install -D -m 644 "$$made/completions/berthctl.bash" $(DESTDIR)$(PREFIX)/share/bash-completion/completions/berthctl && \
+	    install -D -m 644 -t $(zsh_to) "$$made/completions/_berthctl" && \
+	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d "$$made/completions/berthctl.fish" && \
+	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/berth/schema "$$made"/schema/*.json
+
+# The Debian package, built anew: `make deb && sudo apt install ./target/deb/berth_*.deb`.
+deb: build deb-files
+
+# The same of what `make build` built; packaging/debian says what becomes of it.
+version := $(shell sed -n 's/^version = "\(.*\)"/\1/p;T;q' Cargo.toml)
+maintainer = $(shell sed -n 's/^Maintainer: //p' packaging/debian/control)
+deb-files:
+	@command -v dh >/dev/null || { echo "there is no debhelper: run 'apt install debhelper' first" >&2; exit 1; }
+	rm -rf target/deb && mkdir -p target/deb/build && cp -R packaging/debian target/deb/build/debian
+	printf 'berth (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.gz.\n\n -- %s  %s\n' '$(version)' '$(maintainer)' \
+	    "$$(date --utc -R --date=@$$(git log -1 --format=%ct 2>/dev/null || date +%s))" >target/deb/build/debian/changelog
+	cd target/deb/build && SOURCE='$(CURDIR)' PROFILE=$(PROFILE) debian/rules binary
+	rm -r target/deb/build
+
+# The package that tests install: of a debug build, and packed in no time.
+package: export DPKG_DEB_COMPRESSOR_TYPE = gzip
+package: export DPKG_DEB_COMPRESSOR_LEVEL = 1
+package:
+	$(MAKE) --no-print-directory -s deb-files PROFILE=debug >target/deb.log 2>&1 || { cat target/deb.log >&2; exit 1; }
 
 # A tree as installed, with the simulated GPU library and the test programs: what the sandbox boots.
 staged = $(addprefix -p ,berthd berthctl berth-launch gpusim gpusim-nvml fakellm sandbox)
@@ -107,7 +136,8 @@ demo: deps
 # All that CI runs. The end-to-end tests boot sandboxes, so tests run as root: through sudo where you are not. What comes through pip comes while all is built.
 test: deps
 	@tests/assets/fetch & fetching=$$!; \
-	    $(MAKE) --no-print-directory lint stage-faults || { kill $$fetching 2>/dev/null; exit 1; }; \
+	    $(MAKE) --no-print-directory lint stage-faults && $(MAKE) --no-print-directory -s package || \
+	    { kill $$fetching 2>/dev/null; exit 1; }; \
 	    wait $$fetching || test $$? -eq 69
 	@dir=$$(mktemp -d) && $(as_root) target/debug/sandbox up --tree none --dir $$dir >/dev/null && \
 	    $(as_root) target/debug/sandbox down --wipe --dir $$dir >/dev/null

@@ -37,6 +37,10 @@ Change:
   device clear N  use a GPU that is suspect again at once
   key NAME        make a key for a client of the proxy; needs no berthd
   token NAME      make a token for a program that asks berthd over TCP
+Declare:
+  add WHAT        a service, a process, a model's file or llama-swap's
+                  configuration becomes a model; nothing that runs is stopped
+  remove MODEL    the way back: the service that it was is there again
 Before you do:
   plan VERB …     say what a change would do, touch nothing
   fit WHAT        does a file, a folder's models or a declared model fit here?
@@ -58,7 +62,7 @@ Examples:
 const JSON: &str = "\
 With --json, on standard output (`schema` is 1; fields may be added to it):
   status, plan, fit, check, doctor, history, reload, repair, device clear, key,
-  token, dashboard
+  token, dashboard, add, remove
                         one document
   events, logs          one document a line
   switch, start, stop, restart, back, retry, cancel
@@ -276,6 +280,45 @@ pub(crate) enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Make a service, a process, a model's file or llama-swap's models Berth's
+    ///
+    /// Shows the declaration that it comes to, all that will change, and what can't be taken over with the reason; then
+    /// asks. Every flag is kept. A service is disabled and masked, so that nothing but Berth starts it, and not stopped:
+    /// until it ends its memory counts as somebody else's. What is changed is recorded, for `berthctl remove`.
+    #[command(
+        after_help = "Examples:\n  sudo berthctl add genesis.service\n  berthctl add ./genesis.service --dry-run\n  \
+        sudo berthctl add ~/models/gemma-4-26b.gguf --name gemma\n  sudo berthctl add 4711\n  \
+        sudo berthctl add ~/llama-swap.yaml\n\n\
+        Exits 2 where it can't be read or is not valid, 3 where it can't be taken over;\n\
+        nothing was changed then."
+    )]
+    Add {
+        /// A service's name or file, a process's number, a GGUF file, a folder with config.json, or llama-swap's YAML
+        #[arg(value_name = "WHAT")]
+        what: String,
+        #[command(flatten)]
+        options: AddOptions,
+    },
+    /// Take a model out of Berth; the service that it was comes back
+    ///
+    /// All that `add` changed is put back as it was. A model that somebody declared by hand is removed with the drop-ins
+    /// of its unit, and with --unit becomes a service of its own. It is refused while the model runs.
+    #[command(after_help = "Example:\n  sudo berthctl remove genesis\n\n\
+        Exits 3 while the model runs; nothing was changed then.")]
+    Remove {
+        /// The model's name
+        #[arg(value_name = "MODEL")]
+        model: String,
+        /// Write a service NAME.service that runs it as declared; it is neither enabled nor started
+        #[arg(long)]
+        unit: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// Show what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Print an address that signs your browser in to the dashboard, once
     ///
     /// What you may do there is what you may do here.
@@ -301,6 +344,35 @@ pub(crate) enum Command {
         #[command(flatten)]
         config: ConfigArg,
     },
+    /// Write man pages, completions and schemas into a folder, for an installation
+    #[command(hide = true)]
+    Generate {
+        /// The folder
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AddOptions {
+    /// The model's name, where it is one; without it that of the service or file
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Let the server run as this user, not as the service did
+    #[arg(long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Leave out the flags that say which GPUs and what goes where
+    #[arg(long)]
+    pub(crate) let_berth_place: bool,
+    /// Stop the service too: its answers are cut off, its memory is free
+    #[arg(long)]
+    pub(crate) stop: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -501,11 +573,57 @@ mod tests {
 
     #[test]
     fn every_verb_is_in_the_grouped_help_and_has_an_example() {
-        for verb in Cli::command().get_subcommands() {
+        for verb in Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
             assert!(GROUPS.contains(&format!("\n  {}", verb.get_name())), "{} is missing", verb.get_name());
             let example = verb.get_after_help().unwrap().to_string();
             assert!(example.contains(&format!("berthctl {}", verb.get_name())), "{example}");
         }
+    }
+
+    /// Whatever the docs tell people to type can be typed.
+    #[test]
+    fn the_commands_of_the_docs_are_understood() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+        let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+        let mut tried = 0;
+        for page in pages.chain([root.join("README.md")]) {
+            let text = std::fs::read_to_string(&page).unwrap();
+            for command in
+                code_of(&text).iter().flat_map(|code| code.split(['|', ';', '&'])).filter_map(command_in)
+            {
+                let words = shell_words::split(&command).unwrap_or_else(|e| panic!("{command}: {e}"));
+                let told = Cli::try_parse_from(&words).err();
+                // A verb alone stands for all that it does.
+                let known = |verb: &String| Cli::command().find_subcommand(verb).is_some();
+                let wrong =
+                    told.filter(|error| error.use_stderr() && !(words.len() == 2 && known(&words[1])));
+                assert!(wrong.is_none(), "{}: `{command}`: {}", page.display(), wrong.unwrap());
+                tried += 1;
+            }
+        }
+        assert!(tried > 60, "only {tried} commands were found");
+    }
+
+    /// What stands in a page as code: lines of blocks, and words in a text.
+    fn code_of(page: &str) -> Vec<String> {
+        let mut code = Vec::new();
+        for (i, part) in page.split("```").enumerate() {
+            if i % 2 == 1 {
+                code.extend(part.lines().map(str::to_owned));
+            } else {
+                code.extend(part.split('`').skip(1).step_by(2).map(|words| words.replace('\n', " ")));
+            }
+        }
+        code
+    }
+
+    /// A command of berthctl at the beginning of a text, without prompt, sudo and what is said of it; none that is cut short.
+    fn command_in(text: &str) -> Option<String> {
+        let text = text.trim_start_matches(['#', '$', ' ']).trim_start_matches("sudo ");
+        let command = text.split("  ").next()?.split(" #").next()?.trim();
+        let whole = !command.contains(['…', '[', '<', '>', '·', '→']) && !command.ends_with('\\');
+        (command.starts_with("berthctl ") && whole).then(|| command.to_owned())
     }
 
     #[test]

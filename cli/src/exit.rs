@@ -18,7 +18,7 @@ pub(crate) enum Exit {
     Refused = 3,
     /// It failed, and what served before serves again.
     Restored = 4,
-    /// It failed, and not all that should serve does.
+    /// It failed, and not all that should serve does; or it is done but for what is told.
     Degraded = 5,
     /// berthd can't be reached, or gives no answer that can be understood.
     Unreachable = 6,
@@ -36,7 +36,8 @@ Exit codes:
     2  usage: the command line, or with `check`, `fit` and `reload` what is read, is wrong
     3  refused, nothing was touched; with `fit`: it does not fit
     4  failed, and what served before serves again
-    5  failed, and not all that should serve does; berthd goes on trying
+    5  failed, and not all that should serve does; berthd goes on trying; with `add` and
+       `remove`: done, and something is left to do
     6  berthd can't be reached, or its answer can't be understood
     7  --timeout passed; the switch goes on
   130  Ctrl-C: stopped watching; the switch goes on";

@@ -3,7 +3,9 @@
 //! [`args`] is what can be typed, [`verbs`] asks berthd through [`client`], [`follow`] watches a swap, and
 //! [`render`] turns reports into text. What berthd is and decides is not known here: only its reports are.
 
+mod add;
 mod args;
+mod changes;
 mod check;
 mod client;
 mod complaint;
@@ -12,12 +14,16 @@ mod events;
 mod exit;
 mod fit;
 mod follow;
+mod generate;
 mod history;
 mod out;
 mod progress;
+mod remove;
 mod render;
 mod secret;
 mod standalone;
+mod systemd;
+mod unit;
 mod verbs;
 mod watch;
 
@@ -25,6 +31,7 @@ use berth_core::report::Verb;
 use berth_observe::scope::Scope;
 use clap::Parser as _;
 
+use crate::add::Consent;
 use crate::args::{Cli, Command, DeviceVerb, bare, request};
 use crate::client::Client;
 use crate::complaint::Complaint;
@@ -69,11 +76,19 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Key { name } => secret::key(&name, out),
         Command::Token { name, rights } => secret::token(&name, rights, out),
         Command::Reload { check } => berth.reload(check).await,
+        Command::Add { .. } | Command::Remove { .. } if Scope::this() == Scope::User => {
+            Err(complaint::of_the_machine())
+        }
+        Command::Add { what, options } => add::add(&what, &options, &berth).await,
+        Command::Remove { model, unit, yes, dry_run } => {
+            remove::remove(&model, unit, Consent { yes, dry_run }, &berth).await
+        }
         Command::Dashboard => berth.dashboard().await,
         Command::Doctor { units, config } => {
             doctor::doctor(&units, &config.folder(), &berth.client, out).await
         }
         Command::Check { config } => check::check(&config.folder(), out),
+        Command::Generate { folder } => generate::generate(&folder),
         Command::Switch { which, wait } => return berth.change(&which.request(Verb::Switch), &wait).await,
         Command::Start { which, wait } => return berth.change(&which.request(Verb::Start), &wait).await,
         Command::Stop { which, wait } => return berth.change(&which.request(), &wait).await,

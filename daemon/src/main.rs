@@ -28,7 +28,7 @@ use berthd::rivals;
 use berthd::scope::Scope;
 use berthd::systemd::Systemd;
 use berthd::ticket::Tickets;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -38,6 +38,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// sysexits' EX_CONFIG: the unit does not start berthd again after it, since nothing would change.
 const BAD_CONFIGURATION: u8 = 78;
+/// For at most so long berthd goes on with answers that are under way when it is told to end; less than the unit's
+/// `TimeoutStopSec=`.
+const LAST_ANSWERS: Duration = Duration::from_secs(60);
 /// How long systemd's list of units may fail before berthd gives up and is started again.
 const FIRST_LOOK: Duration = Duration::from_secs(30);
 
@@ -60,6 +63,9 @@ struct Args {
     /// Print the description of the control API (OpenAPI 3.1, docs/openapi.json)
     #[arg(long, hide = true)]
     openapi: bool,
+    /// Print the man page
+    #[arg(long, hide = true)]
+    man: bool,
 }
 
 /// Where what of berthd is.
@@ -74,6 +80,10 @@ fn main() -> ExitCode {
     if args.openapi {
         println!("{}", http::openapi_json());
         return ExitCode::SUCCESS;
+    }
+    if args.man {
+        let page = clap_mangen::Man::new(Args::command()).section("8").render(&mut std::io::stdout());
+        return if page.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     log();
     let scope = if args.user { Scope::User } else { Scope::System };
@@ -183,7 +193,8 @@ async fn run(folders: &Folders, declared: Declared) -> anyhow::Result<()> {
     let server = tokio::spawn(http::serve(socket, kept.listeners(&settings.http.listen), api));
     let (names, traffic) = driver.for_proxy();
     let listeners = kept.listeners(&settings.proxy.listen);
-    let proxying = proxy::serve(declared.clone(), names, traffic, to_driver.clone(), listeners);
+    let (leave, leaving) = watch::channel(false);
+    let proxying = proxy::serve(declared.clone(), names, traffic, to_driver.clone(), listeners, leaving);
     tokio::spawn(async move {
         // Models serve without it.
         if let Err(error) = proxying.await {
@@ -212,7 +223,15 @@ async fn run(folders: &Folders, declared: Declared) -> anyhow::Result<()> {
         ended = server => bail!("the control API ended: {ended:?}"),
         ended = driving => bail!("the driver ended: {ended:?}"),
     }
-    _ = sd_notify::notify(&[NotifyState::Stopping]);
+    _ = sd_notify::notify(&[
+        NotifyState::Stopping,
+        NotifyState::Status("clients get the end of their answers"),
+    ]);
+    let last_answers = declared.now().deadlines.drain.min(LAST_ANSWERS);
+    _ = leave.send(true);
+    if tokio::time::timeout(last_answers, leave.closed()).await.is_err() {
+        tracing::warn!("answers that were under way after {} s are cut off", last_answers.as_secs());
+    }
     // The state is in the ledger; models go on serving.
     _ = to_driver.send(Message::Quit).await;
     Ok(())

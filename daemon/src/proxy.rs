@@ -22,7 +22,9 @@ use std::future::pending;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -40,7 +42,7 @@ use percent_encoding::percent_decode_str;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::declared::Declared;
 use crate::driver::Message;
@@ -57,12 +59,17 @@ use self::traffic::Counted;
 /// Who answers to which name; None until the driver has looked.
 pub type Names = watch::Receiver<Option<Arc<Directory>>>;
 
+/// Whether berthd ends as soon as its clients have their answers.
+pub type Leaving = watch::Receiver<bool>;
+
 /// The most threads that pass requests on. One carries tens of thousands in a second.
 const MOST_THREADS: usize = 4;
 /// How long a request's head may take to come in.
 const HEAD: Duration = Duration::from_secs(30);
 /// The longest head of a request.
 const HEAD_SIZE: usize = 64 << 10;
+/// So long one who has connected and asked nothing yet is waited for when berthd leaves.
+const ABOUT_TO_ASK: Duration = Duration::from_secs(1);
 /// Between two tries to take a connection in, where there are no file descriptors left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -91,7 +98,8 @@ struct Waiting<'c> {
     _shown: Waits<'c>,
 }
 
-/// Serves clients until the process ends.
+/// Serves clients until berthd leaves. From then on nobody is taken in, and who is answered to may hear the end: whoever sent
+/// `leaving` sees it closed after the last.
 ///
 /// On threads of its own, each with its own connections to models' servers: a request is passed on without waking
 /// another thread, and none waits while the driver syncs its ledger.
@@ -101,10 +109,12 @@ pub async fn serve(
     traffic: Traffic,
     driver: mpsc::Sender<Message>,
     listeners: Vec<Opened>,
+    leaving: Leaving,
 ) -> io::Result<()> {
     // Until then nobody is known: whoever connects waits.
-    if names.wait_for(Option::is_some).await.is_err() {
-        return Ok(());
+    tokio::select! {
+        known = names.wait_for(Option::is_some) => if known.is_err() { return Ok(()) },
+        () = left(leaving.clone()) => return Ok(()),
     }
     let connections = Arc::new(Semaphore::new(declared.now().proxy.connections as usize));
     let count = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST_THREADS);
@@ -118,13 +128,27 @@ pub async fn serve(
         .collect();
     for (address, listener) in listeners {
         let (driver, workers, connections) = (driver.clone(), workers.clone(), Arc::clone(&connections));
+        let leaving = leaving.clone();
         tokio::spawn(async move {
-            let listener = listening(address, listener, driver).await;
-            tracing::info!(%address, "clients reach models here");
-            accept(listener, &workers, &connections).await;
+            let serving = async {
+                let listener = listening(address, listener, driver).await;
+                tracing::info!(%address, "clients reach models here");
+                accept(listener, &workers, &connections, &leaving).await;
+            };
+            // Who connects from now on waits at the socket, which systemd keeps for the next berthd.
+            tokio::select! {
+                () = serving => {}
+                () = left(leaving.clone()) => {}
+            }
         });
     }
     Ok(())
+}
+
+/// Comes back when berthd leaves.
+async fn left(mut leaving: Leaving) {
+    // Who drops the sender leaves, too.
+    _ = leaving.wait_for(|leaving| *leaving).await;
 }
 
 /// A thread that runs whatever is spawned on it, for ever.
@@ -136,7 +160,12 @@ fn worker() -> io::Result<Handle> {
 }
 
 /// Takes clients in and gives them to the threads in turn: were each to take what it can, the busiest would take all.
-async fn accept(listener: TcpListener, workers: &[(Handle, Arc<Proxy>)], connections: &Arc<Semaphore>) {
+async fn accept(
+    listener: TcpListener,
+    workers: &[(Handle, Arc<Proxy>)],
+    connections: &Arc<Semaphore>,
+    leaving: &Leaving,
+) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "clients can't be taken in"),
@@ -153,11 +182,11 @@ async fn accept(listener: TcpListener, workers: &[(Handle, Arc<Proxy>)], connect
                 }
             }
         };
-        let (proxy, (stream, client)) = (Arc::clone(proxy), accepted);
+        let (proxy, leaving, (stream, client)) = (Arc::clone(proxy), leaving.clone(), accepted);
         worker.spawn(async move {
             let client = Client::new(&stream, client).map(Arc::new);
             match client.and_then(|client| Ok((TcpStream::from_std(stream)?, client))) {
-                Ok((stream, client)) => proxy.converse(stream, client).await,
+                Ok((stream, client)) => proxy.converse(stream, client, leaving).await,
                 Err(error) => tracing::warn!(%error, "a client can't be talked to"),
             }
             drop(permit);
@@ -166,10 +195,12 @@ async fn accept(listener: TcpListener, workers: &[(Handle, Arc<Proxy>)], connect
 }
 
 impl Proxy {
-    async fn converse(self: Arc<Self>, stream: TcpStream, client: Arc<Client>) {
+    async fn converse(self: Arc<Self>, stream: TcpStream, client: Arc<Client>, leaving: Leaving) {
         // An answer's pieces are small, and each is waited for.
         _ = stream.set_nodelay(true);
+        let asked = AtomicBool::new(false);
         let service = service_fn(|request| {
+            asked.store(true, Ordering::Relaxed);
             let (proxy, client) = (Arc::clone(&self), Arc::clone(&client));
             async move { Ok::<_, Infallible>(proxy.respond(request, client).await) }
         });
@@ -179,7 +210,19 @@ impl Proxy {
             .max_buf_size(HEAD_SIZE)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
-        if let Err(error) = connection.await {
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = left(leaving.clone()) => {
+                connection.as_mut().graceful_shutdown();
+                match timeout(ABOUT_TO_ASK, connection.as_mut()).await {
+                    Ok(ended) => ended,
+                    Err(_) if asked.load(Ordering::Relaxed) => connection.await,
+                    Err(_) => return,
+                }
+            }
+        };
+        if let Err(error) = ended {
             tracing::debug!(client = %client.address, %error, "a client's connection ended");
         }
     }

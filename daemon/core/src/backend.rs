@@ -5,6 +5,7 @@ mod command;
 mod failure;
 mod lay_out;
 mod llama_cpp;
+mod placing;
 mod settings;
 mod vllm;
 
@@ -21,6 +22,7 @@ use crate::layout::Layout;
 use crate::tuning::{KvType, Tuning};
 
 pub use lay_out::{Ask, Laid, LayOut};
+pub use placing::{Placing, placing, without_placing};
 
 pub(crate) use arguments::{Given, Spelling, Spellings, flag};
 pub(crate) use settings::Setting;
@@ -114,6 +116,12 @@ pub trait Backend: Sync {
         }
     }
 
+    /// By what this server is told where it is placed.
+    #[doc(hidden)]
+    fn placing(&self) -> &'static Placing {
+        &placing::GPUS
+    }
+
     /// Under which flags and variables this server is told its address, port and model.
     #[doc(hidden)]
     fn spellings(&self) -> &'static Spellings;
@@ -170,7 +178,7 @@ pub fn of(kind: BackendKind) -> &'static dyn Backend {
 }
 
 /// The kind of server that a command line starts, by its program's name.
-pub(crate) fn kind_of(program: &str, args: &[String]) -> BackendKind {
+pub fn kind_of(program: &str, args: &[String]) -> BackendKind {
     let base = program.rsplit('/').next().unwrap_or_default();
     if base.starts_with("llama-server") {
         BackendKind::LlamaCpp

@@ -12,6 +12,7 @@ mod model_file;
 mod notify;
 mod policy_file;
 mod reader;
+mod schema;
 mod together;
 mod tuned;
 mod variant;
@@ -32,10 +33,12 @@ use crate::proxy::KeyHash;
 use crate::tuning::Tuning;
 
 pub use access::{Access, Http, Principal, Token};
-pub use difference::{changes, difference, run_values};
+pub use command_line::{Parts, parts};
+pub use difference::{changes, difference, is_secret, run_values};
 pub use error::{ConfigError, Place, Warning};
 pub use explain::{Explained, Explanation, ModelExplanation, Origin, explain};
 pub use notify::{Format, Notify, Target};
+pub use schema::{FileKind, schema};
 pub use variant::{BadSet, with_settings};
 
 /// The port of the control API over TCP.

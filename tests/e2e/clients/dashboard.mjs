@@ -128,6 +128,19 @@ try {
   await outside('ask genesis')
   await dialog.getByRole('button', { name: 'Close' }).click()
 
+  // Another one is given up while its memory is still held.
+  await page.getByRole('button', { name: 'Switch aeon' }).click()
+  await dialog.getByRole('button', { name: 'Switch to aeon' }).click()
+  const unwanted = page.getByRole('region', { name: 'genesis → aeon' })
+  await unwanted.getByRole('listitem').filter({ hasText: 'waiting for memory, under way' }).waitFor()
+  await unwanted.getByRole('button', { name: 'Cancel' }).click()
+  await accessible(page, 'a switch that is to be cancelled')
+  await unwanted.getByRole('button', { name: 'Yes, cancel it' }).click()
+  await unwanted.getByText('Cancelled:').waitFor()
+  await unwanted.getByText('cancelled, restored').waitFor()
+  await unwanted.getByText('frank cancelled it').first().waitFor()
+  await page.getByRole('row', { name: /genesis default .*serving/ }).waitFor()
+
   // A lost GPU is unknown, not empty.
   await outside('lose 1')
   await gpu(1).getByText('Unknown:').waitFor()

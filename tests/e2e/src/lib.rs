@@ -32,6 +32,7 @@ mod failure;
 mod http;
 mod prometheus;
 pub mod soak;
+mod started;
 mod stream;
 mod told;
 
@@ -41,5 +42,6 @@ pub use builder::{Builder, stage};
 pub use declare::{GUEST_ASSETS, declaration, fake, real, real_command};
 pub use http::{Answer, ask, connect, get, listen, post, say};
 pub use prometheus::Page;
+pub use started::{STARTED, Started};
 pub use stream::Streamed;
 pub use told::Told;

@@ -11,8 +11,8 @@ use super::arguments::{has, switch};
 use super::failure::COMMON;
 use super::settings::{flags, positive, same, truth};
 use super::{
-    Advice, Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Readiness,
-    Setting, Spelling, Spellings, Text, add_address, by_uuid, declared_launch, flag,
+    Advice, Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Placing,
+    Readiness, Setting, Spelling, Spellings, Text, add_address, by_uuid, declared_launch, flag,
 };
 use crate::config::Model;
 use crate::cpus;
@@ -79,6 +79,42 @@ static FLASH_ATTENTION: Spelling =
     Spelling { flags: &["-fa", "--flash-attn"], variable: Some("LLAMA_ARG_FLASH_ATTN") };
 static PRIORITY: Spelling = Spelling { flags: &["--prio", "--prio-batch"], variable: None };
 const OVERRIDES: &[&str] = &["-ot", "--override-tensor"];
+
+static PLACING: Placing = Placing {
+    flags: &[
+        "-ngl",
+        "--gpu-layers",
+        "--n-gpu-layers",
+        "-ncmoe",
+        "--n-cpu-moe",
+        "-ot",
+        "--override-tensor",
+        "-ts",
+        "--tensor-split",
+        "-sm",
+        "--split-mode",
+        "-mg",
+        "--main-gpu",
+        "-dev",
+        "--device",
+        "-fit",
+        "--fit",
+    ],
+    switches: &["-cmoe", "--cpu-moe"],
+    variables: &[
+        "CUDA_DEVICE_ORDER",
+        "CUDA_VISIBLE_DEVICES",
+        "LLAMA_ARG_CPU_MOE",
+        "LLAMA_ARG_DEVICE",
+        "LLAMA_ARG_FIT",
+        "LLAMA_ARG_MAIN_GPU",
+        "LLAMA_ARG_N_CPU_MOE",
+        "LLAMA_ARG_N_GPU_LAYERS",
+        "LLAMA_ARG_OVERRIDE_TENSOR",
+        "LLAMA_ARG_SPLIT_MODE",
+        "LLAMA_ARG_TENSOR_SPLIT",
+    ],
+};
 
 /// The argument that puts experts elsewhere by the names of their tensors, the last one.
 fn override_of_experts(args: &[String]) -> Option<Given> {
@@ -243,6 +279,10 @@ impl Backend for LlamaCpp {
 
     fn spellings(&self) -> &'static Spellings {
         &SPELLINGS
+    }
+
+    fn placing(&self) -> &'static Placing {
+        &PLACING
     }
 
     fn names_model(&self, args: &[String], env: &BTreeMap<String, String>) -> Option<Given> {

@@ -10,8 +10,8 @@ use serde_json::json;
 use super::failure::COMMON;
 use super::settings::{flags, positive, same};
 use super::{
-    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Readiness, Setting,
-    Spelling, Spellings, Text, add_address, declared_launch, flag,
+    Ask, Backend, FailureClass, GenerateProbe, Given, Kind, Launch, LayOut, PlacedGpu, Placing, Readiness,
+    Setting, Spelling, Spellings, Text, add_address, declared_launch, flag,
 };
 use crate::bytes::Bytes;
 use crate::config::Model;
@@ -92,6 +92,12 @@ fn share_in_hundredths(text: &str) -> Option<String> {
 
 const TENSOR_PARALLEL: &[&str] = &["-tp", "--tensor-parallel-size"];
 const PIPELINE_PARALLEL: &[&str] = &["-pp", "--pipeline-parallel-size"];
+
+static PLACING: Placing = Placing {
+    flags: &["-tp", "--tensor-parallel-size", "-pp", "--pipeline-parallel-size", UTILIZATION],
+    switches: &[],
+    variables: &["CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"],
+};
 
 pub(super) const TEXTS: &[Text] = &[
     Text::cause(FailureClass::OutOfMemory, &["cuda out of memory. tried to allocate"]),
@@ -223,6 +229,10 @@ impl Backend for Vllm {
 
     fn spellings(&self) -> &'static Spellings {
         &SPELLINGS
+    }
+
+    fn placing(&self) -> &'static Placing {
+        &PLACING
     }
 
     fn names_model(&self, args: &[String], env: &BTreeMap<String, String>) -> Option<Given> {

@@ -7,10 +7,18 @@ use std::ops::Range;
 
 /// A command line's parts.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct CommandLine {
-    pub(super) env: Vec<(String, String)>,
-    pub(super) program: String,
-    pub(super) args: Vec<String>,
+pub struct Parts {
+    /// The variables that are set before the program, in their order.
+    pub env: Vec<(String, String)>,
+    /// The program.
+    pub program: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+}
+
+/// Takes a command line apart as `cmd` of a declaration is; an error says in one clause why that needs a shell.
+pub fn parts(line: &str) -> Result<Parts, String> {
+    split(line).map_err(|refused| refused.why)
 }
 
 /// Why a command line can't be used, and where in it.
@@ -54,7 +62,7 @@ const NO_PROGRAMS: &[(&[&str], &str, &str)] = &[
     ),
 ];
 
-pub(super) fn split(line: &str) -> Result<CommandLine, Refused> {
+pub(super) fn split(line: &str) -> Result<Parts, Refused> {
     refuse_shell(line)?;
     let everything = 0..line.len();
     let words = shell_words::split(line).map_err(|_| Refused {
@@ -81,7 +89,7 @@ pub(super) fn split(line: &str) -> Result<CommandLine, Refused> {
         let start = line.find(&program).unwrap_or(0);
         return Err(Refused { at: start..start + program.len(), why: (*why).to_owned(), instead });
     }
-    Ok(CommandLine { env, program, args: words.collect() })
+    Ok(Parts { env, program, args: words.collect() })
 }
 
 /// `NAME=value`, where NAME could be a variable's.

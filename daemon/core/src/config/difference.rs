@@ -78,11 +78,16 @@ fn by_key(values: &[Explained]) -> BTreeMap<String, String> {
     values.iter().map(|value| (value.key.clone(), hidden(&value.key, &value.value))).collect()
 }
 
+/// Whether the value of a variable of this name is nobody's business but the server's.
+pub fn is_secret(name: &str) -> bool {
+    const SECRETS: [&str; 4] = ["TOKEN", "KEY", "SECRET", "PASSWORD"];
+    let name = name.to_ascii_uppercase();
+    SECRETS.iter().any(|word| name.contains(word))
+}
+
 /// A value that people may see: of a secret in the environment that it is another one, and no more.
 fn hidden(key: &str, value: &str) -> String {
-    const SECRETS: [&str; 4] = ["TOKEN", "KEY", "SECRET", "PASSWORD"];
-    let name = key.strip_prefix("env.").map(str::to_ascii_uppercase);
-    if name.is_some_and(|name| SECRETS.iter().any(|word| name.contains(word))) {
+    if key.strip_prefix("env.").is_some_and(is_secret) {
         let hash = KeyHash::of(value.as_bytes()).to_string();
         return format!("hidden ({})", &hash[..8]);
     }

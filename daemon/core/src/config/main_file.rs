@@ -93,7 +93,27 @@ const PORTS: PortRange = PortRange { first: 8100, last: 8199 };
 
 /// The settings without models, and what is wrong with the file.
 pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec<ConfigError>) {
-    let mut settings = Settings {
+    let mut settings = Settings { source: file.map(|file| file.path.clone()), ..defaults(host_name) };
+    let Some(file) = file else { return (settings, Vec::new()) };
+    let reader = Reader::new(file);
+    if file.text.is_empty() {
+        // Written and not synced before a power cut, most likely: its settings would be lost silently.
+        reader.note(
+            ConfigError::new("the file is empty", reader.place(&(0..0), ""))
+                .help("restore its content, or remove the file: then everything is by default"),
+        );
+    } else if let Some(table) = reader.parse() {
+        read_keys(Table::root(&reader, &table), &reader, &mut settings);
+    }
+    let found = reader.finish();
+    settings.declared = found.declared;
+    settings.warnings = found.warnings;
+    (settings, found.errors)
+}
+
+/// What holds where there is no file.
+pub(super) fn defaults(host_name: &str) -> Settings {
+    Settings {
         node: host_name.to_owned(),
         headroom: HEADROOM,
         sound: SOUND,
@@ -111,60 +131,49 @@ pub(super) fn read(file: Option<&SourceFile>, host_name: &str) -> (Settings, Vec
         models: BTreeMap::new(),
         warnings: Vec::new(),
         ports: PORTS,
-        source: file.map(|file| file.path.clone()),
+        source: None,
         declared: BTreeMap::new(),
-    };
-    let Some(file) = file else { return (settings, Vec::new()) };
-    let reader = Reader::new(file);
-    if file.text.is_empty() {
-        // Written and not synced before a power cut, most likely: its settings would be lost silently.
-        reader.note(
-            ConfigError::new("the file is empty", reader.place(&(0..0), ""))
-                .help("restore its content, or remove the file: then everything is by default"),
-        );
-    } else if let Some(table) = reader.parse() {
-        let mut root = Table::root(&reader, &table);
-        read_node(&mut root, &reader, &mut settings);
-        settings.guests = guests(&mut root, settings.guests);
-        if let Some(mut gpu) = root.table("gpu") {
-            if let Some(headroom) = gpu.parsed::<Bytes>("headroom", "a size, for example \"256 MiB\"") {
-                settings.headroom = headroom.into_inner();
-            }
-            settings.sound = gpu.duration("sound").unwrap_or(settings.sound);
-            gpu.finish();
-        }
-        settings.deadlines = node_deadlines(&mut root, settings.deadlines);
-        settings.restart = restart(&mut root, settings.restart);
-        if let Some(mut boot) = root.table("boot") {
-            settings.boot.gpus = boot.duration("gpus").unwrap_or(settings.boot.gpus);
-            settings.boot.files = boot.duration("files").unwrap_or(settings.boot.files);
-            boot.finish();
-        }
-        settings.health = health(&mut root, settings.health);
-        proxy(&mut root, &reader, &mut settings);
-        access::http(&mut root, &reader, &mut settings.http, &settings.proxy.listen);
-        access::rights(&mut root, &mut settings.access);
-        settings.notify = super::notify::read(&mut root, &reader);
-        settings.history = history::read(&mut root, &reader, settings.history);
-        if let Some(mut ports) = root.table("ports") {
-            if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
-                match range(text.get_ref()) {
-                    Ok(range) => settings.ports = range,
-                    Err(why) => reader.error(
-                        "`ports.range` must be two ports, for example \"8100-8199\"",
-                        &text.span(),
-                        why,
-                    ),
-                }
-            }
-            ports.finish();
-        }
-        root.finish();
     }
-    let found = reader.finish();
-    settings.declared = found.declared;
-    settings.warnings = found.warnings;
-    (settings, found.errors)
+}
+
+/// Every key of the file, into the settings.
+pub(super) fn read_keys(mut root: Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings) {
+    read_node(&mut root, reader, settings);
+    settings.guests = guests(&mut root, settings.guests);
+    if let Some(mut gpu) = root.table("gpu") {
+        if let Some(headroom) = gpu.parsed::<Bytes>("headroom", "a size, for example \"256 MiB\"") {
+            settings.headroom = headroom.into_inner();
+        }
+        settings.sound = gpu.duration("sound").unwrap_or(settings.sound);
+        gpu.finish();
+    }
+    settings.deadlines = node_deadlines(&mut root, settings.deadlines);
+    settings.restart = restart(&mut root, settings.restart);
+    if let Some(mut boot) = root.table("boot") {
+        settings.boot.gpus = boot.duration("gpus").unwrap_or(settings.boot.gpus);
+        settings.boot.files = boot.duration("files").unwrap_or(settings.boot.files);
+        boot.finish();
+    }
+    settings.health = health(&mut root, settings.health);
+    proxy(&mut root, reader, settings);
+    access::http(&mut root, reader, &mut settings.http, &settings.proxy.listen);
+    access::rights(&mut root, &mut settings.access);
+    settings.notify = super::notify::read(&mut root, reader);
+    settings.history = history::read(&mut root, reader, settings.history);
+    if let Some(mut ports) = root.table("ports") {
+        if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
+            match range(text.get_ref()) {
+                Ok(range) => settings.ports = range,
+                Err(why) => reader.error(
+                    "`ports.range` must be two ports, for example \"8100-8199\"",
+                    &text.span(),
+                    why,
+                ),
+            }
+        }
+        ports.finish();
+    }
+    root.finish();
 }
 
 fn read_node(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings) {

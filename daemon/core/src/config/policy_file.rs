@@ -43,7 +43,7 @@ pub(super) fn read_all(files: &[SourceFile]) -> (BTreeMap<String, Policy>, Vec<C
 }
 
 /// One file's policy. With errors noted it is no more than a name that models may use.
-fn read(reader: &Reader<'_>, name: String, source: Option<PathBuf>) -> Option<Policy> {
+pub(super) fn read(reader: &Reader<'_>, name: String, source: Option<PathBuf>) -> Option<Policy> {
     let table = reader.parse()?;
     let mut root = Table::root(reader, &table);
     let devices = devices(&mut root, reader);

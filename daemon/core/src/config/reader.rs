@@ -10,7 +10,7 @@ use std::ops::{Range, RangeInclusive};
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde_json::{Number, Value};
+use serde_json::{Number, Value, json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -24,7 +24,25 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 pub(super) struct Reader<'a> {
     pub(super) file: &'a SourceFile,
     found: RefCell<Found>,
+    /// What is asked for, by its whole key; kept for a schema alone.
+    asked: Option<RefCell<Asked>>,
 }
+
+/// All that a file may hold, by its whole key (`memory.gpu`). Tables with names of the writer's own are `*`.
+pub(super) type Asked = BTreeMap<String, May>;
+
+/// What may stand under a key.
+#[derive(Clone)]
+pub(super) enum May {
+    /// A value of this JSON schema.
+    Value(Value),
+    /// A table.
+    Table,
+    /// Tables of any name.
+    Tables,
+}
+
+const TRUE_OR_FALSE: &str = "true or false";
 
 /// What came of reading a file, besides its values.
 #[derive(Default)]
@@ -37,7 +55,23 @@ pub(super) struct Found {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(file: &'a SourceFile) -> Self {
-        Self { file, found: RefCell::default() }
+        Self { file, found: RefCell::default(), asked: None }
+    }
+
+    /// One that notes what is asked for.
+    pub(super) fn noting(file: &'a SourceFile) -> Self {
+        Self { asked: Some(RefCell::default()), ..Self::new(file) }
+    }
+
+    fn ask(&self, table: &Table<'_, '_>, key: &str, may: impl FnOnce() -> May) {
+        if let Some(asked) = &self.asked {
+            asked.borrow_mut().insert(format!("{}{key}", table.prefix), may());
+        }
+    }
+
+    /// What was asked for.
+    pub(super) fn asked(self) -> Asked {
+        self.asked.map(RefCell::into_inner).unwrap_or_default()
     }
 
     /// The file's table. None where its text is not TOML; every error of the syntax is noted then.
@@ -97,8 +131,14 @@ impl<'r, 'a> Table<'r, 'a> {
         Self { reader, entries: table.get_ref(), prefix: String::new(), known: Vec::new() }
     }
 
-    fn take(&mut self, key: &'static str) -> Option<&'r Spanned<DeValue<'a>>> {
+    /// The value of a key, of which a JSON schema is `schema`.
+    fn take(
+        &mut self,
+        key: &'static str,
+        schema: impl FnOnce() -> Value,
+    ) -> Option<&'r Spanned<DeValue<'a>>> {
         self.known.push(key);
+        self.reader.ask(self, key, || May::Value(schema()));
         let value = self.entries.get(key)?;
         let line = self.reader.place(&value.span(), "").line;
         self.reader.found.borrow_mut().declared.insert(format!("{}{key}", self.prefix), line);
@@ -148,7 +188,7 @@ impl<'r, 'a> Table<'r, 'a> {
     }
 
     pub(super) fn string(&mut self, key: &'static str, expected: &str) -> Option<Spanned<String>> {
-        let value = self.take(key)?;
+        let value = self.take(key, || text(expected))?;
         self.text(key, value, expected)
     }
 
@@ -157,7 +197,7 @@ impl<'r, 'a> Table<'r, 'a> {
         key: &'static str,
         expected: &str,
     ) -> Option<Spanned<Vec<Spanned<String>>>> {
-        let value = self.take(key)?;
+        let value = self.take(key, || array(&text(expected)))?;
         let Some(array) = value.get_ref().as_array() else {
             self.wrong_type(key, value, expected);
             return None;
@@ -168,7 +208,7 @@ impl<'r, 'a> Table<'r, 'a> {
 
     /// A text or a whole number, as text.
     pub(super) fn word(&mut self, key: &'static str, expected: &str) -> Option<Spanned<String>> {
-        let value = self.take(key)?;
+        let value = self.take(key, || word(expected))?;
         self.text_or_number(key, value, expected)
     }
 
@@ -192,7 +232,10 @@ impl<'r, 'a> Table<'r, 'a> {
         key: &'static str,
         expected: &str,
     ) -> Option<Spanned<Vec<Spanned<String>>>> {
-        let value = self.take(key)?;
+        let value = self.take(
+            key,
+            || json!({ "description": expected, "anyOf": [word(expected), array(&word(expected))] }),
+        )?;
         let words = match value.get_ref().as_array() {
             Some(array) => array
                 .iter()
@@ -210,7 +253,11 @@ impl<'r, 'a> Table<'r, 'a> {
         quoted: bool,
         expected: &str,
     ) -> Option<Spanned<String>> {
-        let value = self.take(key)?;
+        let value = self.take(key, || match expected {
+            _ if quoted => text(expected),
+            TRUE_OR_FALSE => json!({ "type": "boolean" }),
+            _ => json!({ "type": "number", "description": expected }),
+        })?;
         let text = match value.get_ref() {
             DeValue::String(text) if quoted => text.to_string(),
             DeValue::Integer(number) if !quoted && number.radix() == 10 => number.as_str().to_owned(),
@@ -230,7 +277,11 @@ impl<'r, 'a> Table<'r, 'a> {
         key: &'static str,
         expected: &str,
     ) -> Vec<(Spanned<String>, Spanned<String>)> {
-        let Some(value) = self.take(key) else { return Vec::new() };
+        let Some(value) =
+            self.take(key, || json!({ "type": "object", "additionalProperties": text(expected) }))
+        else {
+            return Vec::new();
+        };
         let Some(table) = value.get_ref().as_table() else {
             self.wrong_type(key, value, expected);
             return Vec::new();
@@ -244,7 +295,7 @@ impl<'r, 'a> Table<'r, 'a> {
 
     /// A table of any values, as JSON has them.
     pub(super) fn json(&mut self, key: &'static str) -> BTreeMap<String, Value> {
-        let Some(value) = self.take(key) else { return BTreeMap::new() };
+        let Some(value) = self.take(key, || json!({ "type": "object" })) else { return BTreeMap::new() };
         let Some(table) = value.get_ref().as_table() else {
             self.wrong_type(key, value, "a table");
             return BTreeMap::new();
@@ -261,17 +312,17 @@ impl<'r, 'a> Table<'r, 'a> {
     }
 
     pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
-        let value = self.take(key)?;
+        let value = self.take(key, || json!({ "type": "boolean" }))?;
         let found = value.get_ref().as_bool();
         if found.is_none() {
-            self.wrong_type(key, value, "true or false");
+            self.wrong_type(key, value, TRUE_OR_FALSE);
         }
         found
     }
 
     pub(super) fn port(&mut self, key: &'static str) -> Option<Spanned<u16>> {
         const EXPECTED: &str = "a port number, for example 8022";
-        let value = self.take(key)?;
+        let value = self.take(key, || json!({ "type": "integer", "minimum": 1, "maximum": 65535 }))?;
         let Some(number) = value.get_ref().as_integer() else {
             self.wrong_type(key, value, EXPECTED);
             return None;
@@ -292,9 +343,12 @@ impl<'r, 'a> Table<'r, 'a> {
         expected: &str,
     ) -> Option<Spanned<T>>
     where
-        T: TryFrom<i64> + PartialOrd,
+        T: TryFrom<i64> + Into<i64> + PartialOrd + Copy,
     {
-        let value = self.take(key)?;
+        let value = self.take(key, || {
+            let (least, most): (i64, i64) = ((*range.start()).into(), (*range.end()).into());
+            json!({ "type": "integer", "minimum": least, "maximum": most, "description": expected })
+        })?;
         let Some(number) = value.get_ref().as_integer() else {
             self.wrong_type(key, value, expected);
             return None;
@@ -337,7 +391,11 @@ impl<'r, 'a> Table<'r, 'a> {
     {
         let is_array = self.entries.get(key).is_some_and(|value| value.get_ref().is_array());
         if !is_array {
-            let one = self.parsed(key, expected)?;
+            let one = self.parsed(key, expected);
+            let either =
+                || json!({ "description": expected, "anyOf": [text(expected), array(&text(expected))] });
+            self.reader.ask(self, key, || May::Value(either()));
+            let one = one?;
             return Some(Spanned::new(one.span(), OneOrEach::One(one.into_inner())));
         }
         let texts = self.strings(key, expected)?;
@@ -404,7 +462,12 @@ impl<'r, 'a> Table<'r, 'a> {
     /// One of a few words.
     pub(super) fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<Spanned<T>> {
         let words = choices.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
-        let text = self.string(key, &format!("one of {words}"))?;
+        let text = self.string(key, &format!("one of {words}"));
+        self.reader.ask(self, key, || {
+            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+            May::Value(json!({ "enum": words }))
+        });
+        let text = text?;
         if let Some((_, value)) = choices.iter().find(|(word, _)| word == text.get_ref()) {
             return Some(Spanned::new(text.span(), *value));
         }
@@ -417,6 +480,7 @@ impl<'r, 'a> Table<'r, 'a> {
     /// A table below this one. Finish it too.
     pub(super) fn table(&mut self, key: &'static str) -> Option<Table<'r, 'a>> {
         self.known.push(key);
+        self.reader.ask(self, key, || May::Table);
         let value = self.entries.get(key)?;
         let Some(entries) = value.get_ref().as_table() else {
             self.wrong_type(key, value, &format!("a table: `[{}{key}]`", self.prefix));
@@ -432,7 +496,9 @@ impl<'r, 'a> Table<'r, 'a> {
 
     /// The tables below `[KEY.…]`, each with its name. Finish them all.
     pub(super) fn tables(&mut self, key: &'static str) -> Vec<(Spanned<String>, Table<'r, 'a>)> {
-        let Some(group) = self.table(key) else { return Vec::new() };
+        let group = self.table(key);
+        self.reader.ask(self, key, || May::Tables);
+        let Some(group) = group else { return Vec::new() };
         let mut tables = Vec::new();
         for (name, value) in group.entries {
             let text = name.get_ref().to_string();
@@ -466,6 +532,21 @@ impl<'r, 'a> Table<'r, 'a> {
             self.reader.error(format!("unknown key `{}{shown}`", self.prefix), &key.span(), label);
         }
     }
+}
+
+/// The schema of a text.
+fn text(expected: &str) -> Value {
+    json!({ "type": "string", "description": expected })
+}
+
+/// The schema of a text or a whole number.
+fn word(expected: &str) -> Value {
+    json!({ "type": ["string", "integer"], "description": expected })
+}
+
+/// The schema of an array.
+fn array(items: &Value) -> Value {
+    json!({ "type": "array", "items": items })
 }
 
 /// What TOML says as JSON; None for a date, or a number that JSON can't hold.

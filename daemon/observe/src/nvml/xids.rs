@@ -17,7 +17,7 @@ use nvml_wrapper::event::EventSet;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// One round of waiting for all GPUs: so late is an Xid known at most, and so late the library is let go of.
-const ROUND: Duration = Duration::from_millis(500);
+const ROUND: Duration = Duration::from_secs(1);
 /// The reader waits for that at most so long: the thread may be stuck.
 const LET_GO: Duration = Duration::from_secs(2);
 /// Between two attempts to wait for a GPU's Xids where that failed.

@@ -7,6 +7,7 @@
 //! They are never skipped: where a sandbox can't run, they fail and say what is missing.
 #![allow(clippy::unwrap_used)]
 
+mod add;
 mod adoption;
 mod boot;
 mod byhand;
@@ -24,8 +25,10 @@ mod input;
 mod machine;
 mod memory;
 mod on_demand;
+mod package;
 mod placement;
 mod proxy;
+mod recordings;
 mod release;
 mod reload;
 mod restart;

@@ -169,10 +169,12 @@ fn a_switch_lets_answers_end() {
     berth.assert_no_failed_allocation();
 }
 
-/// No connection is refused while berthd is away. Answers that were under way are cut off, each seen as that.
+/// No connection is refused while berthd is away. Where it is killed, answers that were under way are cut off, each seen as
+/// that; told to end, it lets them end first, within its deadline.
 #[test]
 fn clients_connect_while_berthd_restarts() {
-    let berth = Berth::builder().fake("aeon", EACH, &["--token-delay", "20ms"]).boot();
+    let main = "[deadlines]\ndrain = \"3s\"\n";
+    let berth = Berth::builder().main(main).fake("aeon", EACH, &["--token-delay", "20ms"]).boot();
     berth.switch("aeon");
     let pid1 = berth.pid1().unwrap();
     let run = berth.run_of("aeon");
@@ -200,6 +202,32 @@ fn clients_connect_while_berthd_restarts() {
         }
         assert_eq!(berth.run_of("aeon"), run, "round {round}");
     }
+
+    let ask = |tokens: u32| {
+        let body = json!({ "model": "default", "prompt": "x", "max_tokens": tokens, "stream": true });
+        thread::spawn(move || post(pid1, PROXY_PORT, "/v1/completions", &body, SOON).unwrap())
+    };
+    let whole = |answer: &Answer| answer.body.trim_end().ends_with("data: [DONE]");
+    // Who says nothing is waited for no longer than a moment.
+    let silent = connect(pid1, PROXY_PORT, SOON).unwrap();
+    let answers: Vec<_> = (0..32).map(|_| ask(100)).collect();
+    thread::sleep(Duration::from_millis(500));
+    let began = Instant::now();
+    berth.restart_berthd();
+    assert!(began.elapsed() > Duration::from_secs(1), "it did not wait");
+    for answer in answers {
+        let answer = answer.join().unwrap();
+        assert!(whole(&answer), "cut off: {}", answer.body);
+    }
+    drop(silent);
+    let stream = Streamed::of(pid1, PROXY_PORT, "default").unwrap();
+    let (began, late) = (Instant::now(), ask(1));
+    assert!(whole(&late.join().unwrap()));
+    berth.restart_berthd();
+    assert!((3..6).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    let end = stream.goes_on().and_then(|()| stream.goes_on()).unwrap_err().to_string();
+    assert!(end.contains("ended after") || end.contains("cut after"), "{end}");
+    assert_eq!(berth.run_of("aeon"), run);
 }
 
 /// An address of a network that comes up later.

@@ -1,0 +1,363 @@
+//! `berthctl add`: what serves a model today becomes a declaration, with everything that has to change for it shown
+//! first and recorded for the way back (`remove.rs`).
+//!
+//! Each kind of thing that can be added has a file below that makes a [`Draft`] of it; from there on all are treated
+//! alike.
+
+mod command_line;
+mod draft;
+mod find;
+mod from_file;
+mod from_process;
+mod from_unit;
+mod llama_swap;
+mod measured;
+mod quadlet;
+mod setting;
+mod show;
+
+use std::io::{self, BufRead as _, IsTerminal as _};
+use std::path::{Path, PathBuf};
+
+use berth_core::backend;
+use berth_core::config::{self, BackendKind, Memory, Settings, SourceFile, Sources};
+use berth_core::name::ModelName;
+use nix::unistd::geteuid;
+
+use crate::args::AddOptions;
+use crate::changes::{self, Change};
+use crate::check;
+use crate::complaint::Complaint;
+use crate::exit::Exit;
+use crate::out::Out;
+use crate::systemd::{self, Loaded};
+use crate::verbs::Context;
+
+pub(crate) use draft::{Draft, drop_in_folder, secrets_path};
+use from_unit::Refusal;
+
+/// Where records of what `add` changed lie.
+const RECORDS: &str = "/etc/berth/added";
+/// Where what is added is declared: it becomes the machine's.
+const CONFIG: &str = "/etc/berth";
+
+/// Where an administrator's units lie.
+const UNITS: &str = "/etc/systemd/system";
+
+/// Whether people are asked, and whether anything is done at all.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Consent {
+    pub(crate) yes: bool,
+    pub(crate) dry_run: bool,
+}
+
+/// What is to be added.
+#[derive(Debug)]
+pub(crate) struct Addition {
+    pub(crate) drafts: Vec<Draft>,
+    /// The service that it was, where it is one of this machine.
+    pub(crate) service: Option<Service>,
+    /// The process that it is, where no service runs it.
+    pub(crate) process: Option<u32>,
+    /// What of a file with several models has no equal.
+    pub(crate) notes: Vec<draft::Note>,
+}
+
+impl Addition {
+    fn of(draft: Draft) -> Self {
+        Self { drafts: vec![draft], service: None, process: None, notes: Vec::new() }
+    }
+}
+
+/// A service that is to be replaced.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) unit: String,
+    pub(crate) loaded: Loaded,
+    /// The links that start it at boot, or name it otherwise.
+    pub(crate) links: Vec<PathBuf>,
+}
+
+/// Where the record of a model lies.
+pub(crate) fn record(name: &ModelName) -> PathBuf {
+    Path::new(RECORDS).join(name.as_str())
+}
+
+/// The file that declares a model.
+pub(crate) fn declaration(name: &ModelName) -> PathBuf {
+    Path::new(CONFIG).join("models.d").join(format!("{name}.toml"))
+}
+
+/// Adds what `what` names.
+pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Result<Exit, Complaint> {
+    let mut addition = find::find(what, options).await?;
+    if options.stop && addition.service.is_none() {
+        let title = format!("{what} is no service of this machine that could be stopped");
+        return Err(Complaint::new(Exit::Usage, "nothing_to_stop", title, &["leave --stop out".to_owned()]));
+    }
+    let sources = valid_sources()?;
+    for draft in &mut addition.drafts {
+        if let Some(user) = &options.user {
+            runs_as(draft, user)?;
+        }
+        vacant(&draft.name, &sources)?;
+    }
+    let placed = placed(&mut addition, &sources, options.let_berth_place);
+    let settings = valid(&addition, &sources).map_err(|errors| not_valid(&errors, berth.out))?;
+    let undeclared = addition.drafts.iter().any(|draft| is_undeclared(draft, &settings));
+    if undeclared && measured::declare(&mut addition).await {
+        _ = valid(&addition, &sources).map_err(|errors| not_valid(&errors, berth.out))?;
+    } else if undeclared {
+        addition.drafts.iter_mut().filter(|draft| is_undeclared(draft, &settings)).for_each(to_declare);
+    }
+    let changes = to_change(&addition);
+    let shown = show::Shown { addition: &addition, placed: &placed, options, changes: &changes };
+    if options.dry_run {
+        shown.tell(berth.out, None);
+        return Ok(Exit::Done);
+    }
+    root("add")?;
+    if !berth.out.json {
+        shown.tell(berth.out, None);
+    }
+    let consent = Consent { yes: options.yes, dry_run: false };
+    agreed(consent, "Make these changes?")?;
+    make(&addition, &changes, what).map_err(|failed| cannot_write(&failed))?;
+    let mut after = Vec::new();
+    if addition.service.is_some() || addition.drafts.iter().any(|draft| draft.drop_in().is_some()) {
+        after.extend(systemd::daemon_reload().await.err().map(|failed| failed.to_string()));
+    }
+    if let Some(service) = addition.service.as_ref().filter(|service| options.stop && service.loaded.runs()) {
+        after.extend(systemd::stop(&service.unit).await.err().map(|failed| failed.to_string()));
+    }
+    after.extend(reload(berth).await.err().map(|why| not_taken_up(&why)));
+    shown.tell(berth.out, Some(&after));
+    Ok(if after.is_empty() { Exit::Done } else { Exit::Degraded })
+}
+
+/// Makes the changes of every draft, or of none.
+fn make(addition: &Addition, changes: &[Vec<Change>], what: &str) -> Result<(), changes::Failed> {
+    let unit = addition.service.as_ref().map(|service| service.unit.as_str());
+    for (at, (draft, changes)) in addition.drafts.iter().zip(changes).enumerate() {
+        if let Err(failed) =
+            changes::make(changes, &record(&draft.name), &format!("berthctl add {what}"), unit)
+        {
+            for before in &addition.drafts[..at] {
+                // Why it failed is what has to be told; what stays behind is a model that `remove` takes away.
+                _ = changes::undo(&record(&before.name));
+            }
+            return Err(failed);
+        }
+    }
+    Ok(())
+}
+
+/// The changes that each draft takes.
+fn to_change(addition: &Addition) -> Vec<Vec<Change>> {
+    let of = |draft: &Draft| {
+        let mut changes = Vec::new();
+        if let Some(text) = draft.secrets() {
+            changes.push(Change::write(secrets_path(&draft.name), text, 0o600));
+        }
+        if let Some(text) = draft.drop_in() {
+            changes.push(Change::write(format!("{}/added.conf", drop_in_folder(&draft.name)), text, 0o644));
+        }
+        changes.push(Change::write(declaration(&draft.name), draft.declaration(), 0o644));
+        changes
+    };
+    let mut all: Vec<_> = addition.drafts.iter().map(of).collect();
+    if let (Some(first), Some(service)) = (all.first_mut(), &addition.service) {
+        first.extend(service.links.iter().map(Change::remove));
+        first.push(Change::link(Path::new(UNITS).join(&service.unit), "/dev/null"));
+    }
+    all
+}
+
+/// What the command lines say of placement, by model; taken out where Berth is to place them.
+fn placed(addition: &mut Addition, sources: &Sources, let_berth: bool) -> Vec<Vec<String>> {
+    // Which server it is, its declaration says; where that is not valid, that is told later.
+    let settings = valid(addition, sources).ok();
+    let place = |draft: &mut Draft| {
+        let model = settings.as_ref().and_then(|settings| settings.models.get(&draft.name));
+        let kind = model.map_or(BackendKind::Command, |model| model.backend);
+        let Some((program, args)) = draft.argv.split_first() else { return Vec::new() };
+        let (program, mut args) = (program.clone(), args.to_vec());
+        let found = backend::placing(kind, &args, &draft.env);
+        if let_berth {
+            backend::without_placing(kind, &mut args, &mut draft.env);
+            draft.argv = std::iter::once(program).chain(args).collect();
+        }
+        found
+    };
+    addition.drafts.iter_mut().map(place).collect()
+}
+
+/// The whole configuration with what is added.
+fn valid(addition: &Addition, sources: &Sources) -> Result<Settings, Vec<config::ConfigError>> {
+    let mut sources = sources.clone();
+    let files = addition
+        .drafts
+        .iter()
+        .map(|draft| SourceFile { path: declaration(&draft.name), text: draft.declaration() });
+    sources.models.extend(files);
+    config::load(&sources, &check::host())
+}
+
+/// What is declared; nothing where Berth has no configuration yet.
+pub(crate) fn sources() -> Result<Sources, Complaint> {
+    if Path::new(CONFIG).exists() { check::read(Path::new(CONFIG)) } else { Ok(Sources::default()) }
+}
+
+/// What is declared now, which has to be valid before anything is added to it.
+fn valid_sources() -> Result<Sources, Complaint> {
+    let sources = sources()?;
+    match config::load(&sources, &check::host()) {
+        Ok(_) => Ok(sources),
+        Err(errors) => {
+            let title = format!("{CONFIG} is not valid as it is: {} to mend first", errors.len());
+            Err(Complaint::new(Exit::Usage, "not_valid", title, &["berthctl check".to_owned()]))
+        }
+    }
+}
+
+/// Whether the model can't be started until its memory is declared.
+fn is_undeclared(draft: &Draft, settings: &Settings) -> bool {
+    settings.models.get(&draft.name).is_some_and(|model| {
+        model.backend == BackendKind::Command
+            && model.memory == Memory::Undeclared
+            && model.policy.uses_gpus()
+    })
+}
+
+fn to_declare(draft: &mut Draft) {
+    let why =
+        "Berth can't read how much this program takes: add [memory] gpu = \"… GiB\" before you start it";
+    draft.note("memory", why);
+}
+
+/// Refuses a name that is taken.
+fn vacant(name: &ModelName, sources: &Sources) -> Result<(), Complaint> {
+    let path = declaration(name);
+    if sources.models.iter().any(|file| file.path == path) || record(name).exists() {
+        let title = format!("there is a model {name} already, in {}", path.display());
+        let hints = [format!("--name OTHER, or first: sudo berthctl remove {name}")];
+        return Err(Complaint::new(Exit::Usage, "name_taken", title, &hints));
+    }
+    Ok(())
+}
+
+/// The model's name: as it is asked for, else this one.
+fn named(asked: Option<&str>, otherwise: &str) -> Result<ModelName, Complaint> {
+    let name = asked.unwrap_or(otherwise);
+    let plain = || name.parse::<ModelName>().map_err(|bad| bad.to_string());
+    plain()
+        .and_then(|name| {
+            if name.as_str().contains(':') { Err(format!("`{name}` is a variant's name")) } else { Ok(name) }
+        })
+        .map_err(|why| Complaint::new(Exit::Usage, "bad_name", why, &["--name NAME".to_owned()]))
+}
+
+/// A text as a model could be called.
+fn sound_name(text: &str) -> String {
+    let name: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
+    name.trim_start_matches(['.', '-']).to_owned()
+}
+
+/// Lets the server run as somebody else.
+fn runs_as(draft: &mut Draft, user: &str) -> Result<(), Complaint> {
+    let known = nix::unistd::User::from_name(user).ok().flatten();
+    if known.is_none() {
+        let title = format!("there is no user {user} on this machine");
+        return Err(Complaint::new(Exit::Usage, "no_such_user", title, &["getent passwd".to_owned()]));
+    }
+    let about = |line: &String| {
+        ["User=", "Group=", "CapabilityBoundingSet=~"].iter().any(|key| line.starts_with(key))
+    };
+    draft.service.retain(|line| !about(line));
+    draft.service.insert(0, format!("User={user}"));
+    draft.notes.retain(|note| note.why != from_unit::AS_ROOT);
+    Ok(())
+}
+
+/// Ends here where who asks is not root.
+pub(crate) fn root(verb: &str) -> Result<(), Complaint> {
+    if geteuid().is_root() {
+        return Ok(());
+    }
+    let title = format!("only root can change files in /etc, and so {verb} a model");
+    Err(Complaint::new(
+        Exit::Usage,
+        "not_root",
+        title,
+        &[format!("sudo berthctl {verb} …, or --dry-run to see what would change")],
+    ))
+}
+
+/// Asks, where somebody can be asked. Whoever says no has changed nothing.
+pub(crate) fn agreed(consent: Consent, question: &str) -> Result<(), Complaint> {
+    if consent.yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        let title = "nobody can be asked here, so nothing was changed".to_owned();
+        return Err(Complaint::new(Exit::Usage, "not_asked", title, &["--yes".to_owned()]));
+    }
+    Out::complain(&format!("{question} [y/N] "));
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    if read.is_ok() && ["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()) {
+        return Ok(());
+    }
+    Err(Complaint::new(Exit::Refused, "declined", "Nothing was changed.".to_owned(), &[]))
+}
+
+/// Has berthd take up what is declared now. Says what is left to do where it does not.
+pub(crate) async fn reload(berth: &Context) -> Result<(), Complaint> {
+    let reloaded: Result<berth_core::report::Reloaded, _> = berth.client.post("/api/v1/reload", &()).await;
+    reloaded.map(drop).map_err(Complaint::from)
+}
+
+/// What is left to do where berthd did not take up what was added.
+fn not_taken_up(why: &Complaint) -> String {
+    if why.code == "berthd_not_running" {
+        "berthd is not running, and nothing else starts a model: sudo systemctl enable --now berthd"
+            .to_owned()
+    } else {
+        format!("berthd has not taken it up: {}; `sudo berthctl reload` once that is over", why.title)
+    }
+}
+
+/// Why something can't become a model.
+fn refused(what: &str, refusal: Refusal) -> Complaint {
+    let place = refusal.place.map_or(String::new(), |place| format!(" ({place})"));
+    let hints: Vec<String> = refusal.instead.into_iter().collect();
+    let title = format!("{what} can't be added: {}{place}. Nothing was changed.", refusal.what);
+    Complaint::new(Exit::Refused, "not_addable", title, &hints)
+}
+
+fn no_such(what: &str) -> Complaint {
+    let title = format!("{what} is no service, process or file");
+    let hints = ["berthctl add NAME.service, a process's number, or a path".to_owned()];
+    Complaint::new(Exit::Usage, "not_found", title, &hints)
+}
+
+fn not_valid(errors: &[config::ConfigError], out: Out) -> Complaint {
+    let rendered: Vec<String> = errors.iter().map(|error| error.render(out.errors.color)).collect();
+    if !out.json {
+        Out::complain(&format!("{}\n\n", rendered.join("\n\n")));
+    }
+    let mut title = "it would not be a valid declaration, so nothing was changed".to_owned();
+    if out.json {
+        title = format!("{title}: {}", rendered.join("; "));
+    }
+    Complaint::new(Exit::Usage, "not_valid", title, &["berthctl check".to_owned()])
+}
+
+pub(crate) fn cannot_write(failed: &changes::Failed) -> Complaint {
+    let title = format!("{failed}; what was changed before that has been put back");
+    Complaint::new(Exit::Usage, "not_written", title, &[])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+#![allow(clippy::unwrap_used)]
+use std::path::{Path, PathBuf};
+
+use berth_core::config::Sources;
+
+use super::*;
+use crate::unit::{self, Around, File, Unit};
+
+/// The folder that stands for a machine with hand-written units; the end-to-end tests run them.
+fn machine() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/units")
+}
+
+/// The variables that systemd gives every service there.
+fn around() -> Around {
+    let environment = [("LANG", "C.UTF-8"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin")];
+    Around {
+        root: machine(),
+        environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        hostname: "tower".into(),
+        machine_id: None,
+    }
+}
+
+/// Every unit of the machine with its files; of a template the instances that are enabled.
+fn units() -> Vec<(String, Vec<File>)> {
+    let folder = machine().join("etc/systemd/system");
+    let names = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".service")).collect::<Vec<_>>()
+    };
+    let mut all = names(&folder);
+    all.retain(|name| !name.contains('@'));
+    all.extend(names(&folder.join("multi-user.target.wants")));
+    all.sort();
+    let read = |name: String| {
+        let own = match name.split_once('@') {
+            Some((template, _)) => folder.join(format!("{template}@.service")),
+            None => folder.join(&name),
+        };
+        let mut files = unit::beside(&own).unwrap();
+        for file in &mut files {
+            file.path = Path::new("/").join(file.path.strip_prefix(machine()).unwrap());
+        }
+        (name, files)
+    };
+    all.into_iter().map(read).collect()
+}
+
+fn translated(name: &str, files: &[File]) -> Result<Draft, Refusal> {
+    let unit = Unit::read(name, files)?;
+    from_unit::translate(&unit, from_unit::name(&unit).parse().unwrap(), &around())
+}
+
+/// All that a draft comes to, and what `check` says of it.
+fn told(draft: Draft) -> String {
+    let mut addition = Addition::of(draft);
+    let placed = placed(&mut addition, &Sources::default(), false);
+    let (draft, wrong) = match valid(&addition, &Sources::default()) {
+        Ok(settings) => {
+            let draft = &mut addition.drafts[0];
+            if is_undeclared(draft, &settings) {
+                to_declare(draft);
+            }
+            let model = settings.models.values().next().unwrap();
+            // What is read back is what systemd would run.
+            let argv: Vec<String> = std::iter::once(model.program.to_string_lossy().into_owned())
+                .chain(model.args.clone())
+                .collect();
+            assert_eq!(argv, draft.argv);
+            assert_eq!(model.env, draft.env);
+            (&addition.drafts[0], String::new())
+        }
+        Err(errors) => {
+            let all: Vec<String> = errors.iter().map(|error| error.render(false)).collect();
+            (&addition.drafts[0], format!("-- not valid\n{}\n", all.join("\n")))
+        }
+    };
+    let mut out = draft.declaration();
+    out += &draft.drop_in().map_or(String::new(), |text| format!("-- drop-in\n{text}"));
+    out += &draft.secrets().map_or(String::new(), |text| format!("-- secrets\n{text}"));
+    let placed = placed[0].iter().map(|one| format!("-- placed: {one}\n"));
+    let notes = draft.notes.iter().map(|note| format!("! {}: {}\n", note.what, note.why));
+    let rest: Vec<String> = placed.chain(notes).collect();
+    out + &rest.concat() + &wrong
+}
+
+#[test]
+fn each_hand_written_unit_is_translated_or_refused_with_the_reason() {
+    let all = units();
+    assert!(all.len() >= 25, "{}", all.len());
+    for (name, files) in all {
+        let text = match translated(&name, &files) {
+            Ok(draft) => told(draft),
+            Err(refusal) => {
+                let place = refusal.place.map_or(String::new(), |place| format!("{place}: "));
+                format!("refused: {place}{}\n{}", refusal.what, refusal.instead.unwrap_or_default())
+            }
+        };
+        insta::with_settings!({ snapshot_path => "../../tests/units/snapshots", prepend_module_to_snapshot => false }, {
+            insta::assert_snapshot!(name.replace('@', "_"), text);
+        });
+    }
+}
+
+#[test]
+fn a_quadlet_file_is_refused_with_the_command_that_can_be_added() {
+    let refusal = quadlet::refusal(&machine().join("etc/containers/systemd/vllm.container"));
+    insta::assert_snapshot!(refusal.instead.unwrap());
+}

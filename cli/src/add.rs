@@ -97,7 +97,7 @@ pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Re
     }
     let sources = valid_sources()?;
     for draft in &mut addition.drafts {
-        if let Some(user) = &options.user {
+        if let Some(user) = &options.run_as {
             runs_as(draft, user)?;
         }
         vacant(&draft.name, &sources)?;

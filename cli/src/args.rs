@@ -360,7 +360,7 @@ pub(crate) struct AddOptions {
     pub(crate) name: Option<String>,
     /// Let the server run as this user, not as the service did
     #[arg(long, value_name = "USER")]
-    pub(crate) user: Option<String>,
+    pub(crate) run_as: Option<String>,
     /// Leave out the flags that say which GPUs and what goes where
     #[arg(long)]
     pub(crate) let_berth_place: bool,

@@ -51,7 +51,7 @@ pub(super) fn read(path: &Path, name: Option<&str>) -> Result<Draft, Refusal> {
     if let Ok(metadata) = whole.metadata()
         && metadata.permissions().mode() & 0o004 == 0
     {
-        let why = "not everybody may read it, and models run as user berth-model: `--user` names who may";
+        let why = "not everybody may read it, and models run as user berth-model: `--run-as` names who may";
         draft.note(shown.to_string(), why);
     }
     Ok(draft)

@@ -40,7 +40,7 @@ impl From<Unreadable> for Refusal {
 
 /// What is said of a server that runs as root.
 pub(super) const AS_ROOT: &str =
-    "it runs as root, as it did; `--user NAME` lets it run as who owns its files";
+    "it runs as root, as it did; `--run-as NAME` lets it run as who owns its files";
 
 /// The name that a unit's model would have: the instance's, else the unit's own.
 pub(crate) fn name(unit: &Unit) -> String {

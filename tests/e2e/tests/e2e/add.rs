@@ -216,7 +216,7 @@ fn two_services_and_a_process_become_models_and_go_back() {
         (None, vec!["add", "nothing.service", "--yes"], 2, "no service that systemd knows"),
         (None, vec!["add", "/nowhere/a.gguf", "--yes"], 2, "no service, process or file"),
         (None, vec!["add", "berthd.service", "--name", "a b", "--yes"], 2, "not a name for a model"),
-        (None, vec!["add", "genesis", "--user", "nobody-knows", "--yes"], 2, "no user nobody-knows"),
+        (None, vec!["add", "genesis", "--run-as", "nobody-knows", "--yes"], 2, "no user nobody-knows"),
         (None, vec!["add", "4194304", "--yes"], 3, "no process"),
         (None, vec!["remove", "genesis", "--yes"], 2, "declares genesis"),
         (Some("frank"), vec!["add", "genesis.service", "--dry-run"], 0, "To know"),

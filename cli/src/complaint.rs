@@ -122,6 +122,14 @@ impl Caller {
     }
 }
 
+/// What can be asked of the machine's Berth alone.
+pub(crate) fn of_the_machine() -> Complaint {
+    let folder = Scope::this().config().join("models.d");
+    let title = "what serves today can be added to the machine's Berth, and not to a user's own".to_owned();
+    let hints = [format!("declare it by hand: NAME.toml in {}, then berthctl reload", folder.display())];
+    Complaint::new(Exit::Usage, "of_the_machine", title, &hints)
+}
+
 fn status_of_berthd() -> String {
     format!("{} status berthd", Scope::this().systemctl())
 }

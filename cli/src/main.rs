@@ -82,6 +82,9 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Key { name } => secret::key(&name, out),
         Command::Token { name, rights } => secret::token(&name, rights, out),
         Command::Reload { check } => berth.reload(check).await,
+        Command::Add { .. } | Command::Remove { .. } if Scope::this() == Scope::User => {
+            Err(complaint::of_the_machine())
+        }
         Command::Add { what, options } => add::add(&what, &options, &berth).await,
         Command::Remove { model, unit, yes, dry_run } => {
             remove::remove(&model, unit, Consent { yes, dry_run }, &berth).await

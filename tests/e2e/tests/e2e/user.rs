@@ -139,6 +139,12 @@ fn before_it_runs(hers: &Hers) {
     let socket = format!("{}/berth/berth.sock", hers.runtime.strip_prefix("XDG_RUNTIME_DIR=").unwrap());
     assert!(down.contains(&format!("there is no socket {socket}")), "{down}");
     assert!(down.contains("systemctl --user status berthd"), "{down}");
+    assert!(
+        hers.ctl(&["add", "aeon.service"])
+            .with_code(2)
+            .stderr
+            .contains(&format!("NAME.toml in {FOLDER}/models.d"))
+    );
     let by_hand = hers.systemctl(&["start", "berth-model@one"]);
     assert_ne!(by_hand.code, 0);
     let said = hers.systemctl(&["status", "berth-model@one"]).stdout;

@@ -39,8 +39,6 @@ use from_unit::Refusal;
 
 /// Where records of what `add` changed lie.
 const RECORDS: &str = "/etc/berth/added";
-/// Where what is added is declared: it becomes the machine's.
-const CONFIG: &str = "/etc/berth";
 
 /// Where an administrator's units lie.
 const UNITS: &str = "/etc/systemd/system";

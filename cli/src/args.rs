@@ -9,8 +9,7 @@ use clap::{Args, ColorChoice, Parser, Subcommand};
 use berth_core::report::{Request, Rights, Verb};
 use berth_observe::scope::Scope;
 
-use crate::complaint::Complaint;
-use crate::exit::{self, Exit};
+use crate::exit;
 
 /// The verbs grouped as people look for them. A test holds it against the real list.
 const GROUPS: &str = "\
@@ -406,21 +405,6 @@ pub(crate) struct AddOptions {
     /// Show what would change, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-}
-
-impl Command {
-    /// Why it can't be done for a Berth of one's own.
-    pub(crate) fn of_the_machine(&self) -> Complaint {
-        let verb = match self {
-            Self::Setup(_) => "setup",
-            Self::Remove { .. } => "remove",
-            _ => "add",
-        };
-        let title = format!("`berthctl {verb}` is for the machine's Berth, not for one of your own");
-        let models = Scope::User.config().join("models.d");
-        let hint = format!("write {}/NAME.toml, then berthctl reload", models.display());
-        Complaint::new(Exit::Usage, "not_for_users", title, &[hint])
-    }
 }
 
 #[derive(Debug, Args)]

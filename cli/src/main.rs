@@ -59,11 +59,6 @@ fn main() -> Exit {
 
 async fn run(cli: Cli, out: Out) -> verbs::Ended {
     let berth = Context { client: Client::new(cli.socket, cli.user), out };
-    if let Some(verb @ (Command::Add { .. } | Command::Remove { .. } | Command::Setup(_))) = &cli.verb
-        && Scope::this() == Scope::User
-    {
-        return Ok(Err(verb.of_the_machine()));
-    }
     Ok(match cli.verb.unwrap_or(Command::Status { watch: false, markdown: false }) {
         Command::Status { markdown: true, .. } => berth.page().await,
         Command::Status { watch: true, .. } => until_interrupted(true, berth.watch()).await,
@@ -82,7 +77,7 @@ async fn run(cli: Cli, out: Out) -> verbs::Ended {
         Command::Key { name } => secret::key(&name, out),
         Command::Token { name, rights } => secret::token(&name, rights, out),
         Command::Reload { check } => berth.reload(check).await,
-        Command::Add { .. } | Command::Remove { .. } if Scope::this() == Scope::User => {
+        Command::Add { .. } | Command::Remove { .. } | Command::Setup(_) if Scope::this() == Scope::User => {
             Err(complaint::of_the_machine())
         }
         Command::Add { what, options } => add::add(&what, &options, &berth).await,

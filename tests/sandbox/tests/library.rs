@@ -74,7 +74,9 @@ fn a_signal_reaches_a_command_once() {
     let sandbox = bare();
     let script = "i=0 last=100; trap 'echo caught; last=$((i+5))' INT; echo ready; \
                   while [ $i -lt $last ]; do sleep 0.1; i=$((i+1)); done; exit 5";
-    let mut command = sandbox.command(None, &["sh", "-c", script]).unwrap();
+    // Whoever runs tests in the background ignores it, and so would what they start.
+    let argv = ["env", "--default-signal=INT", "sh", "-c", script];
+    let mut command = sandbox.command(None, &argv).unwrap();
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let ready = Instant::now();
     while sandbox.exec(&["pgrep", "-x", "sleep"]).unwrap().stdout.is_empty() {

@@ -117,11 +117,17 @@ fn main() -> ExitCode {
 /// To the journal with its fields where systemd started us, else readable to stderr.
 fn log() {
     let asked = std::env::var("BERTH_LOG").ok().map(|asked| asked.parse::<Targets>());
-    let filter = asked.and_then(Result::ok).unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let (filter, wrong) = match asked {
+        Some(Ok(filter)) => (filter, None),
+        other => (Targets::new().with_default(LevelFilter::INFO), other.and_then(Result::err)),
+    };
     let registry = tracing_subscriber::registry().with(filter);
     match std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok()) {
         Some(journal) => registry.with(journal.with_field_prefix(Some("BERTH".to_owned()))).init(),
         None => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).init(),
+    }
+    if let Some(wrong) = wrong {
+        tracing::warn!("BERTH_LOG is not understood ({wrong}): write for example info,berthd::proxy=debug");
     }
 }
 

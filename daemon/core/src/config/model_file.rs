@@ -110,11 +110,7 @@ impl Derive<'_, '_> {
             return (draft, None);
         };
         let args: Vec<String> = command.args.iter().map(|arg| arg.get_ref().clone()).collect();
-        let env = variables(self.reader, &command.env);
-        for (name, _) in command.env.iter().filter(|(name, _)| declared.secrets.contains(name.get_ref())) {
-            let message = format!("`{}` is among `secrets` too", name.get_ref());
-            self.reader.error(message, &name.span(), "its value would stand here for all to read");
-        }
+        let env = variables(self.reader, &command.env, &declared.secrets);
         self.program(&command.program, declared.cwd.as_ref());
         self.check_paths(command);
         self.cwd(declared.cwd.as_ref());
@@ -529,9 +525,14 @@ impl Derive<'_, '_> {
 pub(super) fn variables(
     reader: &Reader<'_>,
     declared: &[(Spanned<String>, Spanned<String>)],
+    secrets: &[String],
 ) -> BTreeMap<String, String> {
     for (name, _) in declared {
         let text = name.get_ref();
+        if secrets.contains(text) {
+            let message = format!("`{text}` is among `secrets` too");
+            reader.error(message, &name.span(), "its value would stand here for all to read");
+        }
         let label = if text.is_empty() {
             "it is empty"
         } else if text.contains('=') {

@@ -230,6 +230,23 @@ fn ports_are_given_out_in_the_order_of_names_around_declared_ones() {
 }
 
 #[test]
+fn a_secret_is_a_variable_without_its_value() {
+    let model = one("cmd = \"serve\"\nsecrets = [\"HF_TOKEN\"]\n").unwrap();
+    assert_eq!(model.secrets, ["HF_TOKEN"]);
+    let wrong = errors(&[
+        ("a.toml", "cmd = \"serve\"\nsecrets = [\"HF TOKEN\", \"1\", \"\", \"A\", \"A\"]\n"),
+        ("b.toml", "cmd = \"A=1 serve\"\nsecrets = [\"A\"]\n"),
+        (
+            "c.toml",
+            "cmd = \"llama-server -m /m.gguf\"\nsecrets = [\"A\"]\n[variants.x]\nenv = { A = \"1\" }\n",
+        ),
+    ]);
+    assert_eq!(wrong.matches("a secret has the name of a variable").count(), 3, "{wrong}");
+    assert_eq!(wrong.matches("this secret is named twice").count(), 1, "{wrong}");
+    assert_eq!(wrong.matches("`A` is among `secrets` too").count(), 2, "{wrong}");
+}
+
+#[test]
 fn who_names_no_port_keeps_the_one_it_had() {
     let plain = |name: &str| file(&format!("{name}.toml"), "cmd = \"serve\"\n");
     let load = |models: Vec<SourceFile>| load(&Sources { models, ..Sources::default() }, "node").unwrap();

@@ -126,7 +126,7 @@ impl Derive<'_, '_> {
             args: written.args.iter().flat_map(|args| args.get_ref().clone()).collect(),
             env: written.env.clone(),
         };
-        let env = variables(self.reader, &written.env);
+        let env = variables(self.reader, &written.env, &base.secrets);
         let given = tuned::hold_against(&written.tuned, kind, &command, (&own, &env), self.reader);
         // Its own flags and variables win over the base's keys, as its keys do over the base's flags.
         for setting in backend::of(kind).settings().iter().map(|setting| setting.key) {

@@ -61,9 +61,9 @@ fn readme_shows_what_happens() {
         let devices = berth.stats().devices;
         devices.iter().all(|gpu| gpu.held.is_empty() && gpu.lingering.is_empty()).then_some(())
     });
-    // So that something is expected.
-    berth.gpu(&["linger", "100ms"]);
-    for model in ["aeon", "genesis", "aeon"] {
+    // So that it is known how long it takes.
+    for (model, linger) in [("aeon", "0ms"), ("genesis", "2500ms"), ("aeon", "0ms")] {
+        berth.gpu(&["linger", linger]);
         berth.switch(model);
     }
     berth.gpu(&["linger", "2500ms"]);

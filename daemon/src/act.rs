@@ -203,17 +203,17 @@ impl Hands {
         tokio::spawn(async move {
             let Ok(model) = hands.model(&name) else { return };
             let mut said = String::new();
-            let mut control_group = String::new();
+            let mut control_groups = Vec::new();
             let began = Instant::now();
             loop {
-                // It does not change while the unit runs, and systemd has a start to carry out.
-                if control_group.is_empty()
+                // They do not change while the unit runs, and systemd has a start to carry out.
+                if control_groups.is_empty()
                     && let Ok(Some(reading)) = hands.systemd.unit(&name).await
                 {
-                    control_group = reading.control_group;
+                    control_groups = reading.control_groups;
                 }
                 let healthy = AtomicBool::new(false);
-                let asked = hands.probed(&model, &control_group, &healthy);
+                let asked = hands.probed(&model, &control_groups, &healthy);
                 tokio::pin!(asked);
                 let (ready, text) = tokio::select! {
                     probe = &mut asked => (probe == Probe::Ready, probe.to_string()),
@@ -238,13 +238,13 @@ impl Hands {
         })
     }
 
-    async fn probed(&self, model: &Model, control_group: &str, healthy: &AtomicBool) -> Probe {
+    async fn probed(&self, model: &Model, control_groups: &[String], healthy: &AtomicBool) -> Probe {
         let readiness = backend::of(model.backend).readiness(model);
         let target = ProbeTarget {
             address: SocketAddr::new(model.host, model.port),
             health_path: readiness.health,
             generate: readiness.generate,
-            control_groups: vec![control_group.to_owned()],
+            control_groups: control_groups.to_vec(),
         };
         probe::probe_noting(&target, PROBE_DEADLINE, healthy).await
     }

@@ -268,7 +268,7 @@ async fn units(
 
 /// Where the models' processes listen; None where the kernel does not tell, and the last that was known stays.
 fn listening(units: &BTreeMap<ModelName, UnitReading>) -> Option<BTreeMap<ModelName, Vec<Listening>>> {
-    let groups = units.iter().map(|(model, reading)| (model.clone(), reading.control_group.clone()));
+    let groups = units.iter().map(|(model, reading)| (model.clone(), reading.control_groups.clone()));
     match crate::sockets::of_models(&groups.collect()) {
         Ok(found) => Some(found),
         Err(error) => {
@@ -288,9 +288,9 @@ fn matters(change: &UnitChange, known: Option<&UnitReading>) -> bool {
 /// The unit with the processes that are in its cgroup now, and what they have read by now.
 fn refreshed(reading: &UnitReading) -> Unit {
     let mut unit = reading.unit.clone();
-    let used = crate::proc::cgroup_processes(&reading.control_group);
+    let used = crate::proc::cgroup_processes(&reading.control_groups);
     unit.processes = crate::proc::started_of(&used);
-    unit.brought = crate::proc::brought_by(&used, &reading.control_group);
+    unit.brought = crate::proc::brought_by(&used, &reading.control_groups);
     unit
 }
 
@@ -300,8 +300,8 @@ pub struct Fresh {
     pub gpus: Known<Vec<Gpu>>,
     /// The units; None where systemd did not answer.
     pub units: Option<BTreeMap<ModelName, Unit>>,
-    /// The cgroup of each unit that has one.
-    pub control_groups: BTreeMap<ModelName, String>,
+    /// The cgroups of each.
+    pub control_groups: BTreeMap<ModelName, Vec<String>>,
 }
 
 /// Reads everything once.
@@ -315,7 +315,7 @@ pub async fn fresh(nvml: &Nvml, systemd: &Systemd) -> Fresh {
             units: Some(units.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect()),
             control_groups: units
                 .into_iter()
-                .map(|(model, reading)| (model, reading.control_group))
+                .map(|(model, reading)| (model, reading.control_groups))
                 .collect(),
         },
         Err(error) => {

@@ -78,7 +78,7 @@ impl Looker {
 fn look(
     settings: &Settings,
     request: &Request,
-    control_groups: &BTreeMap<ModelName, String>,
+    control_groups: &BTreeMap<ModelName, Vec<String>>,
 ) -> BTreeMap<ModelName, Preflight> {
     asked(settings, request).map(|model| (model.name.clone(), look_up(model, control_groups))).collect()
 }
@@ -117,7 +117,7 @@ pub async fn missing(model: Model) -> Option<(PathBuf, String)> {
     }
 }
 
-fn look_up(model: &Model, control_groups: &BTreeMap<ModelName, String>) -> Preflight {
+fn look_up(model: &Model, control_groups: &BTreeMap<ModelName, Vec<String>>) -> Preflight {
     Preflight { files: files(model), port: on_port(model, control_groups) }
 }
 
@@ -146,11 +146,11 @@ fn silent(deadline: Duration) -> String {
 }
 
 /// Who listens on the model's port now.
-fn on_port(model: &Model, control_groups: &BTreeMap<ModelName, String>) -> Option<Listener> {
+fn on_port(model: &Model, control_groups: &BTreeMap<ModelName, Vec<String>>) -> Option<Listener> {
     let owner = |cgroup: u64| {
         control_groups
             .iter()
-            .find(|(_, group)| proc::cgroup_ids(group).contains(&cgroup))
+            .find(|(_, groups)| proc::cgroup_ids(groups).contains(&cgroup))
             .map(|(name, _)| name.clone())
     };
     match sockets::listeners_on(model.port, owner) {

@@ -298,8 +298,7 @@ impl Attempt<'_> {
     /// A connection whose other end was made by the model's processes.
     async fn connect(&self) -> Result<TcpStream, NoAnswer> {
         let server = sockets::reachable(self.target.address);
-        let cgroups: BTreeSet<u64> =
-            self.target.control_groups.iter().flat_map(|group| proc::cgroup_ids(group)).collect();
+        let cgroups = proc::cgroup_ids(&self.target.control_groups);
         let not_asked = |result| Err(NoAnswer::NotAsked(result));
         match owner(sockets::would_answer(server), &cgroups) {
             Ok(true) => {}

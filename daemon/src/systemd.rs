@@ -67,13 +67,13 @@ pub struct UnitChange {
     pub main_pid: Option<u32>,
 }
 
-/// A unit as read, with the cgroup that its processes were read from.
+/// A unit as read, with the cgroups that its processes were read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitReading {
     /// The unit.
     pub unit: Unit,
-    /// systemd's `ControlGroup`; empty when there is none.
-    pub control_group: String,
+    /// All that run for the model, as systemd names them (`ControlGroup`).
+    pub control_groups: Vec<String>,
 }
 
 /// A setting of a running unit that can be changed at run time. It lasts until the next boot.

@@ -210,9 +210,9 @@ impl Daemon {
         println!("units: start_ms={}", began.elapsed().as_millis());
         assert_eq!(self.taken.try_recv().unwrap(), Taken { model: model.clone() });
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let UnitReading { unit, control_group } = self.unit(&model).await;
+        let UnitReading { unit, control_groups } = self.unit(&model).await;
         assert_eq!((unit.active, unit.sub.as_str(), unit.exit), (Active::Active, "running", None));
-        assert!(control_group.ends_with(&model.unit()), "{control_group}");
+        assert!(control_groups[0].ends_with(&model.unit()), "{control_groups:?}");
         let processes = unit.processes.value().unwrap();
         assert_eq!(processes.len(), 2, "the server and its child: {processes:?}");
         assert!(processes.contains_key(&unit.main_pid.unwrap()));
@@ -296,12 +296,12 @@ impl Daemon {
         self.forget();
         self.systemd.kill(&model, 9).await.unwrap();
         self.next(|change| matches!(change, Change::Job { model: of, .. } if *of == model)).await;
-        let UnitReading { unit, control_group } = self.unit(&model).await;
+        let UnitReading { unit, control_groups } = self.unit(&model).await;
         assert_eq!(
             (unit.active, unit.exit, unit.processes.value().unwrap().len()),
             (Active::Failed, Some(Exit::Signal(9)), 0)
         );
-        assert_eq!(control_group, "");
+        assert_eq!(control_groups, Vec::<String>::new());
         self.systemd.unreference(&model).await.unwrap();
         self.systemd.reset_failed(&model).await.unwrap();
         // What is down already is stopped at once.

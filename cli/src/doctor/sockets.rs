@@ -59,8 +59,8 @@ pub(super) async fn look(ground: &Ground) -> Option<Sockets> {
     Some(Sockets { told: told(ground), settings, running, of_models, on_ports, berthd })
 }
 
-/// The cgroup of each model's unit; empty where it does not run.
-async fn groups(ground: &Ground, settings: &Settings) -> Known<BTreeMap<ModelName, String>> {
+/// The cgroups of each model; none where it does not run.
+async fn groups(ground: &Ground, settings: &Settings) -> Known<BTreeMap<ModelName, Vec<String>>> {
     let bus = match &ground.bus {
         Known::Value(bus) => bus,
         Known::Unknown(why) => return Known::Unknown(why.clone()),
@@ -71,7 +71,7 @@ async fn groups(ground: &Ground, settings: &Settings) -> Known<BTreeMap<ModelNam
     let names: BTreeSet<&ModelName> = settings.models.keys().chain(placed).collect();
     for name in names {
         match Reader::of(bus, &name.unit()).get::<String>(SERVICE, "ControlGroup").await {
-            Ok(group) => _ = groups.insert(name.clone(), group),
+            Ok(group) => _ = groups.insert(name.clone(), vec![group]),
             Err(error) => return Known::Unknown(error.to_string()),
         }
     }
@@ -106,7 +106,7 @@ fn ports(settings: &Settings, berthd: bool) -> Vec<(Option<&ModelName>, SocketAd
 
 fn on_ports(
     wanted: &[(Option<&ModelName>, SocketAddr)],
-    groups: &BTreeMap<ModelName, String>,
+    groups: &BTreeMap<ModelName, Vec<String>>,
 ) -> Known<Vec<Listener>> {
     let owners: BTreeMap<u64, &ModelName> = groups
         .iter()

@@ -202,13 +202,13 @@ pub fn started_of(used: &Known<BTreeMap<u32, Used>>) -> Known<BTreeMap<u32, u64>
     }
 }
 
-/// What these processes, those of a cgroup, have brought into memory.
-pub fn brought_by(used: &Known<BTreeMap<u32, Used>>, control_group: &str) -> Known<Brought> {
+/// What these processes, those of these cgroups, have brought into memory.
+pub fn brought_by(used: &Known<BTreeMap<u32, Used>>, control_groups: &[String]) -> Known<Brought> {
     match used {
         Known::Value(used) => Known::Value(Brought {
             resident: used.values().map(|used| used.resident).sum(),
             faulted: used.values().map(|used| used.faulted).sum(),
-            charged: charged(control_group).unwrap_or_default(),
+            charged: control_groups.iter().filter_map(|group| charged(group)).sum(),
             pinned: pinned(used.keys().filter_map(|pid| held(*pid))),
         }),
         Known::Unknown(why) => Known::Unknown(why.clone()),
@@ -266,13 +266,21 @@ fn charged(control_group: &str) -> Option<Bytes> {
     text.trim().parse().ok().map(Bytes)
 }
 
-/// The processes in a cgroup and in those below it, each with what it has done so far.
+/// The processes in these cgroups and in those below them, each with what it has done so far.
 ///
-/// `control_group` is systemd's `ControlGroup`. An empty one, and one that is gone, has no processes.
-pub fn cgroup_processes(control_group: &str) -> Known<BTreeMap<u32, Used>> {
-    if control_group.is_empty() {
-        return Known::Value(BTreeMap::new());
+/// Each is named as systemd's `ControlGroup` does. An empty one, and one that is gone, has no processes.
+pub fn cgroup_processes(control_groups: &[String]) -> Known<BTreeMap<u32, Used>> {
+    let mut all = BTreeMap::new();
+    for group in control_groups.iter().filter(|group| !group.is_empty()) {
+        match processes_in(group) {
+            Known::Value(processes) => all.extend(processes),
+            unknown @ Known::Unknown(_) => return unknown,
+        }
     }
+    Known::Value(all)
+}
+
+fn processes_in(control_group: &str) -> Known<BTreeMap<u32, Used>> {
     let Some(mount) = cgroup2_mount() else {
         return Known::Unknown(
             "no cgroup2 file system is mounted; boot with systemd.unified_cgroup_hierarchy=1".to_owned(),
@@ -308,13 +316,14 @@ fn processes_below(top: &Path) -> io::Result<BTreeMap<u32, Used>> {
     Err(io::Error::other("the kernel says that there are some, and lists none"))
 }
 
-/// The kernel's ids of a cgroup and of those below it: what it calls a socket's cgroup. Empty when it is gone.
-pub fn cgroup_ids(control_group: &str) -> BTreeSet<u64> {
-    let Some(mount) = cgroup2_mount().filter(|_| !control_group.is_empty()) else {
+/// The kernel's ids of these cgroups and of those below them: what it calls a socket's cgroup. One that is gone has none.
+pub fn cgroup_ids(control_groups: &[String]) -> BTreeSet<u64> {
+    let Some(mount) = cgroup2_mount() else {
         return BTreeSet::new();
     };
-    let dirs = folders(&folder(mount, control_group)).unwrap_or_default();
-    dirs.iter().filter_map(|dir| Some(dir.metadata().ok()?.ino())).collect()
+    let groups = control_groups.iter().filter(|group| !group.is_empty());
+    let dirs = groups.flat_map(|group| folders(&folder(mount, group)).unwrap_or_default());
+    dirs.filter_map(|dir| Some(dir.metadata().ok()?.ino())).collect()
 }
 
 /// The kernel's id of this cgroup alone; None when it is gone.

@@ -89,12 +89,14 @@ pub fn listeners(port: Option<u16>) -> io::Result<Vec<Socket>> {
     Ok(found)
 }
 
-/// Where the processes of each model listen, given the cgroup of its unit as systemd names it (`ControlGroup`). Of what
-/// only this machine reaches nobody is named.
+/// Where the processes of each model listen, given its cgroups as systemd names them (`ControlGroup`). Of what only
+/// this machine reaches nobody is named.
 ///
 /// # Errors
 /// As [`listeners`], and when the kernel does not tell sockets' cgroups.
-pub fn of_models(groups: &BTreeMap<ModelName, String>) -> io::Result<BTreeMap<ModelName, Vec<Listening>>> {
+pub fn of_models(
+    groups: &BTreeMap<ModelName, Vec<String>>,
+) -> io::Result<BTreeMap<ModelName, Vec<Listening>>> {
     let owners: BTreeMap<u64, &ModelName> = groups
         .iter()
         .flat_map(|(model, group)| proc::cgroup_ids(group).into_iter().map(move |id| (id, model)))

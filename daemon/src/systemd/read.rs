@@ -104,7 +104,9 @@ async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitRe
         reader.get::<String>(UNIT, "ActiveState"),
         reader.get::<u32>(SERVICE, "MainPID"),
     )?;
-    let used = crate::proc::cgroup_processes(&control_group);
+    let control_groups: Vec<String> =
+        Some(control_group).into_iter().filter(|group| !group.is_empty()).collect();
+    let used = crate::proc::cgroup_processes(&control_groups);
     let unit = Unit {
         active: parse_active(&active).ok_or_else(|| reader.unexpected("ActiveState"))?,
         sub,
@@ -114,9 +116,9 @@ async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitRe
         started_at: (started > 0).then(|| Moment::from_micros(started)),
         main_pid: (pid > 0).then_some(pid),
         processes: crate::proc::started_of(&used),
-        brought: crate::proc::brought_by(&used, &control_group),
+        brought: crate::proc::brought_by(&used, &control_groups),
     };
-    Ok((UnitReading { unit, control_group }, active == still && pid == still_pid))
+    Ok((UnitReading { unit, control_groups }, active == still && pid == still_pid))
 }
 
 /// Whether these are the unit's properties.

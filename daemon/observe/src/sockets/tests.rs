@@ -6,7 +6,7 @@ use super::*;
 
 fn own_cgroups() -> BTreeSet<u64> {
     let own = proc::control_group_of(std::process::id()).unwrap();
-    proc::cgroup_ids(&own)
+    proc::cgroup_ids(&[own])
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn a_model_s_sockets_are_found_and_those_that_others_reach_have_a_name() {
     let own = proc::control_group_of(std::process::id()).unwrap();
     let sockets = ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"].map(|at| TcpListener::bind(at).unwrap());
     let other = "aeon".parse().unwrap();
-    let groups = BTreeMap::from([(model.clone(), own), (other, "/no/such/group".to_owned())]);
+    let groups = BTreeMap::from([(model.clone(), vec![own]), (other, vec!["/no/such/group".to_owned()])]);
     let found = of_models(&groups).unwrap();
     assert_eq!(found.keys().collect::<Vec<_>>(), [&model]);
     for socket in &sockets {

@@ -258,7 +258,7 @@ fn drop_ins(name: &ModelName) -> Vec<PathBuf> {
 }
 
 fn unit_text(model: &Model, drop_ins: &str) -> String {
-    let mut launch = backend::of(model.backend).launch(model, &[], &Layout::default());
+    let mut launch = backend::launch(model, &[], &Layout::default());
     // Without Berth nobody says which GPUs it sees, unless its declaration does.
     launch.env.retain(|name, _| model.env.contains_key(name) || !name.starts_with("CUDA_"));
     let mut text = format!(

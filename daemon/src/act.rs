@@ -147,7 +147,7 @@ impl Hands {
 
     async fn granted(&self, start: &Start) -> Result<Job, String> {
         let model = self.model(&start.model)?;
-        let launch = backend::of(model.backend).launch(&model, &start.gpus, &start.layout);
+        let launch = backend::launch(&model, &start.gpus, &start.layout);
         let expires = std::time::Instant::now() + TICKET_LIFE;
         {
             let _effect = fault::effect("ticket");

@@ -145,6 +145,7 @@ impl Tickets {
             cpus: launch.cpus.clone(),
             memlock: launch.memlock.map(|bytes| bytes.0),
             nice: launch.nice,
+            clear: launch.clear.clone(),
         })
         .to_json();
         if ticket.len() > LONGEST_TICKET {

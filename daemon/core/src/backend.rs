@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 
 use crate::bytes::Bytes;
 use crate::config::{BackendKind, Model};
+use crate::container::Container;
 use crate::facts::{DeviceId, Exit, FileFacts};
 use crate::layout::Layout;
 use crate::tuning::{KvType, Tuning};
@@ -194,8 +195,32 @@ fn evenly(total: Bytes, parts: usize) -> Option<Vec<Bytes>> {
     (parts > 0).then(|| vec![Bytes(total.0.div_ceil(parts as u64)); parts])
 }
 
-/// The program and arguments as declared, with the address where `{host}` and `{port}` stand.
+/// What to run for `model` on `gpus`, laid out so: its server's command line, in its container where it has one.
+pub fn launch(model: &Model, gpus: &[PlacedGpu], layout: &Layout) -> Launch {
+    let backend = of(model.backend);
+    let Some(container) = &model.container else { return backend.launch(model, gpus, layout) };
+    let (server, seen) = container.server(model, gpus);
+    container.around(model, gpus, backend.launch(&server, &seen, layout))
+}
+
+/// The whole command line as declared.
+pub(crate) fn declared_line(model: &Model) -> Vec<String> {
+    let program = model.program.to_string_lossy().into_owned();
+    let container = model.container.iter().flat_map(Container::declared);
+    std::iter::once(program).chain(container).chain(model.args.iter().cloned()).collect()
+}
+
+/// The same, with the address where `{host}` and `{port}` stand.
 pub(crate) fn declared_argv(model: &Model) -> Vec<String> {
+    let Some(container) = &model.container else { return own_argv(model) };
+    let (server, _) = container.server(model, &[]);
+    let mut argv = own_argv(&server);
+    argv.splice(1..1, container.words(model));
+    argv
+}
+
+/// The program and its server's own arguments, with the address in them.
+fn own_argv(model: &Model) -> Vec<String> {
     let (host, port) = (model.host.to_string(), model.port.to_string());
     let args = model.args.iter().map(|arg| arg.replace("{host}", &host).replace("{port}", &port));
     std::iter::once(model.program.to_string_lossy().into_owned()).chain(args).collect()
@@ -215,13 +240,14 @@ fn declared_launch(
     env.entry("CUDA_DEVICE_ORDER".to_owned()).or_insert_with(|| "PCI_BUS_ID".to_owned());
     env.entry("CUDA_VISIBLE_DEVICES".to_owned()).or_insert_with(|| visible.join(","));
     Launch {
-        argv: declared_argv(model),
+        argv: own_argv(model),
         env,
         secrets: model.secrets.clone(),
         cwd: model.cwd.clone(),
         cpus: layout.cores.clone(),
         memlock: may_lock(gpus, layout),
         nice: (layout.nice != 0).then_some(layout.nice),
+        clear: Vec::new(),
     }
 }
 
@@ -295,6 +321,9 @@ pub struct Launch {
     /// Its scheduling priority as `nice` has it; the unit's where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nice: Option<i32>,
+    /// What is run before it and may fail: it clears away what an earlier run left. Empty where there is nothing to clear.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clear: Vec<String>,
 }
 
 /// A failure as read from a server's log.

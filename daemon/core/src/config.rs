@@ -2,6 +2,7 @@
 
 mod access;
 mod command_line;
+mod contained;
 mod declared;
 mod difference;
 mod error;
@@ -20,13 +21,14 @@ mod variant;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::bytes::Bytes;
+use crate::container::Container;
 use crate::name::ModelName;
 use crate::policy::Policy;
 use crate::proxy::KeyHash;
@@ -315,6 +317,8 @@ pub struct Model {
     /// The server's program: an absolute path, or a bare name that berthd looks up in `/usr/local/bin` and
     /// `/usr/bin`.
     pub program: PathBuf,
+    /// The container that the program runs it in; the arguments are those of the server inside.
+    pub container: Option<Container>,
     /// Its arguments as declared; the backend adds address, port and placement where they are not given.
     pub args: Vec<String>,
     /// Its environment beyond what the template gives.
@@ -367,6 +371,13 @@ pub struct Model {
     pub declared: BTreeMap<String, usize>,
     /// Each value above that was not written down, and where it came from: for `berthctl check`.
     pub derived: Vec<Derived>,
+}
+
+impl Model {
+    /// Where a file that its server's flags name is on this machine; None where it is part of a container's image.
+    pub fn outside(&self, path: &Path) -> Option<PathBuf> {
+        self.container.as_ref().map_or_else(|| Some(path.to_owned()), |container| container.outside(path))
+    }
 }
 
 /// What is changed about the JSON bodies of requests, at their top level.

@@ -67,12 +67,13 @@ impl Run {
         gpus: Vec<String>,
     ) -> Option<Self> {
         let all = backend::of(model.backend).files(model).into_iter().chain([model.program.clone()]);
+        let image = model.container.iter().map(|container| container.image.clone());
         let stamped = all.map(|path| {
             let stamp = *files.get(&path)?.stamp.value()?;
             Some((path, stamp))
         });
         Some(Self {
-            args: model.args.clone(),
+            args: image.chain(model.args.clone()).collect(),
             env: model.env.clone(),
             layout: essential(layout),
             gpus,

@@ -10,6 +10,7 @@
 pub mod backend;
 pub mod bytes;
 pub mod config;
+pub mod container;
 pub mod cpus;
 pub mod demand;
 pub mod exposure;

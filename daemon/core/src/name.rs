@@ -11,6 +11,9 @@ use utoipa::ToSchema;
 /// The template of which every model's unit is an instance.
 const TEMPLATE: &str = "berth-model@";
 
+/// What the slices of models' containers begin with; they nest in `berth.slice` and `berth-model.slice`.
+const SLICES: &str = "berth-model-";
+
 /// The longest name of a unit whose ticket systemd 252 can fetch: before it connects it binds the address
 /// `@<16 hex digits>/unit/<unit>/ticket`, and that takes 107 bytes. Beyond, a start fails with nothing but a number.
 const LONGEST_UNIT: usize = 107 - "@0123456789abcdef/unit//ticket".len();
@@ -64,6 +67,19 @@ impl ModelName {
     /// The unit of this model, for example `berth-model@qwen3\x2d32b.service`.
     pub fn unit(&self) -> String {
         format!("{TEMPLATE}{}.service", escape(&self.0))
+    }
+
+    /// The slice of this model's own, in which docker puts its container: `berth-model-genesis.slice`. Of its name only
+    /// letters, digits, `.` and `_` stay as they are: systemd nests slices at each `-`, and docker ends a name at `:`.
+    pub fn slice(&self) -> String {
+        format!("{SLICES}{}.slice", escape(&self.0).replace(':', "\\x3a"))
+    }
+
+    /// The model to which a slice belongs, if it is a model's own.
+    pub fn from_slice(slice: &str) -> Option<Self> {
+        let name: Self = unescape(slice.strip_prefix(SLICES)?.strip_suffix(".slice")?)?.parse().ok()?;
+        // Each model has one slice, however else its name could be written.
+        (name.slice() == slice).then_some(name)
     }
 
     /// The model to which a unit belongs, if it is an instance of Berth's template.
@@ -208,6 +224,22 @@ mod tests {
         assert_eq!(ModelName::from_unit("ssh.service"), None);
         assert_eq!(ModelName::from_unit(r"berth-model@a\x2.service"), None);
         assert_eq!(escape(".a/b c"), r"\x2ea-b\x20c");
+    }
+
+    #[test]
+    fn each_model_has_a_slice_that_nests_nowhere_else() {
+        for (name, slice) in [
+            ("genesis", "berth-model-genesis.slice"),
+            ("qwen3.6-27b_int4", r"berth-model-qwen3.6\x2d27b_int4.slice"),
+            ("genesis:ctx=1", r"berth-model-genesis\x3actx\x3d1.slice"),
+        ] {
+            let name: ModelName = name.parse().unwrap();
+            assert_eq!(name.slice(), slice);
+            assert_eq!(ModelName::from_slice(slice), Some(name));
+        }
+        for none in ["berth-model.slice", "berth-model-.slice", "berth-model-a-b.slice", r"berth-model-\x61.slice", "a.slice"] {
+            assert_eq!(ModelName::from_slice(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -51,6 +51,9 @@ pub struct Launch {
     /// Its scheduling priority as `nice` has it; the unit's where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nice: Option<i32>,
+    /// What is run first: it clears away what an earlier run left. How it ends is not looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clear: Vec<String>,
 }
 
 /// A ticket that can't be read.
@@ -137,6 +140,7 @@ mod tests {
             cpus: vec![0, 2],
             memlock: Some(18 << 30),
             nice: Some(-5),
+            clear: vec!["/usr/bin/podman".into(), "rm".into(), "berth-genesis".into()],
         };
         for ticket in [Ticket::Launch(launch), Ticket::Refused("genesis is off".into())] {
             assert_eq!(Ticket::parse(ticket.to_json().as_bytes()).unwrap(), ticket);
@@ -153,6 +157,7 @@ mod tests {
             cpus: Vec::new(),
             memlock: None,
             nice: None,
+            clear: Vec::new(),
         };
         assert_eq!(
             Ticket::Launch(launch.clone()).to_json(),

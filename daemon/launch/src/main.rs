@@ -11,7 +11,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 mod bounds;
 
@@ -90,6 +90,7 @@ fn run(launch: &Launch) -> Failure {
         Ok(server) => server,
         Err(failure) => return failure,
     };
+    clear(launch, &server.env);
     // Before exec, since the server knows nothing of systemd; all that could be checked has been.
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         return Failure::cannot_run(
@@ -107,6 +108,20 @@ fn run(launch: &Launch) -> Failure {
         )),
         _ => Failure::cannot_run(errno, format!("{program} can't be run: {}", errno.desc())),
     }
+}
+
+/// Clears away what an earlier run left, as whoever becomes the server. Mostly there is nothing, which those that are asked
+/// call an error; what stays in the way the server will say.
+fn clear(launch: &Launch, env: &[CString]) {
+    let Some((program, args)) = launch.clear.split_first() else { return };
+    let Ok(program) = find(program) else { return };
+    let pairs = env.iter().filter_map(|pair| {
+        let at = pair.as_bytes().iter().position(|byte| *byte == b'=')?;
+        Some((OsStr::from_bytes(&pair.as_bytes()[..at]), OsStr::from_bytes(&pair.as_bytes()[at + 1..])))
+    });
+    let mut command = Command::new(program);
+    command.args(args).env_clear().envs(pairs);
+    _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
 }
 
 /// Checks what can be checked before systemd is told that the server starts, enters the working directory and takes on

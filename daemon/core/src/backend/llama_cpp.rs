@@ -201,6 +201,7 @@ impl Backend for LlamaCpp {
             let draft = run.draft.and_then(|draft| draft.file);
             run.projector.into_iter().chain(draft)
         });
+        let beside = beside.filter_map(|path| model.outside(&path));
         model.file.iter().cloned().chain(beside).collect()
     }
 

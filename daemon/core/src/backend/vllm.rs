@@ -174,7 +174,8 @@ impl Backend for Vllm {
             // argv counts the program too.
             match serve(&model.args) {
                 Some(at) => launch.argv.insert(at + 2, named),
-                None if run_by_python(&model.args) => launch.argv.extend(["--model".to_owned(), named]),
+                // An image's own program may be either.
+                None if run_by_python(&model.args) || model.container.is_some() => launch.argv.extend(["--model".to_owned(), named]),
                 None => _ = launch.argv.splice(1..1, ["serve".to_owned(), named]),
             }
         }

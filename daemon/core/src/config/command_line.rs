@@ -56,9 +56,9 @@ const NO_PROGRAMS: &[(&[&str], &str, &str)] = &[
         "leave it out; systemd keeps the server running",
     ),
     (
-        &["docker"],
-        "`docker run` starts the server outside its unit, where it can't be measured or stopped",
-        "run the server itself, or `podman run --cgroups=split …`",
+        &["docker-compose", "podman-compose", "nerdctl"],
+        "it runs servers in the background, outside their unit",
+        "write it as `docker run … IMAGE …` or `podman run … IMAGE …`",
     ),
 ];
 
@@ -193,7 +193,7 @@ mod tests {
             ("A=1", 0, "runs nothing"),
             ("cd /opt", 0, "shell's word"),
             ("A=1 /usr/bin/sudo a", 4, "password"),
-            ("docker run x", 0, "outside its unit"),
+            ("docker-compose up", 0, "outside their unit"),
         ];
         for (line, at, why) in cases {
             let refused = split(line).unwrap_err();

@@ -11,12 +11,15 @@ use super::reader::{OneOrEach, Reader, Table};
 use super::tuned::{self, Tuned};
 use super::{BackendKind, Changes, Deadlines, Guests, Health, Memory, Settings};
 use crate::bytes::Bytes;
+use crate::container::Container;
 
 /// Everything that a file says.
 pub(super) struct Declared {
     pub(super) name: Option<Spanned<String>>,
     pub(super) backend: Option<Spanned<BackendKind>>,
     pub(super) command: Option<Command>,
+    /// What its program runs it in; the command's arguments are then the server's own.
+    pub(super) container: Option<Container>,
     /// Names of variables that systemd fills in.
     pub(super) secrets: Vec<String>,
     pub(super) cwd: Option<Spanned<String>>,
@@ -63,6 +66,7 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
         name,
         backend,
         command,
+        container: None,
         secrets: secrets(root, reader),
         cwd: root.string("cwd", "a folder as text"),
         model: root.string("model", "a path as text"),

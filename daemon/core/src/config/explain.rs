@@ -366,11 +366,9 @@ pub(super) fn explain_model(model: &Model, settings: &Settings) -> ModelExplanat
 
 /// The command line, what Berth adds to it, and the environment.
 fn command(values: &mut Values<'_>, model: &Model) {
-    let launch = backend::of(model.backend).launch(model, &[], &Layout::default());
+    let launch = backend::launch(model, &[], &Layout::default());
     let key = if model.declared.contains_key("cmd") { "cmd" } else { "program" };
-    let written =
-        std::iter::once(model.program.to_string_lossy().into_owned()).chain(model.args.iter().cloned());
-    values.add(key, shell_words::join(written), "");
+    values.add(key, shell_words::join(backend::declared_line(model)), "");
     let added = added(backend::declared_argv(model), &launch.argv);
     if !added.is_empty() {
         let from = Origin::Derived { from: "added by Berth".to_owned() };

@@ -11,8 +11,8 @@ use super::declared::{self, Command, Declared};
 use super::error::{ConfigError, Place};
 use super::reader::{Found, Reader, Table, nearest};
 use super::{
-    BackendKind, DEFAULT_ALIAS, Derived, Health, Memory, Model, Ready, Settings, SourceFile, main_file,
-    tuned, variant,
+    BackendKind, DEFAULT_ALIAS, Derived, Health, Memory, Model, Ready, Settings, SourceFile, contained,
+    main_file, tuned, variant,
 };
 use crate::backend;
 use crate::name::ModelName;
@@ -46,7 +46,7 @@ pub(super) fn read(file: &SourceFile, node: &Settings) -> (Vec<Draft>, Found) {
         return (Vec::new(), reader.finish());
     }
     let mut root = Table::root(&reader, &table);
-    let declared = declared::read(&mut root, &reader, node);
+    let declared = contained::take_off(declared::read(&mut root, &reader, node), &reader);
     let variants = variant::read(&mut root, &reader, declared.deadlines);
     root.finish();
     let mut derive = Derive { reader: &reader, node, derived: Vec::new() };
@@ -78,7 +78,7 @@ pub(super) struct Derive<'r, 'a> {
 }
 
 impl Derive<'_, '_> {
-    fn record(&mut self, key: &str, value: &(impl ToString + ?Sized), from: impl Into<String>) {
+    pub(super) fn record(&mut self, key: &str, value: &(impl ToString + ?Sized), from: impl Into<String>) {
         self.derived.push(Derived { key: key.to_owned(), value: value.to_string(), from: from.into() });
     }
 
@@ -114,15 +114,21 @@ impl Derive<'_, '_> {
         self.program(&command.program, declared.cwd.as_ref());
         self.check_paths(command);
         self.cwd(declared.cwd.as_ref());
-        let kind = self.backend(declared.backend.as_ref(), &command.program, &args);
+        let mut container = declared.container.clone();
+        let kind = self.backend(&declared, &command.program, &args);
         let backend = backend::of(kind);
 
-        let host = self.given(
-            &declared,
-            "host",
-            declared.host.as_ref(),
-            backend.spellings().host.given(&args, &env),
-        );
+        let spelled = (backend.spellings().host.given(&args, &env), backend.spellings().port.given(&args, &env));
+        let (host, port) = match &mut container {
+            Some(container) if !container.host_network => {
+                match self.published(container, &declared, kind, spelled) {
+                    Some((host, port)) => (Some(host), Some(port)),
+                    None => return (draft, None),
+                }
+            }
+            _ => spelled,
+        };
+        let host = self.given(&declared, "host", declared.host.as_ref(), host);
         let host = host.map_or_else(
             || {
                 let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -131,14 +137,10 @@ impl Derive<'_, '_> {
             },
             Spanned::into_inner,
         );
-        let port = self.given(
-            &declared,
-            "port",
-            declared.port.as_ref(),
-            backend.spellings().port.given(&args, &env),
-        );
+        let port = self.given(&declared, "port", declared.port.as_ref(), port);
         draft.port = port.as_ref().and_then(|port| self.usable_port(port));
         let (file, hub) = self.model_file(&declared, kind, &args, &env);
+        self.check_mounted(&declared, file.as_ref());
         let policy = self.policy(declared.policy.as_ref(), declared.memory.gpu.as_ref(), kind, &args);
         let policy = policy.map(|(policy, derived)| {
             self.derived.extend(derived);
@@ -155,10 +157,11 @@ impl Derive<'_, '_> {
             source: whole_file.path,
             backend: kind,
             program: PathBuf::from(command.program.get_ref()),
+            container,
             args,
             env,
             secrets: declared.secrets,
-            cwd: declared.cwd.map(|cwd| PathBuf::from(cwd.into_inner())),
+            cwd: declared.cwd.as_ref().map(|cwd| PathBuf::from(cwd.get_ref())),
             file,
             hub,
             host,
@@ -284,12 +287,15 @@ impl Derive<'_, '_> {
 
     fn backend(
         &mut self,
-        declared: Option<&Spanned<BackendKind>>,
+        declared: &Declared,
         program: &Spanned<String>,
         args: &[String],
     ) -> BackendKind {
-        if let Some(declared) = declared {
+        if let Some(declared) = &declared.backend {
             return *declared.get_ref();
+        }
+        if let Some(container) = &declared.container {
+            return self.kind_inside(container, args);
         }
         let kind = backend::kind_of(program.get_ref(), args);
         let base = program.get_ref().rsplit('/').next().unwrap_or_default();
@@ -365,7 +371,14 @@ impl Derive<'_, '_> {
         args: &[String],
         env: &BTreeMap<String, String>,
     ) -> (Option<PathBuf>, Option<String>) {
-        let given = declared.command.as_ref().zip(backend::of(kind).names_model(args, env));
+        let mut given = declared.command.as_ref().zip(backend::of(kind).names_model(args, env));
+        if let (Some(container), Some((_, named))) = (&declared.container, &mut given)
+            && named.text.starts_with('/')
+        {
+            // What is part of the image can't be read from outside.
+            let Some(outside) = container.outside(Path::new(&named.text)) else { return (None, None) };
+            named.text = outside.to_string_lossy().into_owned();
+        }
         if let Some(model) = &declared.model {
             if let Some((command, given)) = &given
                 && given.text != *model.get_ref()
@@ -556,6 +569,7 @@ pub(super) fn span_of(command: &Command, given: &backend::Given) -> Range<usize>
 }
 
 pub(super) fn origin(command: &Command, given: &backend::Given) -> String {
-    let place = if given.index.is_some() || command.key == "cmd" { command.key } else { "env" };
+    let flag = given.index.is_some() || given.by.starts_with('-');
+    let place = if flag || command.key == "cmd" { command.key } else { "env" };
     format!("`{}` in {place}", given.by)
 }

@@ -155,7 +155,7 @@ fn start_as_model(berth: &Berth, name: &ModelName) -> Started {
     let file = SourceFile { path: path.into(), text };
     let settings = config::load(&Sources { models: vec![file], ..Sources::default() }, "tower").unwrap();
     let model = &settings.models[name];
-    let launch = backend::of(model.backend).launch(model, &[], &Layout::default());
+    let launch = backend::launch(model, &[], &Layout::default());
     let ticket =
         json!({ "ticket": 1, "launch": { "argv": launch.argv, "env": launch.env, "cwd": launch.cwd } });
     let unit = name.unit();

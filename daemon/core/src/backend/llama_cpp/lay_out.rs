@@ -89,7 +89,10 @@ fn costs(ask: &Ask<'_>, tuning: &Tuning) -> Result<(Costs, Run), String> {
     let mut run = Run::read(&model.args, &model.env, tuning).map_err(|bad| bad.to_string())?;
     instead(&mut run, &ask.instead);
     let file = model.file.as_deref().ok_or("its model is not a file that can be read")?;
-    let named = |path: Option<&std::path::Path>| path.map(|path| ask.shape(path)).transpose();
+    let outside = |path: &std::path::Path| {
+        model.outside(path).ok_or_else(|| format!("{} is in the image and can't be read", path.display()))
+    };
+    let named = |path: Option<&std::path::Path>| path.map(|path| ask.shape(&outside(path)?)).transpose();
     let files = Files {
         model: ask.shape(file)?,
         projector: named(run.projector.as_deref())?,

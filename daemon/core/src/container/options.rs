@@ -1,0 +1,316 @@
+//! The options of `docker run` and `podman run`, as far as they decide how the server is reached, held and ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use super::{Container, Engine, Gpus, Published, Unfit};
+
+/// Options of `run` that take no value; all others take one.
+const SWITCHES: &[&str] = &[
+    "--detach",
+    "--disable-content-trust",
+    "--env-host",
+    "--help",
+    "--http-proxy",
+    "--init",
+    "--interactive",
+    "--no-healthcheck",
+    "--no-hostname",
+    "--no-hosts",
+    "--oom-kill-disable",
+    "--passwd",
+    "--privileged",
+    "--publish-all",
+    "--quiet",
+    "--read-only",
+    "--read-only-tmpfs",
+    "--replace",
+    "--rm",
+    "--rmi",
+    "--rootfs",
+    "--sig-proxy",
+    "--tls-verify",
+    "--tty",
+    "--unsetenv-all",
+    "--use-api-socket",
+];
+
+/// Letters of those, and of the options with a value that matter here.
+const SHORT: &[(char, &str)] = &[
+    ('d', "--detach"),
+    ('i', "--interactive"),
+    ('P', "--publish-all"),
+    ('q', "--quiet"),
+    ('t', "--tty"),
+    ('e', "--env"),
+    ('p', "--publish"),
+    ('v', "--volume"),
+];
+
+/// Options before `run` that take no value.
+const GLOBAL_SWITCHES: &[&str] =
+    &["-D", "--debug", "--help", "--noout", "--remote", "-r", "--syslog", "--tls", "--tlsverify", "--transient-store"];
+
+/// Options before `run` that can lead to another machine.
+const ELSEWHERE: &[&str] = &["-c", "--connection", "--context", "-H", "--host", "--remote", "-r", "--url"];
+
+/// One option of `run`: where it begins, its long name, and its value as it is written.
+struct Given<'a> {
+    at: usize,
+    name: String,
+    value: Option<&'a str>,
+}
+
+impl Given<'_> {
+    fn is_off(&self) -> bool {
+        self.value.is_some_and(|value| ["false", "0", "f"].contains(&value.to_ascii_lowercase().as_str()))
+    }
+}
+
+/// Takes the arguments of an engine apart. Which of its ports is the server's is to be settled.
+pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize), Unfit> {
+    let run = verb(engine, args)?;
+    let (given, image) = options(args, run + 1)?;
+    for option in &given {
+        refuse(option)?;
+    }
+    let mut container = Container {
+        engine,
+        verb: args[..=run].to_vec(),
+        options: args[run + 1..image].to_vec(),
+        image: args[image].clone(),
+        entrypoint: None,
+        name: None,
+        host_network: false,
+        ports: Vec::new(),
+        port: None,
+        mounts: Vec::new(),
+        env: BTreeMap::new(),
+        passed: BTreeSet::new(),
+        gpus: Gpus::Unsaid,
+    };
+    for Given { at, name, value } in given {
+        let value = value.unwrap_or_default();
+        match name.as_str() {
+            "--entrypoint" => container.entrypoint = Some(value.to_owned()).filter(|program| !program.is_empty()),
+            "--name" => container.name = Some(value.to_owned()),
+            "--network" | "--net" => container.host_network = value == "host",
+            "--env" => match value.split_once('=') {
+                Some((name, value)) => _ = container.env.insert(name.to_owned(), value.to_owned()),
+                None => _ = container.passed.insert(value.to_owned()),
+            },
+            "--volume" => container.mounts.extend(volume(value)),
+            "--mount" => container.mounts.extend(mount(value)),
+            "--gpus" => container.gpus = container.gpus.with(value == "all" || value == "-1"),
+            "--device" => {
+                if let Some((_, which)) = value.split_once('=').filter(|(kind, _)| kind.ends_with("/gpu")) {
+                    container.gpus = container.gpus.with(which == "all");
+                } else if value.starts_with("/dev/nvidia") {
+                    container.gpus = Gpus::Chosen;
+                }
+            }
+            "--publish" => {
+                let port = published(value).map_err(|why| unfit(at, why, "write it as -p 127.0.0.1:8022:8000"))?;
+                container.ports.extend(port);
+            }
+            _ => {}
+        }
+    }
+    Ok((container, image + 1))
+}
+
+impl Gpus {
+    fn with(self, all: bool) -> Self {
+        match (self, all) {
+            (Self::Unsaid | Self::All, true) => Self::All,
+            _ => Self::Chosen,
+        }
+    }
+}
+
+/// Whether one of these is among the options of `run`.
+pub(super) fn has(words: &[String], names: &[&str]) -> bool {
+    // The image ends them.
+    let words = [words, &[String::new()]].concat();
+    options(&words, 0).is_ok_and(|(given, _)| given.iter().any(|option| names.contains(&option.name.as_str())))
+}
+
+fn unfit(at: usize, why: impl Into<String>, instead: impl Into<String>) -> Unfit {
+    Unfit { at, why: why.into(), instead: instead.into() }
+}
+
+/// Where `run` stands.
+fn verb(engine: Engine, args: &[String]) -> Result<usize, Unfit> {
+    let instead = format!("write it as `{engine} run … IMAGE …`");
+    let mut at = 0;
+    while let Some(arg) = args.get(at) {
+        let (name, value) = split(arg);
+        if !name.starts_with('-') {
+            break;
+        }
+        let value = value.or_else(|| args.get(at + 1).map(String::as_str).filter(|_| !GLOBAL_SWITCHES.contains(&name)));
+        let here = value.is_some_and(|value| value.starts_with("unix://")) && !name.ends_with("remote") && name != "-r";
+        // podman's `-c` is docker's `--context`.
+        if ELSEWHERE.contains(&name) && !here {
+            let why = format!("`{name}` may run the server on another machine");
+            return Err(unfit(at, why, "leave it out: Berth runs what is on this machine"));
+        }
+        at += if arg.contains('=') || GLOBAL_SWITCHES.contains(&name) { 1 } else { 2 };
+    }
+    let word = |at: usize| args.get(at).map_or("", String::as_str);
+    match (word(at), word(at + 1)) {
+        ("run", _) => Ok(at),
+        ("container", "run") => Ok(at + 1),
+        ("", _) => Err(unfit(0, format!("`{engine}` is told nothing to do"), instead)),
+        ("start" | "restart", _) => {
+            let why = format!("`{engine} {}` runs a container that was made elsewhere, outside its unit", word(at));
+            Err(unfit(at, why, format!("{instead}, with the options that it was made with")))
+        }
+        ("compose" | "stack" | "kube" | "play", _) => {
+            let why = format!("`{engine} {}` runs servers in the background, outside their unit", word(at));
+            Err(unfit(at, why, format!("{instead}, for the one server that is the model")))
+        }
+        (other, _) => Err(unfit(at, format!("`{engine} {other}` runs no server"), instead)),
+    }
+}
+
+/// `--name=value` as its parts.
+fn split(arg: &str) -> (&str, Option<&str>) {
+    match arg.split_once('=') {
+        Some((name, value)) if name.starts_with("--") => (name, Some(value)),
+        _ => (arg, None),
+    }
+}
+
+/// The options from `from` on, and where the image stands.
+fn options(args: &[String], from: usize) -> Result<(Vec<Given<'_>>, usize), Unfit> {
+    let mut given = Vec::new();
+    let mut at = from;
+    while let Some(arg) = args.get(at) {
+        if arg == "--" {
+            at += 1;
+            break;
+        }
+        if !arg.starts_with('-') || arg == "-" {
+            break;
+        }
+        let next = args.get(at + 1).map(String::as_str);
+        let mut words = 1;
+        if arg.starts_with("--") {
+            let (name, value) = split(arg);
+            let takes = !SWITCHES.contains(&name) && value.is_none();
+            words += usize::from(takes);
+            given.push(Given { at, name: name.to_owned(), value: if takes { next } else { value } });
+        } else {
+            // Letters of switches, then one that takes the rest or the next word.
+            for (place, letter) in arg.char_indices().skip(1) {
+                let known = SHORT.iter().find(|(short, _)| *short == letter);
+                let name = known.map_or_else(|| format!("-{letter}"), |(_, long)| (*long).to_owned());
+                let rest = &arg[place + letter.len_utf8()..];
+                if SWITCHES.contains(&name.as_str()) {
+                    if let Some(value) = rest.strip_prefix('=') {
+                        given.push(Given { at, name, value: Some(value) });
+                        break;
+                    }
+                    given.push(Given { at, name, value: None });
+                    continue;
+                }
+                let value = if rest.is_empty() { next } else { Some(rest.strip_prefix('=').unwrap_or(rest)) };
+                words += usize::from(rest.is_empty());
+                given.push(Given { at, name, value });
+                break;
+            }
+        }
+        at += words;
+    }
+    if args.get(at).is_none() {
+        return Err(unfit(from.saturating_sub(1), "no image is named", "add the image, and behind it the server's own flags"));
+    }
+    Ok((given, at))
+}
+
+/// What keeps Berth from seeing, asking or ending the server.
+fn refuse(option: &Given<'_>) -> Result<(), Unfit> {
+    let Given { at, name, value } = option;
+    let value = value.unwrap_or_default();
+    let (why, instead) = match name.as_str() {
+        "--detach" if !option.is_off() => {
+            ("the server would go on in the background, and its unit would end at once", "leave `-d` out; systemd keeps it running")
+        }
+        "--restart" if value != "no" => {
+            ("the engine would start the server again past Berth", "leave `--restart` out; Berth brings it back itself")
+        }
+        "--sig-proxy" if option.is_off() => ("the server would not be told to stop", "leave it out"),
+        "--tty" if !option.is_off() => {
+            ("a unit has no terminal, and with one docker does not tell the server to stop", "leave `-t` out")
+        }
+        "--publish-all" if !option.is_off() => {
+            ("the machine's port would be another one at each start", "publish the server's own: -p 127.0.0.1:{port}:8000")
+        }
+        "--cgroup-parent" => {
+            ("it would run in another cgroup than that by which Berth knows its processes", "leave it out")
+        }
+        "--cgroups" if value != "split" => {
+            ("its processes would not be in the unit's cgroup, where Berth measures and ends them", "leave it out; Berth adds --cgroups=split")
+        }
+        "--cidfile" => ("its file would keep the next start from working", "leave it out"),
+        "--pod" | "--pod-id-file" => {
+            ("a pod's containers are not in the unit's cgroup", "run the server alone, with --network=host or a port that is published")
+        }
+        "--network" | "--net" if value == "none" || value.starts_with("container:") => {
+            ("no port of this machine leads to the server", "use --network=host, or publish its port: -p 127.0.0.1:{port}:8000")
+        }
+        _ => return Ok(()),
+    };
+    Err(unfit(*at, format!("with `{name}` {why}"), instead))
+}
+
+/// `[ADDRESS:]PORT:INSIDE[/tcp]`; None for another protocol.
+fn published(text: &str) -> Result<Option<Published>, String> {
+    let (text, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    if protocol != "tcp" {
+        return Ok(None);
+    }
+    let wrong = |what: &str| Err(format!("`{text}` publishes {what}"));
+    let Some((outside, inside)) = text.rsplit_once(':') else {
+        return wrong("the server's port at another one of the machine's at each start");
+    };
+    let Ok(inside) = inside.parse::<u16>() else { return wrong("several ports, or none that is a number") };
+    let (address, port) = outside.rsplit_once(':').unwrap_or(("", outside));
+    if port.is_empty() {
+        return wrong("the server's port at another one of the machine's at each start");
+    }
+    if port != "{port}" && port.parse::<u16>().is_err() {
+        return wrong("several ports, or none that is a number");
+    }
+    let address = address.trim_start_matches('[').trim_end_matches(']');
+    let host = match address {
+        "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        address => match address.parse() {
+            Ok(address) => address,
+            Err(_) => return wrong("at no address"),
+        },
+    };
+    Ok(Some(Published { host, port: port.to_owned(), inside }))
+}
+
+/// `/OUTSIDE:/INSIDE[:OPTIONS]`; None for a volume of the engine's.
+fn volume(text: &str) -> Option<(PathBuf, PathBuf)> {
+    let mut parts = text.split(':');
+    let (outside, inside) = (parts.next()?, parts.next()?);
+    outside.starts_with('/').then(|| (PathBuf::from(outside), PathBuf::from(inside)))
+}
+
+/// `type=bind,source=/OUTSIDE,target=/INSIDE`.
+fn mount(text: &str) -> Option<(PathBuf, PathBuf)> {
+    let value = |names: &[&str]| {
+        text.split(',').find_map(|part| {
+            let (name, value) = part.split_once('=')?;
+            names.contains(&name).then_some(value)
+        })
+    };
+    let (outside, inside) = (value(&["source", "src"])?, value(&["target", "destination", "dst"])?);
+    let binds = value(&["type"]).is_none_or(|kind| kind == "bind") && outside.starts_with('/');
+    binds.then(|| (PathBuf::from(outside), PathBuf::from(inside)))
+}

@@ -12,6 +12,7 @@ use berth_core::config::{BackendKind, Model};
 use berth_core::facts::Moment;
 use berth_core::name::ModelName;
 use berth_core::plan::Start;
+use berth_core::release;
 use berth_core::report::{Request, Verb};
 use berth_core::swap::Event;
 use berth_core::upkeep::End;
@@ -43,6 +44,9 @@ const PROBE_PART: u32 = 16;
 const PROBE_DEADLINE: Duration = Duration::from_secs(30);
 /// Of a probe that takes longer than this people are told what it waits for.
 const SILENT: Duration = Duration::from_millis(300);
+/// How long docker's program may take to end, after its container.
+const CLIENT: Duration = Duration::from_secs(5);
+const CLIENT_PAUSE: Duration = Duration::from_millis(20);
 /// How much of a failed server's log is read.
 const LOG_LINES: usize = 200;
 
@@ -100,14 +104,39 @@ impl Hands {
         self.order(UnitJob::Stop { id, model: model.clone(), end: Instant::now() + deadline });
     }
 
-    /// SIGKILL to everything in the unit.
+    /// SIGKILL to everything in the unit, and before it to its container.
     pub fn kill(&self, model: &ModelName) {
         let (hands, model) = (self.clone(), model.clone());
         tokio::spawn(async move {
+            let had_container = hands.signal_container(&model, nix::libc::SIGKILL).await;
+            if had_container && hands.ends_within(&model, CLIENT).await {
+                return;
+            }
             if let Err(error) = hands.systemd.kill(&model, nix::libc::SIGKILL).await {
                 tracing::warn!(%model, %error, "the unit can't be killed");
             }
         });
+    }
+
+    /// A signal to the container that docker runs for a model, if there is one.
+    async fn signal_container(&self, model: &ModelName, signal: i32) -> bool {
+        self.systemd.signal_container(model, signal).await.unwrap_or_else(|error| {
+            tracing::warn!(%model, %error, "its container can't be told to end");
+            false
+        })
+    }
+
+    /// Waits until the unit is down and its container gone, for at most so long. docker's program ends by itself, once the
+    /// container is removed and the next one can have its name.
+    async fn ends_within(&self, model: &ModelName, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        loop {
+            match self.systemd.unit(model).await {
+                Ok(reading) if release::processes_gone(reading.as_ref().map(|reading| &reading.unit)) => return true,
+                _ if Instant::now() >= end => return false,
+                _ => tokio::time::sleep(CLIENT_PAUSE).await,
+            }
+        }
     }
 
     /// Looks up what decides whether this model can be loaded; the driver is told.
@@ -147,6 +176,7 @@ impl Hands {
 
     async fn granted(&self, start: &Start) -> Result<Job, String> {
         let model = self.model(&start.model)?;
+        self.cleared(&start.model).await?;
         let launch = backend::launch(&model, &start.gpus, &start.layout);
         let expires = std::time::Instant::now() + TICKET_LIFE;
         {
@@ -163,6 +193,15 @@ impl Hands {
                 job => return job.map_err(|error| error.to_string()),
             }
         }
+    }
+
+    /// Makes sure that no container of an earlier run is left, which may be where nobody remembers that run.
+    async fn cleared(&self, model: &ModelName) -> Result<(), String> {
+        if !self.signal_container(model, nix::libc::SIGKILL).await || self.ends_within(model, CLIENT).await {
+            return Ok(());
+        }
+        let slice = model.slice();
+        Err(format!("its container from before is still there after {} s: `systemctl status '{slice}'`", CLIENT.as_secs()))
     }
 
     async fn started(&self, start: &Start, end: Instant) -> Result<Job, SystemdError> {
@@ -184,6 +223,8 @@ impl Hands {
                 Ok(job) => job.wait().await,
                 Err(error) => Err(error),
             };
+            // Of a client that was killed the container knows nothing.
+            hands.signal_container(&model, nix::libc::SIGTERM).await;
             if let Err(SystemdError::Unreachable { .. } | SystemdError::NoAnswer { .. }) = result
                 && Instant::now() < end
             {

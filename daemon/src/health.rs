@@ -20,7 +20,7 @@ use crate::act::Hands;
 use crate::driver::Message;
 use crate::probe::{self, ProbeTarget};
 use crate::proc::{self, Used, monotonic_now};
-use crate::sockets;
+use crate::{published, sockets};
 
 /// A process that waited for a disk for no more than this did not read: code that was paged out comes back so.
 const FEW_PAGES: Bytes = Bytes(64 << 10);
@@ -118,7 +118,8 @@ async fn check(hands: Hands, name: ModelName, checked: Checked, gpus: Arc<Mutex<
         generate: None,
         control_groups: control_groups.clone(),
     };
-    let clients = || sockets::clients(checked.address.port(), &proc::cgroup_ids(&control_groups)).ok();
+    let port = checked.address.port();
+    let clients = || sockets::clients(port, &published::answering(&control_groups, port)).ok();
     let mut judge = Judge::new(settings, monotonic_now());
     let mut effort = Effort::new(&control_groups, gpus);
     let mut told = Verdict::Healthy;

@@ -17,9 +17,9 @@ use crate::declared::Declared;
 use crate::files::Files;
 use crate::nvml::Nvml;
 use crate::observe;
-use crate::proc::{self, monotonic_now};
-use crate::sockets;
+use crate::proc::monotonic_now;
 use crate::systemd::Systemd;
+use crate::{published, sockets};
 
 /// How long the looking up of files may take: a network file system can hang for minutes.
 pub const LOOK_UP: Duration = Duration::from_secs(10);
@@ -150,7 +150,7 @@ fn on_port(model: &Model, control_groups: &BTreeMap<ModelName, Vec<String>>) -> 
     let owner = |cgroup: u64| {
         control_groups
             .iter()
-            .find(|(_, groups)| proc::cgroup_ids(groups).contains(&cgroup))
+            .find(|(_, groups)| published::answering(groups, model.port).contains(&cgroup))
             .map(|(name, _)| name.clone())
     };
     match sockets::listeners_on(model.port, owner) {

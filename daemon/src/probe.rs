@@ -23,7 +23,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::proc;
+use crate::published;
 use crate::sockets::{self, Socket};
 
 /// A server on this machine accepts at once, unless its queue is full.
@@ -298,7 +298,7 @@ impl Attempt<'_> {
     /// A connection whose other end was made by the model's processes.
     async fn connect(&self) -> Result<TcpStream, NoAnswer> {
         let server = sockets::reachable(self.target.address);
-        let cgroups = proc::cgroup_ids(&self.target.control_groups);
+        let cgroups = published::answering(&self.target.control_groups, server.port());
         let not_asked = |result| Err(NoAnswer::NotAsked(result));
         match owner(sockets::would_answer(server), &cgroups) {
             Ok(true) => {}

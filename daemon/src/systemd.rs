@@ -218,6 +218,20 @@ impl Systemd {
         self.on_unit(model, &doing, "Kill", &("all", signal)).await
     }
 
+    /// Sends a signal to all processes of the container that docker runs for the model. Gives whether there were any.
+    pub async fn signal_container(&self, model: &ModelName, signal: i32) -> Result<bool, SystemdError> {
+        let slice = [crate::proc::slice_of(model)];
+        if crate::proc::cgroup_processes(&slice).value().is_some_and(BTreeMap::is_empty) {
+            return Ok(false);
+        }
+        let doing = format!("send signal {signal} to {}", model.slice());
+        let connection = self.connection(&doing)?;
+        let path = path::of_unit(&model.slice());
+        let body = ("all", signal);
+        let sent = call(&connection, &doing, SYSTEMD, &path, UNIT, "Kill", &body);
+        fault::call("Kill", sent).await.map(|()| true)
+    }
+
     /// Forgets that the model's unit failed.
     pub async fn reset_failed(&self, model: &ModelName) -> Result<(), SystemdError> {
         self.on_unit(model, &format!("reset the failure of {}", model.unit()), "ResetFailed", &()).await

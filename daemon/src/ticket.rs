@@ -306,6 +306,7 @@ mod tests {
             cpus: vec![0],
             memlock: Some(Bytes::mib(1)),
             nice: Some(5),
+            clear: Vec::new(),
         }
     }
 

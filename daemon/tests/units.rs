@@ -120,6 +120,8 @@ fn sh(script: &str) -> Launch {
         cpus: Vec::new(),
         memlock: None,
         nice: None,
+        clear: Vec::new(),
+        clear: Vec::new(),
     }
 }
 

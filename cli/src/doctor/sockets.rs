@@ -7,7 +7,7 @@ use berth_core::config::Settings;
 use berth_core::exposure;
 use berth_core::facts::{Known, Listening, Named};
 use berth_core::name::ModelName;
-use berth_observe::proc;
+use berth_observe::{proc, published};
 use berth_observe::scope::Scope;
 use berth_observe::sockets::{self, Socket};
 use berth_observe::systemd::{Reader, SERVICE};
@@ -71,7 +71,7 @@ async fn groups(ground: &Ground, settings: &Settings) -> Known<BTreeMap<ModelNam
     let names: BTreeSet<&ModelName> = settings.models.keys().chain(placed).collect();
     for name in names {
         match Reader::of(bus, &name.unit()).get::<String>(SERVICE, "ControlGroup").await {
-            Ok(group) => _ = groups.insert(name.clone(), vec![group]),
+            Ok(group) => _ = groups.insert(name.clone(), vec![group, proc::slice_of(name)]),
             Err(error) => return Known::Unknown(error.to_string()),
         }
     }
@@ -112,10 +112,15 @@ fn on_ports(
         .iter()
         .flat_map(|(model, group)| proc::cgroup_ids(group).into_iter().map(move |id| (id, model)))
         .collect();
+    let led: BTreeMap<(u64, SocketAddr), &ModelName> = groups
+        .iter()
+        .flat_map(|(model, group)| published::into(group).into_iter().map(move |led| ((led.cgroup_id, led.at), model)))
+        .collect();
     let wanted: BTreeSet<u16> = wanted.iter().map(|(_, address)| address.port()).collect();
     let listener = |socket: Socket| {
-        let model = socket.cgroup_id.and_then(|id| owners.get(&id)).map(|model| (*model).clone());
         let address = SocketAddr::new(socket.address, socket.port);
+        let model = socket.cgroup_id.and_then(|id| owners.get(&id).or_else(|| led.get(&(id, address))));
+        let model = model.map(|model| (*model).clone());
         let by = if model.is_some() { Vec::new() } else { socket.holders() };
         let unit = by.first().and_then(|process| proc::describe(process.pid)?.unit);
         Listener { address, model, by, unit }

@@ -24,8 +24,13 @@ pub fn of(model: &Model, told: Option<SocketAddr>, sockets: &[Listening]) -> Opt
         return None;
     }
     let declared = told.unwrap_or_else(|| SocketAddr::new(model.host, model.port));
-    let mut wider: Vec<&Listening> =
-        sockets.iter().filter(|socket| !is_declared(declared, socket.address)).collect();
+    // An engine that publishes a port at all addresses does so for IPv4 and IPv6.
+    let published = model.container.as_ref().is_some_and(|container| container.port.is_some());
+    let all = published && declared.ip().is_unspecified();
+    let mut wider: Vec<&Listening> = sockets
+        .iter()
+        .filter(|socket| !(is_declared(declared, socket.address) || all && socket.address.port() == declared.port()))
+        .collect();
     wider.sort_by_key(|socket| socket.address);
     // Each thread of a server may have a socket of its own at the same address.
     wider.dedup_by_key(|socket| socket.address);

@@ -253,8 +253,12 @@ impl Upkeep {
 
     /// Units whose claim is ending and that run nevertheless are told to stop, and killed where they don't.
     fn stop_strays(&mut self, world: &World, deeds: &mut Vec<Deed>) {
-        let runs =
-            |model: &ModelName| world.facts.units.get(model).is_some_and(|unit| !unit.active.is_down());
+        let runs = |model: &ModelName| {
+            // A container outlives the unit whose program only waits for it.
+            world.facts.units.get(model).is_some_and(|unit| {
+                !unit.active.is_down() || unit.processes.value().is_some_and(|left| !left.is_empty())
+            })
+        };
         let ending = world.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
         let strays: BTreeSet<&ModelName> =
             ending.map(|(model, _)| model).filter(|model| runs(model)).collect();

@@ -77,6 +77,7 @@ fn run(argv: &[&str], env: &[(&str, &str)], cwd: Option<&str>) -> Ran {
         cpus: Vec::new(),
         memlock: None,
         nice: None,
+        clear: Vec::new(),
     };
     run_text(Ticket::Launch(launch).to_json().as_bytes())
 }
@@ -93,11 +94,36 @@ fn run_within(cpus: &[u32], memlock: Option<u64>, nice: Option<i32>, limits: &st
         cpus: cpus.to_vec(),
         memlock,
         nice,
+        clear: Vec::new(),
     };
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("ticket"), Ticket::Launch(launch).to_json()).unwrap();
     let program = env!("CARGO_BIN_EXE_berth-launch");
     run_program(&["/bin/sh", "-c", &format!("{limits}; exec {program}")], folder.path())
+}
+
+#[test]
+fn what_an_earlier_run_left_is_cleared_away_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let left = folder.path().join("left");
+    fs::write(&left, "").unwrap();
+    let left = left.to_str().unwrap();
+    let launch = |script: &str| Launch {
+        argv: ["/bin/sh", "-c", "ls \"$0\" 2>/dev/null; echo served", left].map(str::to_owned).to_vec(),
+        env: BTreeMap::from([("LEFT".to_owned(), left.to_owned())]),
+        secrets: Vec::new(),
+        cwd: None,
+        cpus: Vec::new(),
+        memlock: None,
+        nice: None,
+        clear: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+    };
+    // What it says is no word of the server's, and that it fails keeps none from serving.
+    let ran = |script: &str| run_text(Ticket::Launch(launch(script)).to_json().as_bytes()).stdout();
+    assert_eq!(ran("echo no such container; echo gone >&2; exit 1"), format!("{left}\nserved\n"));
+    assert_eq!(ran("rm \"$LEFT\""), "served\n");
+    let nowhere = Launch { clear: vec!["/no/such/engine".to_owned()], ..launch("") };
+    assert_eq!(run_text(Ticket::Launch(nowhere).to_json().as_bytes()).stdout(), "served\n");
 }
 
 #[test]

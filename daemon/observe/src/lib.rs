@@ -6,6 +6,7 @@ pub mod files;
 pub mod ledger;
 pub mod nvml;
 pub mod proc;
+pub mod published;
 pub mod scope;
 pub mod sockets;
 pub mod systemd;

@@ -166,10 +166,35 @@ fn systemd_root() -> &'static str {
     })
 }
 
-/// The model to whose unit a cgroup belongs. Only slices may stand between the unit and its systemd: another user's
+/// The model to whose unit or slice a cgroup belongs. Only slices may stand between these and their systemd: another user's
 /// systemd and containers can name their units as they like, and theirs lie below a service or a scope.
 fn model_in(control_group: &str, units_root: &str) -> Option<ModelName> {
-    ModelName::from_unit(below_slices(control_group, units_root).next()?)
+    let of_unit = below_slices(control_group, units_root).next().and_then(ModelName::from_unit);
+    of_unit.or_else(|| {
+        let below = control_group.strip_prefix(units_root)?.strip_prefix(SLICES)?;
+        ModelName::from_slice(below.split('/').next()?)
+    })
+}
+
+/// Below systemd's own cgroup, where the slices of models are: one for each model whose container docker runs.
+const SLICES: &str = "/berth.slice/berth-model.slice/";
+
+/// The cgroup of a model's slice, in which docker runs its container.
+pub fn slice_of(model: &ModelName) -> String {
+    format!("{}{SLICES}{}", units_root(), model.slice())
+}
+
+/// Whether a cgroup is a slice's own.
+pub fn is_slice(control_group: &str) -> bool {
+    control_group.rsplit('/').next().is_some_and(ends_as_slice)
+}
+
+/// The models whose slices are there.
+pub fn with_slices() -> Vec<ModelName> {
+    let Some(mount) = cgroup2_mount() else { return Vec::new() };
+    let entries = std::fs::read_dir(folder(mount, &format!("{}{SLICES}", units_root())));
+    let names = entries.into_iter().flatten().flatten();
+    names.filter_map(|entry| ModelName::from_slice(entry.file_name().to_str()?)).collect()
 }
 
 /// The service or scope to which a cgroup belongs; below a user's own systemd with the unit there.
@@ -189,9 +214,11 @@ fn unit_in(control_group: &str, systemd_root: &str) -> Option<String> {
 /// The parts of a cgroup's path below systemd's own, its slices left out.
 fn below_slices<'a>(control_group: &'a str, systemd_root: &str) -> impl Iterator<Item = &'a str> {
     let below = control_group.strip_prefix(systemd_root).and_then(|path| path.strip_prefix('/'));
-    below.unwrap_or_default().split('/').filter(|part| {
-        !Path::new(part).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("slice"))
-    })
+    below.unwrap_or_default().split('/').filter(|part| !ends_as_slice(part))
+}
+
+fn ends_as_slice(part: &str) -> bool {
+    Path::new(part).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("slice"))
 }
 
 /// The start times of these processes, in clock ticks since boot.

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use berth_core::facts::{Listener, Listening, Named};
 use berth_core::name::ModelName;
 
-use crate::proc;
+use crate::{proc, published};
 
 mod netlink;
 
@@ -89,8 +89,8 @@ pub fn listeners(port: Option<u16>) -> io::Result<Vec<Socket>> {
     Ok(found)
 }
 
-/// Where the processes of each model listen, given its cgroups as systemd names them (`ControlGroup`). Of what only
-/// this machine reaches nobody is named.
+/// Where the processes of each model listen, given its cgroups as systemd names them (`ControlGroup`); a port that docker
+/// leads to them counts too. Of what only this machine reaches nobody is named.
 ///
 /// # Errors
 /// As [`listeners`], and when the kernel does not tell sockets' cgroups.
@@ -105,13 +105,18 @@ pub fn of_models(
     if owners.is_empty() {
         return Ok(found);
     }
+    let mut led: BTreeMap<(u64, SocketAddr), &ModelName> = BTreeMap::new();
+    for (model, groups) in groups {
+        led.extend(published::into(groups).into_iter().map(|forward| ((forward.cgroup_id, forward.at), model)));
+    }
     for socket in listeners(None)? {
+        let address = SocketAddr::new(socket.address, socket.port);
         let Some(id) = socket.cgroup_id else {
             return Err(io::Error::other(
                 "the kernel does not tell sockets' cgroups; Linux 5.8 or newer does",
             ));
         };
-        let Some(model) = owners.get(&id) else { continue };
+        let Some(model) = owners.get(&id).or_else(|| led.get(&(id, address))) else { continue };
         let mut processes = Vec::new();
         if !socket.address.is_loopback() {
             let of_unit = proc::cgroup_processes(&groups[*model]);
@@ -122,7 +127,6 @@ pub fn of_models(
                 processes = pids().map(named).collect();
             }
         }
-        let address = SocketAddr::new(socket.address, socket.port);
         found.entry((*model).clone()).or_default().push(Listening { address, processes });
     }
     Ok(found)

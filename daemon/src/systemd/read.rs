@@ -34,10 +34,16 @@ pub(super) async fn all(connection: &Connection) -> Result<BTreeMap<ModelName, U
         Ok::<_, SystemdError>((model, reading))
     }))
     .await?;
-    Ok(readings.into_iter().collect())
+    let mut all: BTreeMap<ModelName, UnitReading> = readings.into_iter().collect();
+    for model in crate::proc::with_slices() {
+        if !all.contains_key(&model) {
+            all.extend(left(&model).map(|reading| (model, reading)));
+        }
+    }
+    Ok(all)
 }
 
-/// One unit, if it is loaded.
+/// One unit, if it is loaded or has left processes.
 pub(super) async fn one(
     connection: &Connection,
     model: &ModelName,
@@ -48,7 +54,7 @@ pub(super) async fn one(
         call(connection, &doing, SYSTEMD, SYSTEMD_PATH, MANAGER, "GetUnit", &(unit,)).await;
     match found {
         Ok(_) => read(connection, model).await.map(Some),
-        Err(SystemdError::NoSuchUnit { .. }) => Ok(None),
+        Err(SystemdError::NoSuchUnit { .. }) => Ok(left(model)),
         Err(error) => Err(error),
     }
 }
@@ -104,8 +110,14 @@ async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitRe
         reader.get::<String>(UNIT, "ActiveState"),
         reader.get::<u32>(SERVICE, "MainPID"),
     )?;
-    let control_groups: Vec<String> =
-        Some(control_group).into_iter().filter(|group| !group.is_empty()).collect();
+    // That of the unit, and that in which docker runs its container, which may come later and stay longer.
+    let slice = crate::proc::slice_of(model);
+    let stays = !control_group.is_empty() || crate::proc::cgroup_id(&slice).is_some();
+    let control_groups: Vec<String> = Some(control_group)
+        .filter(|group| !group.is_empty())
+        .into_iter()
+        .chain(Some(slice).filter(|_| stays))
+        .collect();
     let used = crate::proc::cgroup_processes(&control_groups);
     let unit = Unit {
         active: parse_active(&active).ok_or_else(|| reader.unexpected("ActiveState"))?,
@@ -119,6 +131,27 @@ async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitRe
         brought: crate::proc::brought_by(&used, &control_groups),
     };
     Ok((UnitReading { unit, control_groups }, active == still && pid == still_pid))
+}
+
+/// A model of whose unit systemd knows no more, and whose container runs all the same.
+fn left(model: &ModelName) -> Option<UnitReading> {
+    let control_groups = vec![crate::proc::slice_of(model)];
+    let used = crate::proc::cgroup_processes(&control_groups);
+    if used.value().is_some_and(BTreeMap::is_empty) {
+        return None;
+    }
+    let unit = Unit {
+        active: Active::Inactive,
+        sub: "dead".to_owned(),
+        result: String::new(),
+        exit: None,
+        invocation: String::new(),
+        started_at: None,
+        main_pid: None,
+        processes: crate::proc::started_of(&used),
+        brought: crate::proc::brought_by(&used, &control_groups),
+    };
+    Some(UnitReading { unit, control_groups })
 }
 
 /// Whether these are the unit's properties.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use gpusim::Client;
 use gpusim::units::mib;
-use gpusim::visible::{Claims, Denied, visible};
+use gpusim::visible::{Claims, Denied, by_environment};
 
 use crate::args::{Arguments, Style};
 
@@ -97,9 +97,8 @@ pub(crate) fn pretended(style: Style) -> String {
 fn desired(part: f64) -> Result<Vec<(u32, u64)>> {
     let mut client = connect()?;
     let cards = client.cards()?;
-    let variable = std::env::var("CUDA_VISIBLE_DEVICES").ok();
     let mut claims = Vec::new();
-    for (place, device) in (0u32..).zip(visible(&cards, variable.as_deref())) {
+    for (place, device) in (0u32..).zip(by_environment(cards)) {
         let memory =
             client.memory(device).with_context(|| format!("no memory reading of device {device}"))?;
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]

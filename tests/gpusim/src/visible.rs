@@ -7,19 +7,36 @@ use crate::client::{Client, ClientError};
 use crate::protocol::{Code, Failure};
 use crate::units::{mib, parse_size};
 
-/// The cards that `CUDA_VISIBLE_DEVICES` lets a program see, in its order: all when unset, else by index or by
+/// The cards that this program's variables let it see.
+pub fn by_environment(cards: Vec<Card>) -> Vec<u32> {
+    let variable = |name| std::env::var(name).ok();
+    visible(&in_container(cards, variable("NVIDIA_VISIBLE_DEVICES").as_deref()), variable("CUDA_VISIBLE_DEVICES").as_deref())
+}
+
+/// The cards that `CUDA_VISIBLE_DEVICES` lets a program see of these, in its order: all when unset, else by place or by
 /// (the start of) a UUID; as in CUDA, the list ends at the first entry that names no card.
 pub fn visible(cards: &[Card], variable: Option<&str>) -> Vec<u32> {
     let Some(list) = variable else { return cards.iter().map(|card| card.index).collect() };
     let find = |entry: &str| {
         let entry = entry.trim();
-        let named = |card: &&Card| match entry.parse::<u32>() {
-            Ok(index) => card.index == index,
-            Err(_) => entry.starts_with("GPU-") && card.uuid.starts_with(entry),
-        };
-        cards.iter().find(named).map(|card| card.index)
+        let named = |card: &&Card| entry.starts_with("GPU-") && card.uuid.starts_with(entry);
+        let card = entry.parse::<usize>().map_or_else(|_| cards.iter().find(named), |place| cards.get(place));
+        card.map(|card| card.index)
     };
     list.split(',').map_while(find).collect()
+}
+
+/// The cards that the container toolkit shows a program, where it runs in a container: those that
+/// `NVIDIA_VISIBLE_DEVICES` lists. The program counts them anew.
+pub fn in_container(cards: Vec<Card>, variable: Option<&str>) -> Vec<Card> {
+    match variable {
+        None | Some("" | "all" | "void") => cards,
+        Some(list) => {
+            let listed: Vec<&str> = list.split(',').map(str::trim).collect();
+            let shown = |card: &Card| listed.iter().any(|entry| *entry == card.uuid || *entry == card.index.to_string());
+            cards.into_iter().filter(shown).collect()
+        }
+    }
 }
 
 /// What is to be claimed: some of the visible cards by their place among them, or all alike.
@@ -76,9 +93,8 @@ impl Claims {
 
     /// Takes everything for this process, at once or in ten steps over `over`.
     pub fn take(&self, client: &mut Client, over: Duration) -> Result<(), Denied> {
-        let variable = std::env::var("CUDA_VISIBLE_DEVICES").ok();
         let cards = client.cards().map_err(|error| Denied { place: 0, bytes: 0, error })?;
-        let visible = visible(&cards, variable.as_deref());
+        let visible = by_environment(cards);
         let each = self.each.into_iter().flat_map(|bytes| (0..).zip(&visible).map(move |(i, _)| (i, bytes)));
         let claims: Vec<(u32, u64)> = self.on.iter().copied().chain(each).collect();
         let steps: u32 = if over.is_zero() { 1 } else { 10 };
@@ -116,6 +132,12 @@ mod tests {
         assert_eq!(visible(&cards, Some(&format!("{},0", cards[2].uuid))), [2, 0]);
         assert_eq!(visible(&cards, Some(&cards[1].uuid[..12])), [1]);
         assert_eq!(visible(&cards, Some("NoDevFiles")), [0; 0]);
+        let inside = |list: &str| in_container(cards.clone(), Some(list));
+        let both = format!("{},{}", cards[2].uuid, cards[1].uuid);
+        assert_eq!(visible(&inside(&both), None), [1, 2]);
+        assert_eq!(visible(&inside(&both), Some("1")), [2], "counted anew");
+        assert_eq!(visible(&inside("all"), Some("1")), [1]);
+        assert_eq!(visible(&inside("0"), Some(&cards[1].uuid)), [0; 0]);
     }
 
     #[test]

@@ -46,6 +46,9 @@ cat /proc/sys/kernel/random/uuid >"$root"/run/host/boot_id
 chmod 444 "$root"/run/host/boot_id
 mount --bind "$root"/proc/sys "$root"/proc/sys
 mount -o remount,bind,ro "$root"/proc/sys
+# Those of the network are the guest's own, as its network is: container engines forward packets in it.
+mount --bind "$root"/proc/sys/net "$root"/proc/sys/net
+mount -o remount,bind,rw "$root"/proc/sys/net
 mount --bind "$root"/run/host/boot_id "$root"/proc/sys/kernel/random/boot_id
 mount -o remount,bind,ro "$root"/proc/sys/kernel/random/boot_id
 if [ -e "$root"/proc/sysrq-trigger ]; then

@@ -62,7 +62,7 @@ impl Drop for Group {
 
 #[test]
 fn a_unit_counts_only_where_pid_1_keeps_it() {
-    let of = |path| model_in(path, "").map(|name| name.to_string());
+    let of = |path: &str| model_in(path, "").map(|name| name.to_string());
     assert_eq!(
         of(r"/system.slice/system-berth\x2dmodel.slice/berth-model@genesis.service").as_deref(),
         Some("genesis")
@@ -72,9 +72,17 @@ fn a_unit_counts_only_where_pid_1_keeps_it() {
         Some("qwen3-32b"),
         "cgroups that the server makes below its unit are its own"
     );
+    for (slice, model) in [("genesis", "genesis"), (r"qwen3\x2d32b", "qwen3-32b"), (r"a\x3ab", "a:b")] {
+        let path = format!("/berth.slice/berth-model.slice/berth-model-{slice}.slice/docker-0123.scope/workers");
+        assert_eq!(of(&path).as_deref(), Some(model), "what docker runs in a model's slice");
+    }
     for foreign in [
         "/",
         "",
+        "/berth.slice/berth-model.slice/docker-0123.scope",
+        "/berth.slice/berth-model-genesis.slice/docker-0123.scope",
+        "/system.slice/docker-0123.scope/berth.slice/berth-model.slice/berth-model-genesis.slice",
+        "/user.slice/user-1000.slice/user@1000.service/berth.slice/berth-model.slice/berth-model-genesis.slice",
         "/system.slice/ssh.service",
         "/user.slice/user-1000.slice/user@1000.service/app.slice/berth-model@genesis.service",
         "/system.slice/docker-0123.scope/system.slice/berth-model@genesis.service",

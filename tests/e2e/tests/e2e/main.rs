@@ -11,6 +11,7 @@ mod add;
 mod adoption;
 mod boot;
 mod byhand;
+mod containers;
 mod crash;
 mod dashboard;
 mod devices;

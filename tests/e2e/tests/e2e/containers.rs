@@ -1,0 +1,130 @@
+//! Models in containers, run by the real docker and podman: the server is fakellm in an image of its own, under the name of
+//! llama.cpp's. What NVIDIA's container toolkit does is part of the simulated GPUs.
+
+use std::thread;
+use std::time::Duration;
+
+use berth_core::report::{ModelState, Outcome};
+use berth_tests::Berth;
+
+const EACH: &str = "14300MiB";
+const SOON: Duration = Duration::from_secs(30);
+const IMAGE: &str = "ghcr.io/ggml-org/llama.cpp:server";
+
+/// The image's content: the server and the libraries that it is linked to.
+const ROOT: &str = r#"set -eu
+root=/var/lib/image && mkdir -p $root/usr/bin $root/tmp
+objcopy --strip-debug /usr/bin/fakellm $root/usr/bin/fakellm
+ldd /usr/bin/fakellm | grep -o '/[^ ]*' | while read -r library; do
+    mkdir -p "$root${library%/*}" && cp -L "$library" "$root$library"
+done
+tar -C $root -cf /var/lib/image.tar ."#;
+
+/// Overlays don't go on overlays, and a kernel whose controllers are bound elsewhere counts no processes. The hook is by
+/// what docker knows that the toolkit is there.
+const DOCKER: &str = r#"set -eu
+mkdir -p /etc/docker
+echo '{"storage-driver": "vfs", "exec-opts": ["native.cgroupdriver=systemd"]}' >/etc/docker/daemon.json
+printf '#!/bin/sh\n' >/usr/bin/nvidia-container-runtime-hook && chmod 755 /usr/bin/nvidia-container-runtime-hook
+mkdir -p /etc/systemd/system/sandbox.target.wants
+ln -s /lib/systemd/system/docker.service /etc/systemd/system/sandbox.target.wants/
+systemctl daemon-reload && systemctl start docker.service
+/usr/bin/docker import --change 'ENTRYPOINT ["/usr/bin/fakellm"]' /var/lib/image.tar "$0""#;
+
+fn script(berth: &Berth, script: &str) {
+    _ = berth.run_within(Duration::from_mins(2), None, &["bash", "-c", script, IMAGE]).with_code(0);
+}
+
+/// A declaration as one would write it, and the right to ask docker.
+fn in_docker(berth: &Berth, name: &str, options: &str, server: &str) {
+    let folder = format!("/etc/systemd/system/berth-model@{name}.service.d");
+    let drop_in = "[Unit]\nWants=docker.service\nAfter=docker.service\n[Service]\nSupplementaryGroups=docker\n";
+    berth.sandbox().write_file(&format!("{folder}/docker.conf"), drop_in.as_bytes()).unwrap();
+    let command = format!(
+        "/usr/bin/docker run {options} -v /run/gpusim:/run/gpusim {IMAGE} --vram-each {EACH} {server}"
+    );
+    berth.declare(name, &format!("cmd = {command:?}\nmemory = {{ gpu = \"14300 MiB\" }}\n"));
+}
+
+fn containers(berth: &Berth) -> Vec<String> {
+    let shown = berth.run(None, &["/usr/bin/docker", "ps", "-a", "--format", "{{.Names}} {{.Status}}"]).with_code(0);
+    shown.stdout.lines().map(str::to_owned).collect()
+}
+
+/// The whole life of a model that docker runs: beside a bare one, through the end of its client and of berthd, with a server
+/// that does not end when told to, over a container that is in the way, and over a power cut.
+#[test]
+fn a_model_in_docker() {
+    let mut berth = Berth::builder().gpus("1x16311").fake("bare", EACH, &[]).boot();
+    script(&berth, ROOT);
+    script(&berth, DOCKER);
+    in_docker(&berth, "boxed", "--name boxed -p 127.0.0.1:8022:8080", "");
+    in_docker(&berth, "stubborn", "--name stubborn -p 127.0.0.1:8023:8080", "--ignore-sigterm");
+    _ = berth.systemctl(&["daemon-reload"]).with_code(0);
+    _ = berth.ctl(&["reload"]).with_code(0);
+
+    // Its memory is its own, its port answers, and nobody sees more than is declared.
+    berth.switch("boxed");
+    assert!(!berth.ask("boxed").is_empty());
+    let status = berth.status();
+    assert_eq!(status.problems, []);
+    let text = berth.ctl(&[]).with_code(0).stdout;
+    assert!(text.contains("boxed"), "{text}");
+    let free = |berth: &Berth| berth.status();
+    _ = free;
+    let group = "/sys/fs/cgroup/berth.slice/berth-model.slice/berth-model-boxed.slice";
+    let shown = berth.run(None, &["sh", "-c", &format!("cat {group}/*/cgroup.procs")]).with_code(0);
+    assert!(!shown.stdout.is_empty());
+
+    // To and fro: memory is proved free each time.
+    berth.gpu(&["linger", "300ms"]);
+    assert_eq!(berth.switch("bare").outcome, Some(Outcome::Done));
+    assert_eq!(containers(&berth), Vec::<String>::new(), "it is removed when its unit is down");
+    assert_eq!(berth.switch("boxed").outcome, Some(Outcome::Done));
+
+    // A killed client says nothing to its container, which is ended before the model comes back.
+    let before = berth.run_of("boxed");
+    _ = berth.run(None, &["kill", "-KILL", &before.main_pid.to_string()]).with_code(0);
+    let back = |berth: &Berth| {
+        let run = berth.run_of("boxed");
+        (run.main_pid != 0 && run.invocation != before.invocation && berth.state_of("boxed") == ModelState::Serving).then_some(run)
+    };
+    let run = berth.wait_for("boxed is back", SOON, back);
+    assert_eq!(containers(&berth).len(), 1);
+
+    // berthd dies alone: nothing of the model changes.
+    _ = berth.systemctl(&["kill", "--signal=KILL", "berthd.service"]).with_code(0);
+    berth.wait_serving("boxed", SOON);
+    assert_eq!(berth.run_of("boxed"), run);
+    // berthd dies, and the client while it is away: the container is found.
+    let _gone = berth.systemctl(&["stop", "berthd.service"]).with_code(0);
+    _ = berth.run(None, &["kill", "-KILL", &run.main_pid.to_string()]).with_code(0);
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(containers(&berth).len(), 1);
+    _ = berth.systemctl(&["start", "berthd.service"]).with_code(0);
+    berth.wait_for("boxed is back", SOON, |berth| {
+        let now = berth.run_of("boxed");
+        (now.main_pid != 0 && now.invocation != run.invocation && berth.state_of("boxed") == ModelState::Serving).then_some(())
+    });
+
+    // A server that ignores SIGTERM is killed at the deadline, and its name is free at once.
+    berth.switch("stubborn");
+    let swap = berth.switch("bare");
+    assert_eq!(swap.outcome, Some(Outcome::Done), "{swap:?}");
+    assert_eq!(containers(&berth), Vec::<String>::new());
+    berth.switch("stubborn");
+    _ = berth.change(&["restart", "stubborn"]).with_code(0);
+    berth.switch("bare");
+
+    // One that was made by hand and never ran has the name.
+    let by_hand = ["/usr/bin/docker", "create", "--name", "boxed", IMAGE];
+    _ = berth.run(None, &by_hand).with_code(0);
+    berth.switch("boxed");
+
+    berth.cut();
+    berth.boot();
+    berth.wait_serving("boxed", SOON);
+    assert!(!berth.ask("boxed").is_empty());
+    assert_eq!(containers(&berth).len(), 1);
+    berth.assert_no_failed_allocation();
+}

@@ -5,6 +5,7 @@
 //! alike.
 
 mod command_line;
+mod container;
 mod draft;
 mod find;
 mod from_file;
@@ -205,11 +206,15 @@ fn placed(addition: &mut Addition, sources: &Sources, let_berth: bool) -> Vec<Ve
         let model = settings.as_ref().and_then(|settings| settings.models.get(&draft.name));
         let kind = model.map_or(BackendKind::Command, |model| model.backend);
         let Some((program, args)) = draft.argv.split_first() else { return Vec::new() };
-        let (program, mut args) = (program.clone(), args.to_vec());
-        let found = backend::placing(kind, &args, &draft.env);
+        // An engine's options are no flags of the server's.
+        let inside = model.is_some_and(|model| model.container.is_some());
+        let before = if inside { args.len() - model.map_or(0, |model| model.args.len()) } else { 0 };
+        let (program, engine, mut args) = (program.clone(), args[..before].to_vec(), args[before..].to_vec());
+        let (kept, mut found) = container::without_gpus(&engine);
+        found.extend(backend::placing(kind, &args, &draft.env));
         if let_berth {
             backend::without_placing(kind, &mut args, &mut draft.env);
-            draft.argv = std::iter::once(program).chain(args).collect();
+            draft.argv = std::iter::once(program).chain(kept).chain(args).collect();
         }
         found
     };

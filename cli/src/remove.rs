@@ -272,6 +272,9 @@ fn unit_text(model: &Model, drop_ins: &str) -> String {
     for (name, value) in &launch.env {
         _ = writeln!(text, "Environment={}", word(&format!("{name}={value}"), false));
     }
+    // The slice is Berth's to give.
+    let slice = format!("--cgroup-parent={}", model.name.slice());
+    launch.argv.retain(|arg| *arg != slice);
     let argv: Vec<String> = launch.argv.iter().map(|arg| word(arg, true)).collect();
     _ = writeln!(text, "ExecStart={}\nRestart=on-failure\nLimitMEMLOCK=infinity", argv.join(" "));
     text.push_str(drop_ins);
@@ -280,7 +283,7 @@ fn unit_text(model: &Model, drop_ins: &str) -> String {
 }
 
 /// A word as systemd reads it back; in a command a `$` would be a variable's.
-fn word(text: &str, in_command: bool) -> String {
+pub(crate) fn word(text: &str, in_command: bool) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@+".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
         return text.to_owned();

@@ -3,14 +3,16 @@
 
 use berth_core::config::{self, BackendKind};
 use berth_core::{backend, rivals};
+use berth_core::container::Engine;
 use toml::Value;
 
-use super::draft::{Draft, quote};
+use super::container;
+use super::draft::Draft;
 use super::from_unit::Refusal;
 
 const SHELLS: [&str; 6] = ["ash", "bash", "dash", "ksh", "sh", "zsh"];
 
-const ENGINES: [&str; 3] = ["docker", "nerdctl", "podman"];
+const COMPOSERS: [&str; 3] = ["docker-compose", "nerdctl", "podman-compose"];
 
 /// Programs that take a server out of its unit, or can't run in one.
 const AWAY: [(&str, &str); 8] = [
@@ -26,16 +28,29 @@ const AWAY: [(&str, &str); 8] = [
 
 /// Settles the draft's command line, with what it says of backend and port.
 pub(super) fn settle(draft: &mut Draft) -> Result<(), Refusal> {
-    while unwrap_env(draft) || unwrap_shell(draft) {}
-    for command in seen(&draft.argv) {
-        refuse(&command)?;
-    }
+    no_placeholders(draft)?;
+    settle_placed(draft)
+}
+
+/// Refuses words that only in a declaration stand for the address.
+pub(super) fn no_placeholders(draft: &Draft) -> Result<(), Refusal> {
     if let Some(arg) = draft.argv.iter().skip(1).find(|arg| arg.contains("{port}") || arg.contains("{host}"))
     {
         let what = format!("`{arg}` would be taken for Berth's own placeholder of the address");
         return Err(Refusal::new(what, "write the address out"));
     }
-    engine(draft);
+    Ok(())
+}
+
+/// The same as [`settle`], where placeholders are meant as such.
+pub(super) fn settle_placed(draft: &mut Draft) -> Result<(), Refusal> {
+    while unwrap_env(draft) || unwrap_shell(draft) {}
+    if let Some(engine) = draft.argv.first().and_then(|program| Engine::of(program)) {
+        return container::settle(draft, engine);
+    }
+    for command in seen(&draft.argv) {
+        refuse(&command)?;
+    }
     let [program, args @ ..] = draft.argv.as_slice() else { return Ok(()) };
     let kind = backend::kind_of(program, args);
     if kind == BackendKind::Command {
@@ -102,100 +117,17 @@ fn refuse(command: &[String]) -> Result<(), Refusal> {
     if let Some((_, why)) = AWAY.iter().find(|(name, _)| *name == program) {
         return Err(Refusal::new(format!("`{program}` can't run a model: {why}"), ""));
     }
-    if program == "podman-compose" || program == "docker-compose" {
+    if COMPOSERS.contains(&program) {
         return Err(Refusal::new(
-            format!("`{program}` starts servers outside their unit"),
-            "run the server itself",
+            format!("`{program}` runs servers in the background, outside their unit"),
+            "run the one server that is the model: docker run … IMAGE …, or podman run … IMAGE …",
         ));
     }
-    if !ENGINES.contains(&program) || (program == "podman" && inside(command)) {
-        return Ok(());
+    if Engine::of(program).is_some() {
+        let what = format!("a shell runs `{program}`, and Berth has to see with which options");
+        return Err(Refusal::new(what, format!("let it run {program} alone; ExecStartPre= runs before it")));
     }
-    let why = match program {
-        "podman" => {
-            "without --cgroups=split and --network=host, or in the background, its processes are not in the unit's cgroup \
-             or its port not in sight"
-        }
-        _ => "the engine's daemon runs the server, and its processes are not in the unit's cgroup",
-    };
-    let what = format!("`{program}` can't run a model: {why}, so Berth could not measure, ask or stop it");
-    Err(Refusal::new(what, format!("run the server itself, or: {}", by_podman(command))))
-}
-
-/// Whether this podman leaves all of its processes in the cgroup that it is started in, and its port in the machine's
-/// network, where Berth looks whose it is.
-fn inside(command: &[String]) -> bool {
-    let has = |option: &str, value: &str| {
-        command.iter().any(|arg| *arg == format!("{option}={value}"))
-            || command.windows(2).any(|pair| pair[0] == option && pair[1] == value)
-    };
-    let runs = command.iter().skip(1).find(|arg| !arg.starts_with('-')).is_some_and(|verb| verb == "run");
-    let network = has("--network", "host") || has("--net", "host");
-    runs && network && has("--cgroups", "split") && !command.iter().any(|arg| detaches(arg))
-}
-
-fn detaches(arg: &str) -> bool {
-    arg == "-d" || arg == "--detach" || arg == "--detach=true"
-}
-
-/// The command as podman would run it within the unit.
-pub(super) fn by_podman(command: &[String]) -> String {
-    let mut args = command.iter().skip(1);
-    if args.next().is_none_or(|verb| verb != "run") {
-        return "/usr/bin/podman run --cgroups=split --network=host …".to_owned();
-    }
-    let mut words =
-        ["/usr/bin/podman", "run", "--cgroups=split", "--network=host"].map(str::to_owned).to_vec();
-    let mut published = None;
-    while let Some(arg) = args.next() {
-        let (option, value) = match arg.split_once('=') {
-            Some((option, value)) if option.starts_with("--") => (option, Some(value.to_owned())),
-            _ => (arg.as_str(), None),
-        };
-        let mut value = || value.clone().or_else(|| args.next().cloned()).unwrap_or_default();
-        match option {
-            "--gpus" => {
-                let gpus = value();
-                let gpus = gpus.trim_start_matches("device=").split(',');
-                words.extend(gpus.map(|gpu| format!("--device=nvidia.com/gpu={gpu}")));
-            }
-            "-p" | "--publish" => published = Some(value()),
-            "--cgroups" | "--network" | "--net" | "--sdnotify" => _ = value(),
-            _ if detaches(arg) => {}
-            _ => words.push(arg.clone()),
-        }
-    }
-    // In the machine's network the server itself has to have the port that clients knew.
-    let port = published.as_deref().and_then(|published| published.rsplit(':').nth(1));
-    if let Some(port) = port.filter(|_| !words.iter().any(|word| word == "--port")) {
-        words.extend(["--port".to_owned(), port.to_owned()]);
-    }
-    words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
-}
-
-/// What podman needs and a model's unit forbids.
-fn engine(draft: &mut Draft) {
-    if draft.argv.first().is_none_or(|program| base(program) != "podman") {
-        return;
-    }
-    for line in [
-        "Delegate=yes",
-        "NoNewPrivileges=no",
-        "CapabilityBoundingSet=~",
-        "ProtectSystem=no",
-        "ProtectControlGroups=no",
-        "ProtectKernelModules=no",
-        "ProtectKernelLogs=no",
-        "ProtectHostname=no",
-        "RestrictSUIDSGID=no",
-        "LockPersonality=no",
-    ] {
-        let (key, _) = line.split_once('=').unwrap_or((line, ""));
-        if !draft.service.iter().any(|one| one.starts_with(&format!("{key}="))) {
-            draft.service.push(line.to_owned());
-        }
-    }
-    draft.note("podman", "a model's unit forbids what it needs, so the drop-in allows it");
+    Ok(())
 }
 
 /// What is known of a server that something else starts.

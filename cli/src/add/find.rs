@@ -38,7 +38,7 @@ pub(super) async fn find(what: &str, options: &AddOptions) -> Result<Addition, C
     }
     match kind.as_str() {
         "yaml" | "yml" => llama_swap::read(path, name).map_err(refused),
-        "container" | "kube" | "pod" => Err(refused(quadlet::refusal(path))),
+        "container" | "kube" | "pod" => of_quadlet(path, name).await,
         "service" => of_file(path, name).await,
         _ if !path.exists() => Err(no_such(what)),
         _ => from_file::read(path, name).map(Addition::of).map_err(refused),
@@ -117,6 +117,18 @@ async fn of_file(path: &Path, name: Option<&str>) -> Result<Addition, Complaint>
     let around = around(systemd::environment().await.unwrap_or_default());
     let read = Unit::read(&unit, &files).map_err(|wrong| refused(&unit, wrong.into()))?;
     of_unit(&read, name, &around).map(Addition::of)
+}
+
+/// Quadlet's file. Where podman has made a service of it, that is the one to be replaced.
+async fn of_quadlet(path: &Path, name: Option<&str>) -> Result<Addition, Complaint> {
+    let shown = path.display().to_string();
+    let (unit, file) = quadlet::service(path, read_unit(path)?.text).map_err(|refusal| refused(&shown, refusal))?;
+    let around = around(systemd::environment().await.unwrap_or_default());
+    let read = Unit::read(&unit, &[file]).map_err(|wrong| refused(&shown, wrong.into()))?;
+    let addition = Addition::of(of_unit(&read, name, &around)?);
+    let loaded = systemd::loaded(&unit).await.ok().filter(|loaded| quadlet::is_generated(&loaded.files));
+    let service = loaded.map(|loaded| Service { links: links(Path::new(UNITS), &unit), unit, loaded });
+    Ok(Addition { service, ..addition })
 }
 
 fn of_unit(unit: &Unit, name: Option<&str>, around: &Around) -> Result<Draft, Complaint> {

@@ -199,10 +199,11 @@ fn draft(
         };
         draft.env.insert(name.to_owned(), value.to_owned());
     }
-    command_line::settle(&mut draft)?;
-    // Only now: for the command line of a unit this would be no placeholder.
+    command_line::no_placeholders(&draft)?;
+    // Only now: what llama-swap itself does not replace would be no placeholder.
     let port = |text: &mut String| *text = text.replace(PORT, "{port}");
     draft.argv.iter_mut().for_each(port);
+    command_line::settle_placed(&mut draft)?;
     if draft.env.values().any(|value| value.contains(PORT)) {
         return Err(Refusal::new(
             "a variable in env names ${PORT}",

@@ -1,46 +1,212 @@
-//! Quadlet's files of containers: refused, with the command that can be added instead.
+//! Quadlet's `.container` files: the service that podman's generator makes of one, as a unit to be read like any other.
 
 use std::path::Path;
 
-use super::command_line;
 use super::from_unit::Refusal;
-use crate::unit::{File, Unit, words};
+use crate::remove::word;
+use crate::unit::{File, Setting, Unit, words};
 
-/// Why a Quadlet file can't become a model, with the command that can.
-pub(super) fn refusal(path: &Path) -> Refusal {
-    let what = "a container's file makes podman run it in the background, and its processes are not in the unit's cgroup";
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let file = File { path: path.to_owned(), text };
-    let command = Unit::read("container.service", &[file]).ok().and_then(|unit| by_podman(&unit));
-    let instead =
-        command.unwrap_or_else(|| "podman run --cgroups=split … in a service of its own".to_owned());
-    Refusal::new(what, format!("add a service with ExecStart={instead}"))
+/// Where podman looks for them and systemd finds what comes of them.
+const GENERATED: &str = "/run/systemd/generator";
+
+const SECTION: &str = "Container";
+
+/// What a key of `[Container]` becomes.
+enum Becomes {
+    /// This option with the value as it is.
+    Option(&'static str),
+    /// This option with each word of the value.
+    Words(&'static str),
+    /// This option where the value is true.
+    Switch(&'static str),
+    /// This option with this in front of the value.
+    Prefixed(&'static str, &'static str),
+    /// It is read apart, or means nothing under Berth.
+    Apart,
+    /// With it there is no model.
+    Refused(&'static str),
 }
 
-/// The command that runs what a Quadlet file describes within its unit.
-fn by_podman(unit: &Unit) -> Option<String> {
-    const OPTIONS: [(&str, &str); 7] = [
-        ("AddDevice", "--device"),
-        ("Environment", "--env"),
-        ("EnvironmentFile", "--env-file"),
-        ("Network", "--network"),
-        ("PublishPort", "--publish"),
-        ("ShmSize", "--shm-size"),
-        ("Volume", "--volume"),
-    ];
-    let image = unit.last("Container", "Image")?;
-    let mut command = ["/usr/bin/podman", "run", "--rm"].map(str::to_owned).to_vec();
-    for (key, option) in OPTIONS {
-        for setting in unit.all("Container", key) {
-            command.extend([option.to_owned(), setting.value.clone()]);
+use Becomes::{Apart, Option, Prefixed, Refused, Switch, Words};
+
+/// After podman's documentation of its units, in its order; what is not here has no equal.
+const KEYS: &[(&str, Becomes)] = &[
+    ("AddCapability", Words("--cap-add")),
+    ("AddDevice", Option("--device")),
+    ("AddHost", Option("--add-host")),
+    ("Annotation", Words("--annotation")),
+    ("AutoUpdate", Apart),
+    ("CgroupsMode", Apart),
+    ("ContainerName", Option("--name")),
+    ("ContainersConfModule", Apart),
+    ("DNS", Option("--dns")),
+    ("DNSOption", Option("--dns-option")),
+    ("DNSSearch", Option("--dns-search")),
+    ("DropCapability", Words("--cap-drop")),
+    ("Entrypoint", Option("--entrypoint")),
+    ("Environment", Words("--env")),
+    ("EnvironmentFile", Option("--env-file")),
+    ("EnvironmentHost", Switch("--env-host")),
+    ("Exec", Apart),
+    ("ExposeHostPort", Option("--expose")),
+    ("GIDMap", Option("--gidmap")),
+    ("GlobalArgs", Apart),
+    ("Group", Apart),
+    ("GroupAdd", Option("--group-add")),
+    ("HealthCmd", Option("--health-cmd")),
+    ("HostName", Option("--hostname")),
+    ("IP", Option("--ip")),
+    ("IP6", Option("--ip6")),
+    ("Image", Apart),
+    ("Label", Words("--label")),
+    ("LogDriver", Option("--log-driver")),
+    ("LogOpt", Option("--log-opt")),
+    ("Mask", Prefixed("--security-opt", "mask=")),
+    ("Memory", Option("--memory")),
+    ("Mount", Option("--mount")),
+    ("Network", Option("--network")),
+    ("NetworkAlias", Option("--network-alias")),
+    ("NoNewPrivileges", Switch("--security-opt=no-new-privileges")),
+    ("Notify", Apart),
+    ("PidsLimit", Option("--pids-limit")),
+    ("Pod", Refused("a pod's containers are not in the unit's cgroup: give the server a file of its own")),
+    ("PodmanArgs", Apart),
+    ("PublishPort", Option("--publish")),
+    ("Pull", Option("--pull")),
+    ("ReadOnly", Switch("--read-only")),
+    ("Rootfs", Refused("only images are run: Image=")),
+    ("RunInit", Switch("--init")),
+    ("SeccompProfile", Prefixed("--security-opt", "seccomp=")),
+    ("Secret", Option("--secret")),
+    ("SecurityLabelDisable", Switch("--security-opt=label=disable")),
+    ("SecurityLabelFileType", Prefixed("--security-opt", "label=filetype:")),
+    ("SecurityLabelLevel", Prefixed("--security-opt", "label=level:")),
+    ("SecurityLabelType", Prefixed("--security-opt", "label=type:")),
+    ("ServiceName", Apart),
+    ("ShmSize", Option("--shm-size")),
+    ("StopSignal", Option("--stop-signal")),
+    ("StopTimeout", Apart),
+    ("SubGIDMap", Option("--subgidname")),
+    ("SubUIDMap", Option("--subuidname")),
+    ("Sysctl", Words("--sysctl")),
+    ("Timezone", Option("--tz")),
+    ("Tmpfs", Option("--tmpfs")),
+    ("UIDMap", Option("--uidmap")),
+    ("Ulimit", Option("--ulimit")),
+    ("Unmask", Prefixed("--security-opt", "unmask=")),
+    ("User", Apart),
+    ("UserNS", Option("--userns")),
+    ("Volume", Option("--volume")),
+    ("WorkingDir", Option("--workdir")),
+];
+
+/// The service that podman makes of a Quadlet file, by its name and as the file that it would be.
+pub(super) fn service(path: &Path, text: String) -> Result<(String, File), Refusal> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    if path.extension().is_none_or(|kind| kind != "container") {
+        let what = "only a .container file runs one server";
+        return Err(Refusal::new(what, "berthctl add NAME.container, of the server that is the model"));
+    }
+    let read = Unit::read(&format!("{stem}.service"), &[File { path: path.to_owned(), text }])?;
+    let name = read.last(SECTION, "ServiceName").map_or(stem, |name| name.value.clone());
+    let mut text = String::new();
+    for (section, key) in read.keys().into_iter().filter(|(section, _)| *section != SECTION) {
+        for setting in read.all(section, key) {
+            text += &format!("[{section}]\n{key}={}\n", setting.value);
         }
     }
-    for setting in unit.all("Container", "PodmanArgs") {
-        command.extend(words(&setting.value).ok()?);
+    let line: Vec<String> = command(&read)?.iter().map(|one| written(one)).collect();
+    text += &format!("[Service]\nExecStart={}\n", line.join(" "));
+    Ok((format!("{name}.service"), File { path: path.to_owned(), text }))
+}
+
+/// Whether these are the files of the service that podman's generator has made on this machine.
+pub(super) fn is_generated(files: &[std::path::PathBuf]) -> bool {
+    files.first().is_some_and(|file| file.starts_with(GENERATED))
+}
+
+/// A word of the command as it stands in a unit, where specifiers and variables are replaced as in the file.
+fn written(text: &str) -> String {
+    word(text, false).replace("%%", "%")
+}
+
+/// `podman run` as it comes of `[Container]`.
+fn command(unit: &Unit) -> Result<Vec<String>, Refusal> {
+    let last = |key: &str| unit.last(SECTION, key);
+    let Some(image) = last("Image") else {
+        return Err(match last("Rootfs") {
+            Some(rootfs) => refused(rootfs, "only images are run: Image="),
+            None => Refusal::new("its [Container] names no Image=", ""),
+        });
+    };
+    let mut command = vec!["/usr/bin/podman".to_owned()];
+    for setting in unit.all(SECTION, "GlobalArgs") {
+        command.extend(split(setting)?);
     }
-    command.push(image.value.clone());
-    if let Some(run) = unit.last("Container", "Exec") {
-        command.extend(words(&run.value).ok()?);
+    command.extend(last("ContainersConfModule").map(|module| format!("--module={}", module.value)));
+    command.push("run".to_owned());
+    for (section, key) in unit.keys() {
+        if section != SECTION {
+            continue;
+        }
+        let settings = unit.all(section, key);
+        let Some(first) = settings.first() else { continue };
+        let Some((_, becomes)) = KEYS.iter().find(|(known, _)| *known == key) else {
+            return Err(refused(first, "it has no equal: say it with PodmanArgs="));
+        };
+        for setting in settings {
+            let value = &setting.value;
+            match becomes {
+                Option(option) => command.extend([(*option).to_owned(), of_machine(setting)?]),
+                Words(option) => {
+                    let words = split(setting)?.into_iter();
+                    command.extend(words.flat_map(|word| [(*option).to_owned(), word]));
+                }
+                Switch(option) => command.extend(is_true(value).then(|| (*option).to_owned())),
+                Prefixed(option, prefix) => command.extend([(*option).to_owned(), format!("{prefix}{value}")]),
+                Apart => {}
+                Refused(why) => return Err(refused(setting, why)),
+            }
+        }
     }
-    Some(command_line::by_podman(&command))
+    if let Some(user) = last("User") {
+        let group = last("Group").map_or(String::new(), |group| format!(":{}", group.value));
+        command.extend(["--user".to_owned(), format!("{}{group}", user.value)]);
+    }
+    for setting in unit.all(SECTION, "PodmanArgs") {
+        command.extend(split(setting)?);
+    }
+    command.push(of_machine(image)?);
+    if let Some(exec) = last("Exec") {
+        command.extend(split(exec)?);
+    }
+    Ok(command)
+}
+
+/// The value, if it does not name another of Quadlet's files.
+fn of_machine(setting: &Setting) -> Result<String, Refusal> {
+    let name = setting.value.split(':').next().unwrap_or_default();
+    let kinds = ["build", "image", "network", "volume", "container", "pod"];
+    if !name.starts_with('/') && kinds.iter().any(|kind| name.ends_with(&format!(".{kind}"))) {
+        return Err(refused(setting, "podman makes it anew for its own service: write its name out, `systemd-NAME`"));
+    }
+    if setting.value.starts_with("./") || setting.value.starts_with("../") {
+        return Err(refused(setting, "it starts from the file's folder, which is another one: write the whole path"));
+    }
+    // A device that may be missing, which podman itself does not know how to pass over.
+    let value = setting.value.as_str();
+    Ok(if setting.key == "AddDevice" { value.trim_start_matches('-') } else { value }.to_owned())
+}
+
+fn split(setting: &Setting) -> Result<Vec<String>, Refusal> {
+    words(&setting.value).map_err(|why| refused(setting, &why))
+}
+
+fn refused(setting: &Setting, why: &str) -> Refusal {
+    let what = format!("{}={} can't be taken over: {why}", setting.key, setting.value);
+    Refusal { what, place: Some(setting.place()), instead: None }
+}
+
+fn is_true(value: &str) -> bool {
+    ["1", "yes", "true", "on"].contains(&value.to_ascii_lowercase().as_str())
 }

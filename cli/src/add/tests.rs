@@ -65,11 +65,10 @@ fn told(draft: Draft) -> String {
             }
             let model = settings.models.values().next().unwrap();
             // What is read back is what systemd would run.
-            let argv: Vec<String> = std::iter::once(model.program.to_string_lossy().into_owned())
-                .chain(model.args.clone())
-                .collect();
-            assert_eq!(argv, draft.argv);
-            assert_eq!(model.env, draft.env);
+            assert_eq!(backend::declared_line(model), draft.argv);
+            let inside = model.container.iter().flat_map(|container| &container.env);
+            let inside: crate::unit::Variables = inside.map(|(name, value)| (name.clone(), value.clone())).collect();
+            assert_eq!(model.env, draft.env.clone().into_iter().chain(inside).collect());
             (&addition.drafts[0], String::new())
         }
         Err(errors) => {
@@ -104,8 +103,23 @@ fn each_hand_written_unit_is_translated_or_refused_with_the_reason() {
     }
 }
 
+/// Quadlet's files, each with what it comes to.
 #[test]
-fn a_quadlet_file_is_refused_with_the_command_that_can_be_added() {
-    let refusal = quadlet::refusal(&machine().join("etc/containers/systemd/vllm.container"));
-    insta::assert_snapshot!(refusal.instead.unwrap());
+fn each_quadlet_file_is_translated_or_refused_with_the_reason() {
+    let folder = machine().join("etc/containers/systemd");
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(paths.len() >= 4);
+    let all = paths.iter().map(|path| {
+        let file = path.file_name().unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(path).unwrap();
+        let named = Path::new("/etc/containers/systemd").join(&file);
+        let draft = quadlet::service(&named, text).and_then(|(name, file)| translated(&name, &[file]));
+        let text = match draft {
+            Ok(draft) => told(draft),
+            Err(refusal) => format!("refused: {}: {}\n", refusal.place.unwrap_or_default(), refusal.what),
+        };
+        format!("== {file}\n{text}")
+    });
+    insta::assert_snapshot!(all.collect::<Vec<_>>().join("\n"));
 }

@@ -204,7 +204,7 @@ pub fn launch(model: &Model, gpus: &[PlacedGpu], layout: &Layout) -> Launch {
 }
 
 /// The whole command line as declared.
-pub(crate) fn declared_line(model: &Model) -> Vec<String> {
+pub fn declared_line(model: &Model) -> Vec<String> {
     let program = model.program.to_string_lossy().into_owned();
     let container = model.container.iter().flat_map(Container::declared);
     std::iter::once(program).chain(container).chain(model.args.iter().cloned()).collect()

@@ -16,6 +16,8 @@ use crate::backend::{Launch, PlacedGpu};
 use crate::config::{BackendKind, Model};
 use crate::name::ModelName;
 
+pub use options::without;
+
 /// A program that runs containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -224,6 +226,10 @@ impl Container {
             Engine::Podman => {
                 if !has(&["--cgroups"]) {
                     words.push("--cgroups=split".to_owned());
+                }
+                // Its output goes to the unit's; kept apart it would stand in the journal twice.
+                if !has(&["--log-driver"]) {
+                    words.push("--log-driver=none".to_owned());
                 }
                 if self.name.is_none() {
                     words.push(format!("--name={}", own_name(&model.name)));

@@ -63,7 +63,7 @@ groups:
 fn each_model_is_declared_and_what_has_no_equal_is_listed() {
     let addition = translate(CONFIG, "llama-swap.yaml", None).unwrap();
     let settings = valid(&addition, &Sources::default()).unwrap();
-    assert_eq!(settings.models.len(), 3);
+    assert_eq!(settings.models.len(), 4);
     insta::assert_snapshot!(told(&addition));
 }
 

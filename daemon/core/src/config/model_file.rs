@@ -373,7 +373,7 @@ impl Derive<'_, '_> {
     ) -> (Option<PathBuf>, Option<String>) {
         let mut given = declared.command.as_ref().zip(backend::of(kind).names_model(args, env));
         if let (Some(container), Some((_, named))) = (&declared.container, &mut given)
-            && named.text.starts_with('/')
+            && !is_hub(kind, &named.text)
         {
             // What is part of the image can't be read from outside.
             let Some(outside) = container.outside(Path::new(&named.text)) else { return (None, None) };
@@ -429,13 +429,7 @@ impl Derive<'_, '_> {
             self.tilde(&text.span());
             return (None, None);
         }
-        // An address or ORGANISATION/NAME; llama.cpp is given the latter by another flag than a path.
-        let parts: Vec<&str> = path.split('/').collect();
-        let hub = kind != BackendKind::Command
-            && (path.contains("://")
-                || matches!(parts[..], [org, name] if !org.is_empty() && !org.starts_with('.') && !name.is_empty()))
-            && !Path::new(path).extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"));
-        if hub {
+        if is_hub(kind, path) {
             return (None, Some(path.clone()));
         }
         if let Some(cwd) = cwd {
@@ -532,6 +526,16 @@ impl Derive<'_, '_> {
         });
         Ready { health, generate }
     }
+}
+
+/// Whether a model is named by an address or as ORGANISATION/NAME; llama.cpp is given the latter by another flag than a
+/// path.
+fn is_hub(kind: BackendKind, path: &str) -> bool {
+    let parts: Vec<&str> = path.split('/').collect();
+    let named = matches!(parts[..], [org, name] if !org.is_empty() && !org.starts_with('.') && !name.is_empty());
+    kind != BackendKind::Command
+        && (path.contains("://") || named)
+        && !Path::new(path).extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"))
 }
 
 /// The variables, with what is wrong with their names noted.

@@ -55,10 +55,16 @@ const GLOBAL_SWITCHES: &[&str] =
 /// Options before `run` that can lead to another machine.
 const ELSEWHERE: &[&str] = &["-c", "--connection", "--context", "-H", "--host", "--remote", "-r", "--url"];
 
-/// One option of `run`: where it begins, its long name, and its value as it is written.
+/// One option of `run`.
 struct Given<'a> {
+    /// Where it begins, and where among the letters of that word it stands.
     at: usize,
+    letter: Option<usize>,
+    /// How many words it takes.
+    words: usize,
+    /// Its long name.
     name: String,
+    /// Its value as it is written.
     value: Option<&'a str>,
 }
 
@@ -90,7 +96,7 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
         passed: BTreeSet::new(),
         gpus: Gpus::Unsaid,
     };
-    for Given { at, name, value } in given {
+    for Given { at, name, value, .. } in given {
         let value = value.unwrap_or_default();
         match name.as_str() {
             "--entrypoint" => container.entrypoint = Some(value.to_owned()).filter(|program| !program.is_empty()),
@@ -127,6 +133,29 @@ impl Gpus {
             _ => Self::Chosen,
         }
     }
+}
+
+/// The arguments of an engine without those options of `run` of which `drop` says so, by long name and value; and these
+/// as they are written.
+pub fn without(args: &[String], drop: impl Fn(&str, Option<&str>) -> bool) -> (Vec<String>, Vec<String>) {
+    let run = args.iter().position(|arg| arg == "run").map_or(0, |run| run + 1);
+    let Ok((given, _)) = options(args, run) else { return (args.to_vec(), Vec::new()) };
+    let (mut kept, mut dropped) = (args.iter().cloned().map(Some).collect::<Vec<_>>(), Vec::new());
+    // From the last one on, so that places stay what they are.
+    for option in given.iter().rev().filter(|option| drop(&option.name, option.value)) {
+        let letters = option.letter.filter(|_| args[option.at].len() > 2 && option.words == 1);
+        if let (Some(letter), None) = (letters, option.value)
+            && let Some(word) = &mut kept[option.at]
+        {
+            dropped.push(format!("-{}", word.remove(letter)));
+            continue;
+        }
+        let words = option.at..option.at + option.words;
+        dropped.push(args[words.clone()].join(" "));
+        kept[words].fill(None);
+    }
+    dropped.reverse();
+    (kept.into_iter().flatten().filter(|word| word != "-").collect(), dropped)
 }
 
 /// Whether one of these is among the options of `run`.
@@ -201,25 +230,26 @@ fn options(args: &[String], from: usize) -> Result<(Vec<Given<'_>>, usize), Unfi
             let (name, value) = split(arg);
             let takes = !SWITCHES.contains(&name) && value.is_none();
             words += usize::from(takes);
-            given.push(Given { at, name: name.to_owned(), value: if takes { next } else { value } });
+            let value = if takes { next } else { value };
+            given.push(Given { at, letter: None, words, name: name.to_owned(), value });
         } else {
             // Letters of switches, then one that takes the rest or the next word.
             for (place, letter) in arg.char_indices().skip(1) {
                 let known = SHORT.iter().find(|(short, _)| *short == letter);
                 let name = known.map_or_else(|| format!("-{letter}"), |(_, long)| (*long).to_owned());
                 let rest = &arg[place + letter.len_utf8()..];
-                if SWITCHES.contains(&name.as_str()) {
-                    if let Some(value) = rest.strip_prefix('=') {
-                        given.push(Given { at, name, value: Some(value) });
-                        break;
-                    }
-                    given.push(Given { at, name, value: None });
-                    continue;
+                let switch = SWITCHES.contains(&name.as_str());
+                let value = match rest.strip_prefix('=') {
+                    Some(value) => Some(value),
+                    None if switch => None,
+                    None if rest.is_empty() => next,
+                    None => Some(rest),
+                };
+                words += usize::from(!switch && rest.is_empty());
+                given.push(Given { at, letter: Some(place), words, name, value });
+                if value.is_some() || !switch {
+                    break;
                 }
-                let value = if rest.is_empty() { next } else { Some(rest.strip_prefix('=').unwrap_or(rest)) };
-                words += usize::from(rest.is_empty());
-                given.push(Given { at, name, value });
-                break;
             }
         }
         at += words;
@@ -232,7 +262,7 @@ fn options(args: &[String], from: usize) -> Result<(Vec<Given<'_>>, usize), Unfi
 
 /// What keeps Berth from seeing, asking or ending the server.
 fn refuse(option: &Given<'_>) -> Result<(), Unfit> {
-    let Given { at, name, value } = option;
+    let Given { at, name, value, .. } = option;
     let value = value.unwrap_or_default();
     let (why, instead) = match name.as_str() {
         "--detach" if !option.is_off() => {

@@ -97,6 +97,23 @@ fn what_berth_could_not_see_ask_or_end_is_refused_at_its_place() {
 }
 
 #[test]
+fn options_are_dropped_however_they_are_written() {
+    let drop = |name: &str, value: Option<&str>| {
+        ["--detach", "--tty", "--restart", "--name"].contains(&name) && value != Some("kept")
+    };
+    for (line, kept, dropped) in [
+        ("run -dit --rm i -d", "run -i --rm i -d", "-d -t"),
+        ("run -d --restart always -t i", "run i", "-d --restart always -t"),
+        ("run --restart=no --name kept -ti=1 i --name", "run --name kept -i=1 i --name", "--restart=no -t"),
+        ("--debug run -e d=1 -d=true i", "--debug run -e d=1 i", "-d=true"),
+        ("ps -d", "ps -d", ""),
+    ] {
+        let (left, gone) = without(&words(line), drop);
+        assert_eq!((left.join(" ").as_str(), gone.join(" ").as_str()), (kept, dropped), "{line}");
+    }
+}
+
+#[test]
 fn the_server_is_known_by_what_is_run() {
     let kind = |line: &str| {
         let (container, at) = read(line).unwrap();
@@ -158,7 +175,7 @@ fn podman_runs_within_the_unit_under_a_name_that_can_be_cleared_away() {
     let started = launch(&model(text), &gpus(&[1]), &Layout::default());
     assert_eq!(
         started.argv.join(" "),
-        "podman run --rm --cgroups=split --name=berth-genesis --device=nvidia.com/gpu=GPU-1 --network=host -v \
+        "podman run --rm --cgroups=split --log-driver=none --name=berth-genesis --device=nvidia.com/gpu=GPU-1 --network=host -v \
          /models:/models:ro --env=CUDA_DEVICE_ORDER --env=CUDA_VISIBLE_DEVICES ghcr.io/ggml-org/llama.cpp:server-cuda -m \
          /models/a.gguf --host 127.0.0.1 --port 8022"
     );

@@ -128,3 +128,75 @@ fn a_model_in_docker() {
     assert_eq!(containers(&berth).len(), 1);
     berth.assert_no_failed_allocation();
 }
+
+/// Where the toolkit says what each GPU brings into a container, as `nvidia-ctk cdi generate` writes it.
+const PODMAN: &str = r#"set -eu
+mkdir -p /etc/containers /etc/cdi
+printf '[containers]\npids_limit = 0\n[engine]\nruntime = "runc"\n' >/etc/containers/containers.conf
+printf '[storage]\ndriver = "vfs"\nrunroot = "/run/containers/storage"\ngraphroot = "/var/lib/containers/storage"\n' >/etc/containers/storage.conf
+"#;
+
+/// A rootless container's namespace may have no more of /proc than is seen in full somewhere, which in a guest it is not; and
+/// podman keeps that namespace with a process of the user's session, which a guest without one has here.
+const ROOTLESS: &str = r#"set -eu
+mkdir -p /run/proc /home/frank && mount -t proc -o nosuid,nodev,noexec proc /run/proc && chown frank: /home/frank
+echo frank:100000:65536 | tee /etc/subuid >/etc/subgid
+mkdir -p /dev/net && { [ -e /dev/net/tun ] || mknod -m 666 /dev/net/tun c 10 200; }
+systemd-run --quiet --unit=frank-podman --uid=frank --property=Delegate=yes sh -c 'podman unshare true; exec sleep infinity'
+"#;
+
+const IMPORT: &str = r#"podman import --change 'ENTRYPOINT ["/usr/bin/fakellm"]' /var/lib/image.tar "$0""#;
+
+/// What `nvidia-ctk cdi generate` would write: what the first GPU brings into a container.
+fn device(berth: &Berth) {
+    let uuid = berth.status().devices[0].id.clone();
+    let text = format!(
+        "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n- name: {uuid}\n  containerEdits:\n    env: [NVIDIA_VISIBLE_DEVICES={uuid}]\n\
+         containerEdits:\n  mounts:\n  - {{hostPath: /run/gpusim, containerPath: /run/gpusim, options: [rbind, nosuid, nodev]}}\n"
+    );
+    berth.sandbox().write_file("/etc/cdi/nvidia.yaml", text).unwrap();
+}
+
+/// A service of somebody's, as it becomes a model by `berthctl add`.
+fn in_podman(berth: &Berth, name: &str, user: &str, options: &str, server: &str) {
+    let text = format!(
+        "[Service]\nUser={user}\nExecStart=/usr/bin/podman run {options} {IMAGE} --vram-each {EACH} {server}\n"
+    );
+    berth.sandbox().write_file(&format!("/etc/systemd/system/{name}.service"), text).unwrap();
+    _ = berth.systemctl(&["daemon-reload"]).with_code(0);
+    _ = berth.ctl(&["add", &format!("{name}.service"), "--yes"]).with_code(0);
+    let path = format!("/etc/berth/models.d/{name}.toml");
+    let declared = berth.run(None, &["cat", &path]).with_code(0).stdout;
+    berth.declare(name, &format!("{declared}\n[memory]\ngpu = \"14300 MiB\"\n"));
+    _ = berth.ctl(&["reload"]).with_code(0);
+}
+
+#[test]
+fn models_in_podman() {
+    let berth = Berth::builder().gpus("1x16311").fake("bare", EACH, &[]).boot();
+    script(&berth, ROOT);
+    script(&berth, PODMAN);
+    script(&berth, ROOTLESS);
+    device(&berth);
+    script(&berth, IMPORT);
+    let as_frank = ["systemd-run", "--quiet", "--wait", "--pipe", "--uid=frank", "--property=Delegate=yes", "bash", "-c", IMPORT, IMAGE];
+    _ = berth.run(None, &as_frank).with_code(0);
+    in_podman(&berth, "root", "root", "-p 127.0.0.1:8022:8080", "");
+    in_podman(&berth, "rootless", "frank", "--network=host --name mine", "--port 8023 --ignore-sigterm");
+    for model in ["root", "rootless"] {
+        berth.switch(model);
+        assert!(!berth.ask(model).is_empty());
+        assert_eq!(berth.status().problems, []);
+        berth.switch("bare");
+        berth.switch(model);
+        // Its client and all that watched over it are gone at once; the next one finds what they left.
+        let before = berth.run_of(model);
+        _ = berth.run(None, &["kill", "-KILL", &before.main_pid.to_string()]).with_code(0);
+        berth.wait_for("it is back", SOON, |berth| {
+            let now = berth.run_of(model);
+            (now.main_pid != 0 && now.invocation != before.invocation && berth.state_of(model) == ModelState::Serving).then_some(())
+        });
+    }
+    berth.switch("bare");
+    berth.assert_no_failed_allocation();
+}

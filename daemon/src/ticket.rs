@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use berth_core::backend::Launch;
+use berth_core::backend::{Clear, Launch};
 use berth_core::name::ModelName;
 use berth_launch::Ticket;
 use tokio::io::AsyncWriteExt as _;
@@ -145,7 +145,7 @@ impl Tickets {
             cpus: launch.cpus.clone(),
             memlock: launch.memlock.map(|bytes| bytes.0),
             nice: launch.nice,
-            clear: launch.clear.clone(),
+            clear: launch.clear.clone().map(|Clear { find, remove }| berth_launch::Clear { find, remove }),
         })
         .to_json();
         if ticket.len() > LONGEST_TICKET {
@@ -306,7 +306,7 @@ mod tests {
             cpus: vec![0],
             memlock: Some(Bytes::mib(1)),
             nice: Some(5),
-            clear: Vec::new(),
+            clear: None,
         }
     }
 

@@ -120,8 +120,7 @@ fn sh(script: &str) -> Launch {
         cpus: Vec::new(),
         memlock: None,
         nice: None,
-        clear: Vec::new(),
-        clear: Vec::new(),
+        clear: None,
     }
 }
 

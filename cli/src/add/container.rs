@@ -21,10 +21,11 @@ const LEFT_OUT: [(&str, &str); 7] = [
 
 /// What podman does and a model's unit forbids. The last two would keep a user's podman from its helpers: systemd lets no
 /// program gain rights where a unit has filters of its own.
-const PODMAN: [&str; 16] = [
+const PODMAN: [&str; 18] = [
     "Delegate=yes",
     "NoNewPrivileges=no",
     "CapabilityBoundingSet=~",
+    "PrivateMounts=no",
     "ProtectSystem=no",
     "ProtectControlGroups=no",
     "ProtectKernelModules=no",
@@ -38,6 +39,7 @@ const PODMAN: [&str; 16] = [
     "LockPersonality=no",
     "SystemCallFilter=",
     "RestrictRealtime=no",
+    "SystemCallArchitectures=",
 ];
 
 /// Settles a draft whose program is a container engine.
@@ -130,7 +132,7 @@ fn docker(draft: &mut Draft) {
 }
 
 fn podman(draft: &mut Draft) {
-    for line in PODMAN.into_iter().chain(["SystemCallArchitectures="]) {
+    for line in PODMAN {
         let (key, _) = line.split_once('=').unwrap_or((line, ""));
         if !draft.service.iter().any(|one| one.starts_with(&format!("{key}="))) {
             draft.service.push(line.to_owned());

@@ -247,7 +247,7 @@ fn declared_launch(
         cpus: layout.cores.clone(),
         memlock: may_lock(gpus, layout),
         nice: (layout.nice != 0).then_some(layout.nice),
-        clear: Vec::new(),
+        clear: None,
     }
 }
 
@@ -321,9 +321,18 @@ pub struct Launch {
     /// Its scheduling priority as `nice` has it; the unit's where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nice: Option<i32>,
-    /// What is run before it and may fail: it clears away what an earlier run left. Empty where there is nothing to clear.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub clear: Vec<String>,
+    /// How what an earlier run left is cleared away before it; None where nothing can be left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clear: Option<Clear>,
+}
+
+/// How what an earlier run left is cleared away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clear {
+    /// Prints it, a word for each.
+    pub find: Vec<String>,
+    /// Removes what is named behind it.
+    pub remove: Vec<String>,
 }
 
 /// A failure as read from a server's log.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::backend::{Launch, PlacedGpu};
+use crate::backend::{Clear, Launch, PlacedGpu};
 use crate::config::{BackendKind, Model};
 use crate::name::ModelName;
 
@@ -84,8 +84,6 @@ pub struct Container {
     pub image: String,
     /// What is run instead of the image's own program.
     pub entrypoint: Option<String>,
-    /// The name that it is given.
-    pub name: Option<String>,
     /// Whether it has the machine's own network.
     pub host_network: bool,
     /// The ports that are published over TCP.
@@ -210,7 +208,7 @@ impl Container {
         argv.splice(image..image, passed);
         argv.splice(self.verb.len()..self.verb.len(), bounds);
         launch.argv.splice(1..1, argv);
-        launch.clear = self.clear(model);
+        launch.clear = Some(self.clear(model));
         launch
     }
 
@@ -221,6 +219,7 @@ impl Container {
         if !has(&["--rm"]) {
             words.push("--rm".to_owned());
         }
+        words.push(format!("--label={}", label(&model.name)));
         match self.engine {
             Engine::Docker => words.push(format!("--cgroup-parent={}", model.name.slice())),
             Engine::Podman => {
@@ -230,9 +229,6 @@ impl Container {
                 // Its output goes to the unit's; kept apart it would stand in the journal twice.
                 if !has(&["--log-driver"]) {
                     words.push("--log-driver=none".to_owned());
-                }
-                if self.name.is_none() {
-                    words.push(format!("--name={}", own_name(&model.name)));
                 }
             }
         }
@@ -268,17 +264,15 @@ impl Container {
         self.verb.iter().chain(&self.options).chain([&self.image]).cloned().collect()
     }
 
-    /// What removes a container that an earlier run left: one that runs is not touched. Empty where none can be in the way.
-    fn clear(&self, model: &Model) -> Vec<String> {
-        let name = match (&self.name, self.engine) {
-            (Some(name), _) => name.clone(),
-            (None, Engine::Podman) => own_name(&model.name),
-            // Each run has another name, and docker itself removes what ended.
-            (None, Engine::Docker) => return Vec::new(),
-        };
-        let before = &self.verb[..self.verb.len() - 1];
-        let program = model.program.to_string_lossy().into_owned();
-        std::iter::once(program).chain(before.iter().cloned()).chain(["rm".to_owned(), name]).collect()
+    /// How what an earlier run of the model left is found and removed. Its label tells it from anybody else's of that name.
+    fn clear(&self, model: &Model) -> Clear {
+        let before = self.verb.iter().take_while(|word| !["container", "run"].contains(&word.as_str()));
+        let engine: Vec<String> =
+            std::iter::once(model.program.to_string_lossy().into_owned()).chain(before.cloned()).collect();
+        let with = |words: &[&str]| engine.iter().cloned().chain(words.iter().map(|word| (*word).to_owned())).collect();
+        let mut find: Vec<String> = with(&["ps", "--all", "--quiet"]);
+        find.push(format!("--filter=label={}", label(&model.name)));
+        Clear { find, remove: with(&["rm", "--force"]) }
     }
 }
 
@@ -289,11 +283,9 @@ fn through<'a>(path: &Path, folders: impl Iterator<Item = (&'a PathBuf, &'a Path
     Some(if rest.as_os_str().is_empty() { to.clone() } else { to.join(rest) })
 }
 
-/// The name of a model's container where none is declared.
-fn own_name(model: &ModelName) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-    let escaped = model.as_str().chars().map(|c| if plain(c) { c.to_string() } else { format!("_x{:02x}", u32::from(c)) });
-    format!("berth-{}", escaped.collect::<String>())
+/// What Berth marks a model's container with.
+fn label(model: &ModelName) -> String {
+    format!("berth.model={model}")
 }
 
 #[cfg(test)]

@@ -51,9 +51,19 @@ pub struct Launch {
     /// Its scheduling priority as `nice` has it; the unit's where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nice: Option<i32>,
-    /// What is run first: it clears away what an earlier run left. How it ends is not looked at.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub clear: Vec<String>,
+    /// How what an earlier run left is cleared away first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clear: Option<Clear>,
+}
+
+/// How what an earlier run left is cleared away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clear {
+    /// Prints it, a word for each.
+    pub find: Vec<String>,
+    /// Removes what is named behind it.
+    pub remove: Vec<String>,
 }
 
 /// A ticket that can't be read.
@@ -140,7 +150,7 @@ mod tests {
             cpus: vec![0, 2],
             memlock: Some(18 << 30),
             nice: Some(-5),
-            clear: vec!["/usr/bin/podman".into(), "rm".into(), "berth-genesis".into()],
+            clear: Some(Clear { find: vec!["/usr/bin/podman".into()], remove: vec!["/bin/rm".into()] }),
         };
         for ticket in [Ticket::Launch(launch), Ticket::Refused("genesis is off".into())] {
             assert_eq!(Ticket::parse(ticket.to_json().as_bytes()).unwrap(), ticket);
@@ -157,7 +167,7 @@ mod tests {
             cpus: Vec::new(),
             memlock: None,
             nice: None,
-            clear: Vec::new(),
+            clear: None,
         };
         assert_eq!(
             Ticket::Launch(launch.clone()).to_json(),

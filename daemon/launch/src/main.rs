@@ -110,18 +110,29 @@ fn run(launch: &Launch) -> Failure {
     }
 }
 
-/// Clears away what an earlier run left, as whoever becomes the server. Mostly there is nothing, which those that are asked
-/// call an error; what stays in the way the server will say.
+/// Clears away what an earlier run left, as whoever becomes the server. Where that fails, what stays in the way the server
+/// will say.
 fn clear(launch: &Launch, env: &[CString]) {
-    let Some((program, args)) = launch.clear.split_first() else { return };
-    let Ok(program) = find(program) else { return };
+    let Some(clear) = &launch.clear else { return };
+    let found = output(&clear.find, env);
+    let found: Vec<String> = found.split_whitespace().map(str::to_owned).collect();
+    if !found.is_empty() {
+        eprintln!("berth-launch: removing what an earlier run left: {}", found.join(" "));
+        output(&[clear.remove.as_slice(), &found].concat(), env);
+    }
+}
+
+/// What a command prints; nothing where it fails, which it says itself.
+fn output(command: &[String], env: &[CString]) -> String {
+    let Some((program, args)) = command.split_first() else { return String::new() };
+    let Ok(program) = find(program) else { return String::new() };
     let pairs = env.iter().filter_map(|pair| {
         let at = pair.as_bytes().iter().position(|byte| *byte == b'=')?;
         Some((OsStr::from_bytes(&pair.as_bytes()[..at]), OsStr::from_bytes(&pair.as_bytes()[at + 1..])))
     });
     let mut command = Command::new(program);
-    command.args(args).env_clear().envs(pairs);
-    _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    command.args(args).env_clear().envs(pairs).stdin(Stdio::null()).stderr(Stdio::inherit());
+    command.output().map_or(String::new(), |ran| String::from_utf8_lossy(&ran.stdout).into_owned())
 }
 
 /// Checks what can be checked before systemd is told that the server starts, enters the working directory and takes on

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use berth_launch::{Launch, Ticket};
+use berth_launch::{Clear, Launch, Ticket};
 
 /// What a run of berth-launch left behind.
 struct Ran {
@@ -77,7 +77,7 @@ fn run(argv: &[&str], env: &[(&str, &str)], cwd: Option<&str>) -> Ran {
         cpus: Vec::new(),
         memlock: None,
         nice: None,
-        clear: Vec::new(),
+        clear: None,
     };
     run_text(Ticket::Launch(launch).to_json().as_bytes())
 }
@@ -94,7 +94,7 @@ fn run_within(cpus: &[u32], memlock: Option<u64>, nice: Option<i32>, limits: &st
         cpus: cpus.to_vec(),
         memlock,
         nice,
-        clear: Vec::new(),
+        clear: None,
     };
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("ticket"), Ticket::Launch(launch).to_json()).unwrap();
@@ -108,7 +108,7 @@ fn what_an_earlier_run_left_is_cleared_away_first() {
     let left = folder.path().join("left");
     fs::write(&left, "").unwrap();
     let left = left.to_str().unwrap();
-    let launch = |script: &str| Launch {
+    let launch = |find: &str| Launch {
         argv: ["/bin/sh", "-c", "ls \"$0\" 2>/dev/null; echo served", left].map(str::to_owned).to_vec(),
         env: BTreeMap::from([("LEFT".to_owned(), left.to_owned())]),
         secrets: Vec::new(),
@@ -116,13 +116,18 @@ fn what_an_earlier_run_left_is_cleared_away_first() {
         cpus: Vec::new(),
         memlock: None,
         nice: None,
-        clear: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+        clear: Some(Clear {
+            find: ["/bin/sh", "-c", find].map(str::to_owned).to_vec(),
+            remove: ["/bin/rm", "--verbose", "--"].map(str::to_owned).to_vec(),
+        }),
     };
     // What it says is no word of the server's, and that it fails keeps none from serving.
-    let ran = |script: &str| run_text(Ticket::Launch(launch(script)).to_json().as_bytes()).stdout();
-    assert_eq!(ran("echo no such container; echo gone >&2; exit 1"), format!("{left}\nserved\n"));
-    assert_eq!(ran("rm \"$LEFT\""), "served\n");
-    let nowhere = Launch { clear: vec!["/no/such/engine".to_owned()], ..launch("") };
+    let ran = |find: &str| run_text(Ticket::Launch(launch(find)).to_json().as_bytes()).stdout();
+    assert_eq!(ran("exit 1"), format!("{left}\nserved\n"));
+    assert_eq!(ran("echo \"$LEFT.no\""), format!("{left}\nserved\n"));
+    assert_eq!(ran("echo \"$LEFT\""), "served\n");
+    let nowhere = Clear { find: vec!["/no/such/engine".to_owned()], remove: Vec::new() };
+    let nowhere = Launch { clear: Some(nowhere), ..launch("") };
     assert_eq!(run_text(Ticket::Launch(nowhere).to_json().as_bytes()).stdout(), "served\n");
 }
 

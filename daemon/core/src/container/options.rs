@@ -87,7 +87,6 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
         options: args[run + 1..image].to_vec(),
         image: args[image].clone(),
         entrypoint: None,
-        name: None,
         host_network: false,
         ports: Vec::new(),
         port: None,
@@ -100,7 +99,6 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
         let value = value.unwrap_or_default();
         match name.as_str() {
             "--entrypoint" => container.entrypoint = Some(value.to_owned()).filter(|program| !program.is_empty()),
-            "--name" => container.name = Some(value.to_owned()),
             "--network" | "--net" => container.host_network = value == "host",
             "--env" => match value.split_once('=') {
                 Some((name, value)) => _ = container.env.insert(name.to_owned(), value.to_owned()),

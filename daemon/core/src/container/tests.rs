@@ -143,26 +143,24 @@ fn docker_gets_the_model_s_slice_its_gpus_and_the_server_s_own_address() {
     let started = launch(&all, &gpus(&[1]), &Layout::default());
     assert_eq!(
         started.argv.join(" "),
-        "/usr/bin/docker run --rm --cgroup-parent=berth-model-genesis.slice --gpus all --name vllm -e HF_HOME=/cache \
+        "/usr/bin/docker run --rm --label=berth.model=genesis --cgroup-parent=berth-model-genesis.slice --gpus all --name vllm -e HF_HOME=/cache \
          -v /models:/m -p 8022:8000 --env=A --env=CUDA_DEVICE_ORDER --env=CUDA_VISIBLE_DEVICES --env=HF_TOKEN \
          vllm/vllm-openai:v0.11.0 --model /m/genesis --host 0.0.0.0 --port 8000"
     );
     // Of all GPUs it is shown the one that it has.
     assert_eq!(started.env["CUDA_VISIBLE_DEVICES"], "1");
     assert!(!started.env.contains_key("HF_HOME"), "docker gets it as it is written");
-    assert_eq!(started.clear, words("/usr/bin/docker rm vllm"));
 
     // Given two of them alone, it counts these.
     let text = "cmd = \"docker run -p 127.0.0.1:{port}:8000 vllm/vllm-openai\"\nmodel = \"Qwen/Qwen3-32B\"\nport = 8022\npolicy = \"split\"";
     let started = launch(&model(text), &gpus(&[1, 3]), &Layout::default());
     assert_eq!(
         started.argv.join(" "),
-        "docker run --rm --cgroup-parent=berth-model-genesis.slice --gpus=\"device=GPU-1,GPU-3\" -p 127.0.0.1:8022:8000 \
+        "docker run --rm --label=berth.model=genesis --cgroup-parent=berth-model-genesis.slice --gpus=\"device=GPU-1,GPU-3\" -p 127.0.0.1:8022:8000 \
          --env=CUDA_DEVICE_ORDER --env=CUDA_VISIBLE_DEVICES vllm/vllm-openai --model Qwen/Qwen3-32B --host 0.0.0.0 \
          --port 8000 --tensor-parallel-size 2"
     );
     assert_eq!(started.env["CUDA_VISIBLE_DEVICES"], "0,1");
-    assert!(started.clear.is_empty());
 
     // Those that the command chooses are nobody else's to number.
     let text = "cmd = \"docker run --gpus device=1 -p 8022:8000 vllm/vllm-openai --model a/b\"";
@@ -170,17 +168,19 @@ fn docker_gets_the_model_s_slice_its_gpus_and_the_server_s_own_address() {
 }
 
 #[test]
-fn podman_runs_within_the_unit_under_a_name_that_can_be_cleared_away() {
+fn podman_runs_within_the_unit_and_what_it_left_is_known_by_its_label() {
     let text = "cmd = \"podman run --network=host -v /models:/models:ro ghcr.io/ggml-org/llama.cpp:server-cuda -m /models/a.gguf\"\nport = 8022";
     let started = launch(&model(text), &gpus(&[1]), &Layout::default());
     assert_eq!(
         started.argv.join(" "),
-        "podman run --rm --cgroups=split --log-driver=none --name=berth-genesis --device=nvidia.com/gpu=GPU-1 --network=host -v \
+        "podman run --rm --label=berth.model=genesis --cgroups=split --log-driver=none --device=nvidia.com/gpu=GPU-1 --network=host -v \
          /models:/models:ro --env=CUDA_DEVICE_ORDER --env=CUDA_VISIBLE_DEVICES ghcr.io/ggml-org/llama.cpp:server-cuda -m \
          /models/a.gguf --host 127.0.0.1 --port 8022"
     );
     assert_eq!(started.env["CUDA_VISIBLE_DEVICES"], "GPU-1");
-    assert_eq!(started.clear, words("podman rm berth-genesis"));
+    let clear = started.clear.unwrap();
+    assert_eq!(clear.find, words("podman ps --all --quiet --filter=label=berth.model=genesis"));
+    assert_eq!(clear.remove, words("podman rm --force"));
     // What bounds the server, the engine has to be told.
     let layout = Layout { cores: vec![0, 2], lock: true, host: Bytes::mib(64), ..Layout::default() };
     let started = launch(&model(text), &[], &layout);

@@ -116,9 +116,9 @@ fn a_model_in_docker() {
     _ = berth.change(&["restart", "stubborn"]).with_code(0);
     berth.switch("bare");
 
-    // One that was made by hand and never ran has the name.
-    let by_hand = ["/usr/bin/docker", "create", "--name", "boxed", IMAGE];
-    _ = berth.run(None, &by_hand).with_code(0);
+    // One that an earlier run left has the name.
+    let left = ["/usr/bin/docker", "create", "--name", "boxed", "--label", "berth.model=boxed", IMAGE];
+    _ = berth.run(None, &left).with_code(0);
     berth.switch("boxed");
 
     berth.cut();
@@ -149,7 +149,7 @@ const IMPORT: &str = r#"podman import --change 'ENTRYPOINT ["/usr/bin/fakellm"]'
 
 /// What `nvidia-ctk cdi generate` would write: what the first GPU brings into a container.
 fn device(berth: &Berth) {
-    let uuid = berth.status().devices[0].id.clone();
+    let uuid = berth.status().gpus.value().unwrap()[0].id.clone();
     let text = format!(
         "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n- name: {uuid}\n  containerEdits:\n    env: [NVIDIA_VISIBLE_DEVICES={uuid}]\n\
          containerEdits:\n  mounts:\n  - {{hostPath: /run/gpusim, containerPath: /run/gpusim, options: [rbind, nosuid, nodev]}}\n"

@@ -5,6 +5,7 @@
 //! could not be looked at is a finding too.
 
 mod access;
+mod containers;
 mod devices;
 mod installation;
 mod models;
@@ -147,6 +148,7 @@ pub(crate) async fn doctor(
     checks.extend(devices::judge(&devices));
     checks.extend(units::judge(&units::look(&ground, units, devices.for_rivals()).await));
     checks.extend(models::judge(&models::look(&ground, &devices.gpus).await));
+    checks.extend(containers::judge(&containers::look(&ground).await));
     checks.extend(sockets::judge(sockets::look(&ground).await.as_ref()));
     checks.extend(installation::judge(&installation::look(&ground, folder).await));
     let report = report(berthd(&ground), once(checks, ground.bus.why_unknown()));

@@ -62,6 +62,7 @@ pub(super) fn settle(draft: &mut Draft, engine: Engine) -> Result<(), Refusal> {
         let what = format!("`{engine}` can't run a model like this: {}", unfit.why);
         return Err(Refusal::new(what, unfit.instead));
     }
+    ends(draft);
     // The variables so far are the engine's own; those of the file would go into the container.
     let env = std::mem::take(&mut draft.env);
     for (name, value) in env {
@@ -78,6 +79,25 @@ pub(super) fn settle(draft: &mut Draft, engine: Engine) -> Result<(), Refusal> {
         Engine::Podman => podman(draft),
     }
     Ok(())
+}
+
+/// Leaves out commands that end or remove the container.
+fn ends(draft: &mut Draft) {
+    let ends = |line: &String| {
+        let (key, command) = line.split_once('=').unwrap_or_default();
+        let mut words = command.trim_start_matches(['-', '@', ':']).split_whitespace();
+        let engine = words.next().and_then(Engine::of).is_some();
+        let verb = words.find(|word| !word.starts_with('-')).unwrap_or_default();
+        key.starts_with("Exec") && engine && ["kill", "rm", "stop"].contains(&verb)
+    };
+    let (left_out, kept) = std::mem::take(&mut draft.service).into_iter().partition(ends);
+    draft.service = kept;
+    if !draft.service.iter().any(|line| line.starts_with("ExecStartPre=")) {
+        draft.notes.retain(|note| note.what != "ExecStartPre=");
+    }
+    for line in left_out {
+        draft.note(line, "left out: Berth ends the container and removes it");
+    }
 }
 
 /// Takes the values of secret variables out of the command line: the unit has them, and the engine passes them on.

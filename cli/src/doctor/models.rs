@@ -10,6 +10,7 @@ use std::sync::Arc;
 use berth_core::backend;
 use berth_core::bytes::Bytes;
 use berth_core::config::Model;
+use berth_core::container::Engine;
 use berth_core::facts::{Gpu, Known};
 use berth_core::name::ModelName;
 use berth_core::policy::Cores;
@@ -25,7 +26,7 @@ use crate::fit::{self, Judged};
 use mounts::Mounts;
 
 /// Where a program that is declared by its name alone is looked for, as berthd does.
-const SEARCHED: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
+pub(super) const SEARCHED: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
 /// So many files of a folder are looked at.
 const FILES: usize = 200;
 /// What `ProtectHome=` hides.
@@ -158,6 +159,10 @@ fn files(model: &Model, mounts: Option<&Mounts>) -> Vec<File> {
         places.into_iter().find(|place| place.exists())
     };
     wanted.extend(program.map(|program| (program, Want::Execute)));
+    // What docker runs is opened by its daemon, as root.
+    if model.container.as_ref().is_some_and(|container| container.engine == Engine::Docker) {
+        return looked_at(wanted, mounts);
+    }
     for path in backend::of(model.backend).files(model) {
         let inside = std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path());
         wanted.extend(inside.filter(|path| path.is_file()).take(FILES).map(|path| (path, Want::Read)));
@@ -166,6 +171,10 @@ fn files(model: &Model, mounts: Option<&Mounts>) -> Vec<File> {
     if model.policy.uses_gpus() {
         wanted.extend(nodes().into_iter().map(|node| (node, Want::ReadWrite)));
     }
+    looked_at(wanted, mounts)
+}
+
+fn looked_at(mut wanted: Vec<(PathBuf, Want)>, mounts: Option<&Mounts>) -> Vec<File> {
     wanted.sort_by(|a, b| a.0.cmp(&b.0));
     let file = |(path, want): (PathBuf, Want)| File {
         way: access::look(&path),
@@ -418,7 +427,7 @@ fn limits(seen: &Seen) -> Vec<Finding> {
 }
 
 /// The command that changes a unit.
-fn edit(unit: &str) -> String {
+pub(super) fn edit(unit: &str) -> String {
     format!("{}{} edit '{unit}'", Scope::this().sudo(), Scope::this().systemctl())
 }
 

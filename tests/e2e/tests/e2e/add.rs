@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 const SOON: Duration = Duration::from_secs(20);
 
 /// Where the programs of the hand-written units are looked for; each is one that tells what it was started with.
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 9] = [
     "/opt/llama.cpp/llama-server",
     "/opt/vllm/bin/vllm",
     "/opt/venv/bin/python3",
@@ -23,6 +23,7 @@ const PROGRAMS: [&str; 8] = [
     "/opt/tei/router",
     "/usr/local/bin/llama-server",
     "/usr/bin/numactl",
+    "/usr/bin/docker",
     "/usr/bin/podman",
 ];
 
@@ -103,7 +104,9 @@ fn hand_written_units_run_as_they_did_and_come_back() {
     );
     _ = berth.run(None, &["sh", "-c", &prepare]).with_code(0);
     let needed = "[Service]\nExecStart=/bin/sleep infinity\n";
-    berth.sandbox().write_file("/run/systemd/system/nvidia-persistenced.service", needed).unwrap();
+    for unit in ["nvidia-persistenced", "docker"] {
+        berth.sandbox().write_file(&format!("/run/systemd/system/{unit}.service"), needed).unwrap();
+    }
     let ticket = "[Service]\nLoadCredential=\nLoadCredential=ticket:/run/tickets/%i\n";
     berth.sandbox().write_file("/run/systemd/system/berth-model@.service.d/ticket.conf", ticket).unwrap();
     _ = berth.systemctl(&["daemon-reload"]).with_code(0);
@@ -171,12 +174,33 @@ fn start_as_model(berth: &Berth, name: &ModelName) -> Started {
 }
 
 fn same(unit: &str, by_systemd: &Started, by_berth: &Started) {
+    if unit.starts_with("docker") || unit.starts_with("podman") {
+        return in_a_container(unit, by_systemd, by_berth);
+    }
     let tail = by_berth.argv.strip_prefix(by_systemd.argv.as_slice());
     let tail = tail.unwrap_or_else(|| panic!("{unit}: {:?}\n{:?}", by_systemd.argv, by_berth.argv));
     assert!(tail.is_empty() || tail == ["--host", "127.0.0.1"], "{unit}: {tail:?} was added");
     assert_eq!(of_server(by_berth, by_systemd), of_server(by_systemd, by_systemd), "{unit}");
     let who = |started: &Started| (started.uid, started.gid, started.groups.clone(), started.cwd.clone());
     assert_eq!(who(by_berth), who(by_systemd), "{unit}");
+}
+
+/// A container engine is asked for the same: what is left out is told, and what is added is documented.
+fn in_a_container(unit: &str, by_systemd: &Started, by_berth: &Started) {
+    const OUT: [&str; 6] = ["--cidfile", "--cgroups", "--sdnotify", "-d", "--restart", "unless-stopped"];
+    const ADDED: [&str; 6] = ["--rm", "--label=", "--cgroup-parent=", "--cgroups=split", "--log-driver=none", "--env="];
+    let theirs = by_systemd.argv.iter().filter(|word| !OUT.contains(&word.split('=').next().unwrap()));
+    let mut theirs = theirs.map(|word| if word == "-dit" { "-i".to_owned() } else { word.clone() }).peekable();
+    let ours = by_berth.argv.iter().map(String::as_str);
+    let added: Vec<&str> = ours.filter(|word| theirs.next_if(|next| next == word).is_none()).collect();
+    let left: Vec<String> = theirs.collect();
+    let secret = |word: &String| word == "-e" || word.starts_with("HF_TOKEN=");
+    assert!(left.iter().all(secret), "{unit}: {left:?} is missing of {:?}", by_berth.argv);
+    let documented = |word: &&str| ADDED.iter().any(|known| word.starts_with(known));
+    let address = |word: &&str| ["--host", "--port", "0.0.0.0", "127.0.0.1", "8000", "8080"].contains(word);
+    let other: Vec<&&str> = added.iter().filter(|word| !documented(word) && !address(word)).collect();
+    assert!(other.is_empty(), "{unit}: {other:?} was added");
+    assert_eq!((by_berth.uid, by_berth.gid, &by_berth.cwd), (by_systemd.uid, by_systemd.gid, &by_systemd.cwd), "{unit}");
 }
 
 /// A hand-written service of frank's that serves one model.

@@ -46,6 +46,10 @@ fn in_docker(berth: &Berth, name: &str, options: &str, server: &str) {
     berth.declare(name, &format!("cmd = {command:?}\nmemory = {{ gpu = \"14300 MiB\" }}\n"));
 }
 
+fn declared(berth: &Berth, name: &str) -> String {
+    berth.run(None, &["cat", &format!("/etc/berth/models.d/{name}.toml")]).with_code(0).stdout
+}
+
 fn containers(berth: &Berth) -> Vec<String> {
     let shown = berth.run(None, &["/usr/bin/docker", "ps", "-a", "--format", "{{.Names}} {{.Status}}"]).with_code(0);
     shown.stdout.lines().map(str::to_owned).collect()
@@ -59,7 +63,8 @@ fn a_model_in_docker() {
     script(&berth, ROOT);
     script(&berth, DOCKER);
     in_docker(&berth, "boxed", "--name boxed -p 127.0.0.1:8022:8080", "");
-    in_docker(&berth, "stubborn", "--name stubborn -p 127.0.0.1:8023:8080", "--ignore-sigterm");
+    in_docker(&berth, "stubborn", "--name stubborn -p 127.0.0.1:8023:8080 -p 9023:8080", "--ignore-sigterm");
+    berth.declare("stubborn", &format!("port = 8023\n{}", declared(&berth, "stubborn")));
     _ = berth.systemctl(&["daemon-reload"]).with_code(0);
     _ = berth.ctl(&["reload"]).with_code(0);
 
@@ -68,13 +73,11 @@ fn a_model_in_docker() {
     assert!(!berth.ask("boxed").is_empty());
     let status = berth.status();
     assert_eq!(status.problems, []);
-    let text = berth.ctl(&[]).with_code(0).stdout;
-    assert!(text.contains("boxed"), "{text}");
-    let free = |berth: &Berth| berth.status();
-    _ = free;
-    let group = "/sys/fs/cgroup/berth.slice/berth-model.slice/berth-model-boxed.slice";
-    let shown = berth.run(None, &["sh", "-c", &format!("cat {group}/*/cgroup.procs")]).with_code(0);
-    assert!(!shown.stdout.is_empty());
+    let gpu = &status.gpus.value().unwrap()[0];
+    let holders = gpu.holders.value().unwrap();
+    assert_eq!((holders.len(), holders[0].name.as_str(), holders[0].ours), (1, "boxed", true), "{gpu:?}");
+    let found = berth.ctl_json(&["doctor"])["findings"].to_string();
+    assert!(!found.contains("boxed"), "{found}");
 
     // To and fro: memory is proved free each time.
     berth.gpu(&["linger", "300ms"]);
@@ -109,6 +112,10 @@ fn a_model_in_docker() {
 
     // A server that ignores SIGTERM is killed at the deadline, and its name is free at once.
     berth.switch("stubborn");
+    berth.wait_for("its other port is seen", SOON, |berth| {
+        let problems = berth.status().problems;
+        problems.iter().any(|problem| problem.code == "exposed" && problem.text.contains("0.0.0.0:9023")).then_some(())
+    });
     let swap = berth.switch("bare");
     assert_eq!(swap.outcome, Some(Outcome::Done), "{swap:?}");
     assert_eq!(containers(&berth), Vec::<String>::new());
@@ -165,9 +172,7 @@ fn in_podman(berth: &Berth, name: &str, user: &str, options: &str, server: &str)
     berth.sandbox().write_file(&format!("/etc/systemd/system/{name}.service"), text).unwrap();
     _ = berth.systemctl(&["daemon-reload"]).with_code(0);
     _ = berth.ctl(&["add", &format!("{name}.service"), "--yes"]).with_code(0);
-    let path = format!("/etc/berth/models.d/{name}.toml");
-    let declared = berth.run(None, &["cat", &path]).with_code(0).stdout;
-    berth.declare(name, &format!("{declared}\n[memory]\ngpu = \"14300 MiB\"\n"));
+    berth.declare(name, &format!("{}\n[memory]\ngpu = \"14300 MiB\"\n", declared(berth, name)));
     _ = berth.ctl(&["reload"]).with_code(0);
 }
 

@@ -132,7 +132,9 @@ impl Hands {
         let end = Instant::now() + time;
         loop {
             match self.systemd.unit(model).await {
-                Ok(reading) if release::processes_gone(reading.as_ref().map(|reading| &reading.unit)) => return true,
+                Ok(reading) if release::processes_gone(reading.as_ref().map(|reading| &reading.unit)) => {
+                    return true;
+                }
                 _ if Instant::now() >= end => return false,
                 _ => tokio::time::sleep(CLIENT_PAUSE).await,
             }
@@ -201,7 +203,10 @@ impl Hands {
             return Ok(());
         }
         let slice = model.slice();
-        Err(format!("its container from before is still there after {} s: `systemctl status '{slice}'`", CLIENT.as_secs()))
+        Err(format!(
+            "its container from before is still there after {} s: `systemctl status '{slice}'`",
+            CLIENT.as_secs()
+        ))
     }
 
     async fn started(&self, start: &Start, end: Instant) -> Result<Job, SystemdError> {

@@ -2,8 +2,8 @@
 //! can't see it is refused.
 
 use berth_core::config::{self, BackendKind};
-use berth_core::{backend, rivals};
 use berth_core::container::Engine;
+use berth_core::{backend, rivals};
 use toml::Value;
 
 use super::container;

@@ -44,9 +44,10 @@ const PODMAN: [&str; 18] = [
 
 /// Settles a draft whose program is a container engine.
 pub(super) fn settle(draft: &mut Draft, engine: Engine) -> Result<(), Refusal> {
-    let (program, args) = draft.argv.split_first().map_or((String::new(), Vec::new()), |(program, args)| {
-        (program.clone(), args.to_vec())
-    });
+    let (program, args) = draft
+        .argv
+        .split_first()
+        .map_or((String::new(), Vec::new()), |(program, args)| (program.clone(), args.to_vec()));
     let split = |name: &str, value: Option<&str>| name == "--cgroups" && value == Some("split");
     let why = |name: &str| LEFT_OUT.iter().find(|(left, _)| *left == name).map(|(_, why)| *why);
     for (name, why) in LEFT_OUT {
@@ -56,7 +57,7 @@ pub(super) fn settle(draft: &mut Draft, engine: Engine) -> Result<(), Refusal> {
         }
     }
     let (args, _) = without(&args, |name, value| why(name).is_some() && !split(name, value));
-    let args = hide_secrets(draft, args);
+    let args = hide_secrets(draft, &args);
     draft.argv = std::iter::once(program.clone()).chain(args.iter().cloned()).collect();
     if let Some(Err(unfit)) = Container::read(&program, &args) {
         let what = format!("`{engine}` can't run a model like this: {}", unfit.why);
@@ -101,11 +102,13 @@ fn ends(draft: &mut Draft) {
 }
 
 /// Takes the values of secret variables out of the command line: the unit has them, and the engine passes them on.
-fn hide_secrets(draft: &mut Draft, args: Vec<String>) -> Vec<String> {
-    let of = |text: &str| text.split_once('=').filter(|(name, _)| is_secret(name)).map(|(n, v)| (n.to_owned(), v.to_owned()));
+fn hide_secrets(draft: &mut Draft, args: &[String]) -> Vec<String> {
+    let of = |text: &str| {
+        text.split_once('=').filter(|(name, _)| is_secret(name)).map(|(n, v)| (n.to_owned(), v.to_owned()))
+    };
     let given = |name: &str, value: Option<&str>| value.filter(|_| name == "--env").and_then(of);
     let found = std::cell::RefCell::new(Vec::new());
-    let (mut args, _) = without(&args, |name, value| {
+    let (mut args, _) = without(args, |name, value| {
         let secret = given(name, value);
         found.borrow_mut().extend(secret.clone());
         secret.is_some()
@@ -161,7 +164,9 @@ fn podman(draft: &mut Draft) {
     draft.note("podman", "a model's unit forbids what it needs, so the drop-in allows it");
     let user = draft.service.iter().find_map(|line| line.strip_prefix("User=")).unwrap_or("berth-model");
     if !["", "root", "0"].contains(&user) {
-        let why = format!("podman without root needs ranges in /etc/subuid and /etc/subgid, and `loginctl enable-linger {user}`");
+        let why = format!(
+            "podman without root needs ranges in /etc/subuid and /etc/subgid, and `loginctl enable-linger {user}`"
+        );
         draft.note(format!("User={user}"), why);
     }
 }

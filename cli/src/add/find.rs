@@ -122,7 +122,8 @@ async fn of_file(path: &Path, name: Option<&str>) -> Result<Addition, Complaint>
 /// Quadlet's file. Where podman has made a service of it, that is the one to be replaced.
 async fn of_quadlet(path: &Path, name: Option<&str>) -> Result<Addition, Complaint> {
     let shown = path.display().to_string();
-    let (unit, file) = quadlet::service(path, read_unit(path)?.text).map_err(|refusal| refused(&shown, refusal))?;
+    let (unit, file) =
+        quadlet::service(path, read_unit(path)?.text).map_err(|refusal| refused(&shown, refusal))?;
     let around = around(systemd::environment().await.unwrap_or_default());
     let read = Unit::read(&unit, &[file]).map_err(|wrong| refused(&shown, wrong.into()))?;
     let addition = Addition::of(of_unit(&read, name, &around)?);

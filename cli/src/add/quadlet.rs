@@ -1,5 +1,6 @@
 //! Quadlet's `.container` files: the service that podman's generator makes of one, as a unit to be read like any other.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use super::from_unit::Refusal;
@@ -112,11 +113,12 @@ pub(super) fn service(path: &Path, text: String) -> Result<(String, File), Refus
     let mut text = String::new();
     for (section, key) in read.keys().into_iter().filter(|(section, _)| *section != SECTION) {
         for setting in read.all(section, key) {
-            text += &format!("[{section}]\n{key}={}\n", setting.value);
+            // Writing to a String can't fail; nor below.
+            _ = writeln!(text, "[{section}]\n{key}={}", setting.value);
         }
     }
     let line: Vec<String> = command(&read)?.iter().map(|one| written(one)).collect();
-    text += &format!("[Service]\nExecStart={}\n", line.join(" "));
+    _ = writeln!(text, "[Service]\nExecStart={}", line.join(" "));
     Ok((format!("{name}.service"), File { path: path.to_owned(), text }))
 }
 
@@ -163,7 +165,9 @@ fn command(unit: &Unit) -> Result<Vec<String>, Refusal> {
                     command.extend(words.flat_map(|word| [(*option).to_owned(), word]));
                 }
                 Switch(option) => command.extend(is_true(value).then(|| (*option).to_owned())),
-                Prefixed(option, prefix) => command.extend([(*option).to_owned(), format!("{prefix}{value}")]),
+                Prefixed(option, prefix) => {
+                    command.extend([(*option).to_owned(), format!("{prefix}{value}")]);
+                }
                 Apart => {}
                 Refused(why) => return Err(refused(setting, why)),
             }
@@ -188,10 +192,16 @@ fn of_machine(setting: &Setting) -> Result<String, Refusal> {
     let name = setting.value.split(':').next().unwrap_or_default();
     let kinds = ["build", "image", "network", "volume", "container", "pod"];
     if !name.starts_with('/') && kinds.iter().any(|kind| name.ends_with(&format!(".{kind}"))) {
-        return Err(refused(setting, "podman makes it anew for its own service: write its name out, `systemd-NAME`"));
+        return Err(refused(
+            setting,
+            "podman makes it anew for its own service: write its name out, `systemd-NAME`",
+        ));
     }
     if setting.value.starts_with("./") || setting.value.starts_with("../") {
-        return Err(refused(setting, "it starts from the file's folder, which is another one: write the whole path"));
+        return Err(refused(
+            setting,
+            "it starts from the file's folder, which is another one: write the whole path",
+        ));
     }
     // A device that may be missing, which podman itself does not know how to pass over.
     let value = setting.value.as_str();

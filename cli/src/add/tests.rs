@@ -67,7 +67,8 @@ fn told(draft: Draft) -> String {
             // What is read back is what systemd would run.
             assert_eq!(backend::declared_line(model), draft.argv);
             let inside = model.container.iter().flat_map(|container| &container.env);
-            let inside: crate::unit::Variables = inside.map(|(name, value)| (name.clone(), value.clone())).collect();
+            let inside: crate::unit::Variables =
+                inside.map(|(name, value)| (name.clone(), value.clone())).collect();
             assert_eq!(model.env, draft.env.clone().into_iter().chain(inside).collect());
             (&addition.drafts[0], String::new())
         }
@@ -107,7 +108,8 @@ fn each_hand_written_unit_is_translated_or_refused_with_the_reason() {
 #[test]
 fn each_quadlet_file_is_translated_or_refused_with_the_reason() {
     let folder = machine().join("etc/containers/systemd");
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     assert!(paths.len() >= 4);
     let all = paths.iter().map(|path| {

@@ -73,9 +73,9 @@ pub(super) async fn look(ground: &Ground) -> Containers {
         let Some(container) = &model.container else { continue };
         let program = model.program.to_string_lossy().into_owned();
         let unit = match &ground.bus {
-            Known::Value(bus) => {
-                unit(bus, &model.name.unit()).await.map_or_else(|error| Known::Unknown(error.to_string()), Known::Value)
-            }
+            Known::Value(bus) => unit(bus, &model.name.unit())
+                .await
+                .map_or_else(|error| Known::Unknown(error.to_string()), Known::Value),
             Known::Unknown(why) => Known::Unknown(why.clone()),
         };
         let installed = if program.contains('/') {
@@ -157,6 +157,11 @@ pub(super) fn judge(containers: &Containers) -> Vec<Check> {
 
 fn of_model(seen: &Seen) -> Vec<Finding> {
     let (name, engine) = (&seen.model, seen.container.engine);
+    if engine == Engine::Docker && Scope::this() == Scope::User {
+        let text = format!("docker would run {name} under the machine's systemd, past a user's own Berth");
+        let next = "declare it with podman run instead of docker run";
+        return vec![Finding::error("engine_unfit", name, text).next(next)];
+    }
     if !seen.installed {
         let package = if engine == Engine::Docker { "docker.io" } else { "podman" };
         let text = format!("{name} can't start: {} is not there", seen.program);
@@ -179,7 +184,9 @@ fn of_model(seen: &Seen) -> Vec<Finding> {
     match engine {
         Engine::Docker => {
             let Ok(who) = &unit.user else { return found };
-            if let Known::Value(Err(access::Refused::By(step))) = access::judge(&seen.socket, who, Want::ReadWrite) {
+            if let Known::Value(Err(access::Refused::By(step))) =
+                access::judge(&seen.socket, who, Want::ReadWrite)
+            {
                 let text = format!("{name} may not ask docker: it runs as {}", who.user);
                 let next = edit("set SupplementaryGroups=docker, which lets its server do all that root can");
                 found.push(Finding::error("engine_denied", name, text).shown_by([step.shown()]).next(next));
@@ -188,7 +195,8 @@ fn of_model(seen: &Seen) -> Vec<Finding> {
         Engine::Podman => {
             if !unit.delegates || unit.no_new_privileges {
                 let text = format!("the unit of {name} forbids what podman needs");
-                let shown = format!("Delegate={}, NoNewPrivileges={}", unit.delegates, unit.no_new_privileges);
+                let shown =
+                    format!("Delegate={}, NoNewPrivileges={}", unit.delegates, unit.no_new_privileges);
                 let next = edit("set what docs/configuration.md has for podman");
                 found.push(Finding::error("engine_denied", name, text).shown_by([shown]).next(next));
             }
@@ -199,11 +207,19 @@ fn of_model(seen: &Seen) -> Vec<Finding> {
         if !user.has_ranges {
             let text = format!("podman can't run {name} as {who}: {who} has no ids for a container's users");
             let next = format!("sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {who}");
-            found.push(Finding::error("no_subuids", name, text).shown_by(["/etc/subuid, /etc/subgid".to_owned()]).next(next));
+            found.push(
+                Finding::error("no_subuids", name, text)
+                    .shown_by(["/etc/subuid, /etc/subgid".to_owned()])
+                    .next(next),
+            );
         }
         if !user.lingers {
-            let text = format!("podman loses {who}'s containers when {who} logs out, and then {name} does not start");
-            found.push(Finding::warning("no_linger", name, text).next(format!("sudo loginctl enable-linger {who}")));
+            let text = format!(
+                "podman loses {who}'s containers when {who} logs out, and then {name} does not start"
+            );
+            found.push(
+                Finding::warning("no_linger", name, text).next(format!("sudo loginctl enable-linger {who}")),
+            );
         }
     }
     found
@@ -218,13 +234,19 @@ fn by_docker(seen: &Seen) -> Vec<Finding> {
         other => {
             let why = other.as_ref().and_then(Known::why_unknown).unwrap_or("it was not asked");
             let text = format!("docker, which runs {name}, does not answer: {why}");
-            return vec![Finding::unknown("engine_silent", name, text).next("systemctl status docker; sudo berthctl doctor")];
+            return vec![
+                Finding::unknown("engine_silent", name, text)
+                    .next("systemctl status docker; sudo berthctl doctor"),
+            ];
         }
     };
     let mut found = Vec::new();
     if docker.rootless {
         let text = format!("docker runs {name} without root, in cgroups that Berth can't tell from others'");
-        found.push(Finding::error("engine_unfit", name, text).next("declare it with podman run instead of docker run"));
+        found.push(
+            Finding::error("engine_unfit", name, text)
+                .next("declare it with podman run instead of docker run"),
+        );
     } else if docker.driver != "systemd" {
         let text = format!("docker makes cgroups past systemd, so Berth can't tell {name}'s processes");
         let next = format!("\"exec-opts\": [\"native.cgroupdriver=systemd\"] {restart}");
@@ -232,7 +254,8 @@ fn by_docker(seen: &Seen) -> Vec<Finding> {
         found.push(Finding::error("engine_unfit", name, text).shown_by([shown]).next(next));
     }
     if !docker.listens && seen.container.port.is_some() {
-        let text = format!("nothing listens for the published port of {name}, so Berth can't tell whose it is");
+        let text =
+            format!("nothing listens for the published port of {name}, so Berth can't tell whose it is");
         let next = format!("take \"userland-proxy\": false out {restart}; or --network=host instead of -p");
         let shown = "\"userland-proxy\": false in /etc/docker/daemon.json".to_owned();
         found.push(Finding::error("engine_unfit", name, text).shown_by([shown]).next(next));
@@ -278,7 +301,10 @@ mod tests {
         assert_eq!(codes(&Seen { docker: silent, ..seen(docker) }), ["engine_silent Unknown"]);
         let with = |driver: &str, rootless, listens| {
             let docker = Docker { driver: driver.to_owned(), rootless, listens };
-            Seen { docker: Some(Known::Value(docker)), ..seen("/usr/bin/docker run -p 8022:8000 vllm/vllm-openai") }
+            Seen {
+                docker: Some(Known::Value(docker)),
+                ..seen("/usr/bin/docker run -p 8022:8000 vllm/vllm-openai")
+            }
         };
         assert_eq!(codes(&with("cgroupfs", false, true)), ["engine_unfit Error"]);
         assert_eq!(codes(&with("systemd", true, true)), ["engine_unfit Error"]);
@@ -297,7 +323,8 @@ mod tests {
 
     #[test]
     fn who_may_not_ask_docker_is_told_what_lets_him() {
-        let step = access::Step { path: SOCKET.into(), folder: false, mode: 0o660, uid: 0, gid: 105, listed: false };
+        let step =
+            access::Step { path: SOCKET.into(), folder: false, mode: 0o660, uid: 0, gid: 105, listed: false };
         let socket = Way { steps: vec![step], ends: None };
         let denied = Seen { socket, ..seen("docker run -p 1:1 i") };
         let found = of_model(&denied);

@@ -7,10 +7,10 @@ use berth_core::config::Settings;
 use berth_core::exposure;
 use berth_core::facts::{Known, Listening, Named};
 use berth_core::name::ModelName;
-use berth_observe::{proc, published};
 use berth_observe::scope::Scope;
 use berth_observe::sockets::{self, Socket};
 use berth_observe::systemd::{Reader, SERVICE};
+use berth_observe::{proc, published};
 
 use super::{Check, Finding, Ground, check};
 
@@ -114,7 +114,9 @@ fn on_ports(
         .collect();
     let led: BTreeMap<(u64, SocketAddr), &ModelName> = groups
         .iter()
-        .flat_map(|(model, group)| published::into(group).into_iter().map(move |led| ((led.cgroup_id, led.at), model)))
+        .flat_map(|(model, group)| {
+            published::into(group).into_iter().map(move |led| ((led.cgroup_id, led.at), model))
+        })
         .collect();
     let wanted: BTreeSet<u16> = wanted.iter().map(|(_, address)| address.port()).collect();
     let listener = |socket: Socket| {

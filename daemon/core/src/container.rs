@@ -126,10 +126,9 @@ impl Container {
         }
         let wanted = wanted.map(|port| port.to_string());
         let mut fit: Vec<&Published> = self.ports.iter().collect();
-        for rule in [
-            &|port: &Published| wanted.as_ref() == Some(&port.port),
-            &|port: &Published| inside == Some(port.inside),
-        ] as [&dyn Fn(&Published) -> bool; 2]
+        for rule in [&|port: &Published| wanted.as_ref() == Some(&port.port), &|port: &Published| {
+            inside == Some(port.inside)
+        }] as [&dyn Fn(&Published) -> bool; 2]
         {
             if fit.len() > 1 && fit.iter().any(|port| rule(port)) {
                 fit.retain(|port| rule(port));
@@ -138,7 +137,11 @@ impl Container {
         self.port = match fit[..] {
             [one] => Some(one.clone()),
             [] => return Err("no port of this machine leads to the server".to_owned()),
-            _ => return Err("several ports are published, and which one is the server's is not said".to_owned()),
+            _ => {
+                return Err(
+                    "several ports are published, and which one is the server's is not said".to_owned()
+                );
+            }
         };
         Ok(())
     }
@@ -195,7 +198,8 @@ impl Container {
     pub(crate) fn around(&self, model: &Model, gpus: &[PlacedGpu], server: Launch) -> Launch {
         let mut launch = server;
         launch.env.retain(|name, _| {
-            let own = self.gpus == Gpus::Chosen && ["CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"].contains(&name.as_str());
+            let own = self.gpus == Gpus::Chosen
+                && ["CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"].contains(&name.as_str());
             let given = self.env.get(name).is_some_and(|given| model.env.get(name) == Some(given));
             !given && (!own || model.env.contains_key(name))
         });
@@ -269,7 +273,9 @@ impl Container {
         let before = self.verb.iter().take_while(|word| !["container", "run"].contains(&word.as_str()));
         let engine: Vec<String> =
             std::iter::once(model.program.to_string_lossy().into_owned()).chain(before.cloned()).collect();
-        let with = |words: &[&str]| engine.iter().cloned().chain(words.iter().map(|word| (*word).to_owned())).collect();
+        let with = |words: &[&str]| {
+            engine.iter().cloned().chain(words.iter().map(|word| (*word).to_owned())).collect()
+        };
         let mut find: Vec<String> = with(&["ps", "--all", "--quiet"]);
         find.push(format!("--filter=label={}", label(&model.name)));
         Clear { find, remove: with(&["rm", "--force"]) }

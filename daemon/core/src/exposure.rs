@@ -29,7 +29,9 @@ pub fn of(model: &Model, told: Option<SocketAddr>, sockets: &[Listening]) -> Opt
     let all = published && declared.ip().is_unspecified();
     let mut wider: Vec<&Listening> = sockets
         .iter()
-        .filter(|socket| !(is_declared(declared, socket.address) || all && socket.address.port() == declared.port()))
+        .filter(|socket| {
+            !(is_declared(declared, socket.address) || all && socket.address.port() == declared.port())
+        })
         .collect();
     wider.sort_by_key(|socket| socket.address);
     // Each thread of a server may have a socket of its own at the same address.

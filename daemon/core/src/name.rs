@@ -237,7 +237,13 @@ mod tests {
             assert_eq!(name.slice(), slice);
             assert_eq!(ModelName::from_slice(slice), Some(name));
         }
-        for none in ["berth-model.slice", "berth-model-.slice", "berth-model-a-b.slice", r"berth-model-\x61.slice", "a.slice"] {
+        for none in [
+            "berth-model.slice",
+            "berth-model-.slice",
+            "berth-model-a-b.slice",
+            r"berth-model-\x61.slice",
+            "a.slice",
+        ] {
             assert_eq!(ModelName::from_slice(none), None, "{none}");
         }
     }

@@ -28,7 +28,8 @@ pub fn into(control_groups: &[String]) -> Vec<Forward> {
     let slices: Vec<String> = control_groups.iter().filter(|group| proc::is_slice(group)).cloned().collect();
     let inside = proc::cgroup_processes(&slices);
     // All processes of a container have its addresses, and a model has one container.
-    let addresses = inside.value().into_iter().flat_map(|processes| processes.keys()).find_map(|pid| addresses(*pid));
+    let addresses =
+        inside.value().into_iter().flat_map(|processes| processes.keys()).find_map(|pid| addresses(*pid));
     let Some(addresses) = addresses else { return Vec::new() };
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -43,7 +44,12 @@ pub fn into(control_groups: &[String]) -> Vec<Forward> {
 /// The cgroups of which a socket on `port` is one of these models' own.
 pub fn answering(control_groups: &[String], port: u16) -> BTreeSet<u64> {
     let mut ids = proc::cgroup_ids(control_groups);
-    ids.extend(into(control_groups).iter().filter(|forward| forward.at.port() == port).map(|forward| forward.cgroup_id));
+    ids.extend(
+        into(control_groups)
+            .iter()
+            .filter(|forward| forward.at.port() == port)
+            .map(|forward| forward.cgroup_id),
+    );
     ids
 }
 

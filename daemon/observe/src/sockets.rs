@@ -107,7 +107,9 @@ pub fn of_models(
     }
     let mut led: BTreeMap<(u64, SocketAddr), &ModelName> = BTreeMap::new();
     for (model, groups) in groups {
-        led.extend(published::into(groups).into_iter().map(|forward| ((forward.cgroup_id, forward.at), model)));
+        led.extend(
+            published::into(groups).into_iter().map(|forward| ((forward.cgroup_id, forward.at), model)),
+        );
     }
     for socket in listeners(None)? {
         let address = SocketAddr::new(socket.address, socket.port);

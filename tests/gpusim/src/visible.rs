@@ -10,7 +10,10 @@ use crate::units::{mib, parse_size};
 /// The cards that this program's variables let it see.
 pub fn by_environment(cards: Vec<Card>) -> Vec<u32> {
     let variable = |name| std::env::var(name).ok();
-    visible(&in_container(cards, variable("NVIDIA_VISIBLE_DEVICES").as_deref()), variable("CUDA_VISIBLE_DEVICES").as_deref())
+    visible(
+        &in_container(cards, variable("NVIDIA_VISIBLE_DEVICES").as_deref()),
+        variable("CUDA_VISIBLE_DEVICES").as_deref(),
+    )
 }
 
 /// The cards that `CUDA_VISIBLE_DEVICES` lets a program see of these, in its order: all when unset, else by place or by
@@ -33,7 +36,9 @@ pub fn in_container(cards: Vec<Card>, variable: Option<&str>) -> Vec<Card> {
         None | Some("" | "all" | "void") => cards,
         Some(list) => {
             let listed: Vec<&str> = list.split(',').map(str::trim).collect();
-            let shown = |card: &Card| listed.iter().any(|entry| *entry == card.uuid || *entry == card.index.to_string());
+            let shown = |card: &Card| {
+                listed.iter().any(|entry| *entry == card.uuid || *entry == card.index.to_string())
+            };
             cards.into_iter().filter(shown).collect()
         }
     }

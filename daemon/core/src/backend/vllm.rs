@@ -175,7 +175,9 @@ impl Backend for Vllm {
             match serve(&model.args) {
                 Some(at) => launch.argv.insert(at + 2, named),
                 // An image's own program may be either.
-                None if run_by_python(&model.args) || model.container.is_some() => launch.argv.extend(["--model".to_owned(), named]),
+                None if run_by_python(&model.args) || model.container.is_some() => {
+                    launch.argv.extend(["--model".to_owned(), named]);
+                }
                 None => _ = launch.argv.splice(1..1, ["serve".to_owned(), named]),
             }
         }

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use toml::Spanned;
 
+use super::BackendKind;
 use super::declared::{Command, Declared};
 use super::error::ConfigError;
 use super::model_file::{Derive, span_of};
 use super::reader::Reader;
-use super::BackendKind;
 use crate::backend::{self, Given};
 use crate::container::Container;
 
@@ -66,7 +66,9 @@ impl Derive<'_, '_> {
         };
         if let Err(why) = container.settle(wanted, told.or(by_itself(kind))) {
             let inside = told.or(by_itself(kind)).unwrap_or(8000);
-            let help = format!("publish it, for this machine alone: `-p 127.0.0.1:{{port}}:{inside}`; or declare which with `port`");
+            let help = format!(
+                "publish it, for this machine alone: `-p 127.0.0.1:{{port}}:{inside}`; or declare which with `port`"
+            );
             wrong(command.program.span(), why, &help);
             return None;
         }
@@ -86,12 +88,15 @@ impl Derive<'_, '_> {
 
     /// Makes sure that the model's file is in the container.
     pub(super) fn check_mounted(&self, declared: &Declared, file: Option<&PathBuf>) {
-        let (Some(container), Some(file), Some(written)) = (&declared.container, file, &declared.model) else {
+        let (Some(container), Some(file), Some(written)) = (&declared.container, file, &declared.model)
+        else {
             return;
         };
         if container.inside(file).is_none() {
             let folder = file.parent().unwrap_or(file).display().to_string();
-            let place = self.reader.place(&written.span(), "no folder of this machine that is mounted there holds it");
+            let place = self
+                .reader
+                .place(&written.span(), "no folder of this machine that is mounted there holds it");
             let error = ConfigError::new("the model's file is not in the container", place);
             self.reader.note(error.help(format!("mount it: `-v {folder}:{folder}:ro`")));
         }
@@ -102,7 +107,9 @@ impl Derive<'_, '_> {
         let kind = container.kind(args);
         let by_program = |program: &String| backend::kind_of(program, args) == kind;
         let from = match (&container.entrypoint, kind) {
-            (_, BackendKind::Command) => format!("nothing says which server the image {} runs", container.image),
+            (_, BackendKind::Command) => {
+                format!("nothing says which server the image {} runs", container.image)
+            }
             (Some(program), _) if by_program(program) => format!("`--entrypoint {program}`"),
             _ => format!("the image, {}", container.image),
         };

@@ -118,7 +118,8 @@ impl Derive<'_, '_> {
         let kind = self.backend(&declared, &command.program, &args);
         let backend = backend::of(kind);
 
-        let spelled = (backend.spellings().host.given(&args, &env), backend.spellings().port.given(&args, &env));
+        let spelled =
+            (backend.spellings().host.given(&args, &env), backend.spellings().port.given(&args, &env));
         let (host, port) = match &mut container {
             Some(container) if !container.host_network => {
                 match self.published(container, &declared, kind, spelled) {
@@ -285,12 +286,7 @@ impl Derive<'_, '_> {
         );
     }
 
-    fn backend(
-        &mut self,
-        declared: &Declared,
-        program: &Spanned<String>,
-        args: &[String],
-    ) -> BackendKind {
+    fn backend(&mut self, declared: &Declared, program: &Spanned<String>, args: &[String]) -> BackendKind {
         if let Some(declared) = &declared.backend {
             return *declared.get_ref();
         }
@@ -532,7 +528,8 @@ impl Derive<'_, '_> {
 /// path.
 fn is_hub(kind: BackendKind, path: &str) -> bool {
     let parts: Vec<&str> = path.split('/').collect();
-    let named = matches!(parts[..], [org, name] if !org.is_empty() && !org.starts_with('.') && !name.is_empty());
+    let named =
+        matches!(parts[..], [org, name] if !org.is_empty() && !org.starts_with('.') && !name.is_empty());
     kind != BackendKind::Command
         && (path.contains("://") || named)
         && !Path::new(path).extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"))

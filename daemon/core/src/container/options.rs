@@ -49,8 +49,18 @@ const SHORT: &[(char, &str)] = &[
 ];
 
 /// Options before `run` that take no value.
-const GLOBAL_SWITCHES: &[&str] =
-    &["-D", "--debug", "--help", "--noout", "--remote", "-r", "--syslog", "--tls", "--tlsverify", "--transient-store"];
+const GLOBAL_SWITCHES: &[&str] = &[
+    "-D",
+    "--debug",
+    "--help",
+    "--noout",
+    "--remote",
+    "-r",
+    "--syslog",
+    "--tls",
+    "--tlsverify",
+    "--transient-store",
+];
 
 /// Options before `run` that can lead to another machine.
 const ELSEWHERE: &[&str] = &["-c", "--connection", "--context", "-H", "--host", "--remote", "-r", "--url"];
@@ -98,7 +108,9 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
     for Given { at, name, value, .. } in given {
         let value = value.unwrap_or_default();
         match name.as_str() {
-            "--entrypoint" => container.entrypoint = Some(value.to_owned()).filter(|program| !program.is_empty()),
+            "--entrypoint" => {
+                container.entrypoint = Some(value.to_owned()).filter(|program| !program.is_empty());
+            }
             "--network" | "--net" => container.host_network = value == "host",
             "--env" => match value.split_once('=') {
                 Some((name, value)) => _ = container.env.insert(name.to_owned(), value.to_owned()),
@@ -115,7 +127,8 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
                 }
             }
             "--publish" => {
-                let port = published(value).map_err(|why| unfit(at, why, "write it as -p 127.0.0.1:8022:8000"))?;
+                let port =
+                    published(value).map_err(|why| unfit(at, why, "write it as -p 127.0.0.1:8022:8000"))?;
                 container.ports.extend(port);
             }
             _ => {}
@@ -160,7 +173,8 @@ pub fn without(args: &[String], drop: impl Fn(&str, Option<&str>) -> bool) -> (V
 pub(super) fn has(words: &[String], names: &[&str]) -> bool {
     // The image ends them.
     let words = [words, &[String::new()]].concat();
-    options(&words, 0).is_ok_and(|(given, _)| given.iter().any(|option| names.contains(&option.name.as_str())))
+    options(&words, 0)
+        .is_ok_and(|(given, _)| given.iter().any(|option| names.contains(&option.name.as_str())))
 }
 
 fn unfit(at: usize, why: impl Into<String>, instead: impl Into<String>) -> Unfit {
@@ -176,8 +190,11 @@ fn verb(engine: Engine, args: &[String]) -> Result<usize, Unfit> {
         if !name.starts_with('-') {
             break;
         }
-        let value = value.or_else(|| args.get(at + 1).map(String::as_str).filter(|_| !GLOBAL_SWITCHES.contains(&name)));
-        let here = value.is_some_and(|value| value.starts_with("unix://")) && !name.ends_with("remote") && name != "-r";
+        let value = value
+            .or_else(|| args.get(at + 1).map(String::as_str).filter(|_| !GLOBAL_SWITCHES.contains(&name)));
+        let here = value.is_some_and(|value| value.starts_with("unix://"))
+            && !name.ends_with("remote")
+            && name != "-r";
         // podman's `-c` is docker's `--context`.
         if ELSEWHERE.contains(&name) && !here {
             let why = format!("`{name}` may run the server on another machine");
@@ -191,7 +208,8 @@ fn verb(engine: Engine, args: &[String]) -> Result<usize, Unfit> {
         ("container", "run") => Ok(at + 1),
         ("", _) => Err(unfit(0, format!("`{engine}` is told nothing to do"), instead)),
         ("start" | "restart", _) => {
-            let why = format!("`{engine} {}` runs a container that was made elsewhere, outside its unit", word(at));
+            let why =
+                format!("`{engine} {}` runs a container that was made elsewhere, outside its unit", word(at));
             Err(unfit(at, why, format!("{instead}, with the options that it was made with")))
         }
         ("compose" | "stack" | "kube" | "play", _) => {
@@ -253,7 +271,11 @@ fn options(args: &[String], from: usize) -> Result<(Vec<Given<'_>>, usize), Unfi
         at += words;
     }
     if args.get(at).is_none() {
-        return Err(unfit(from.saturating_sub(1), "no image is named", "add the image, and behind it the server's own flags"));
+        return Err(unfit(
+            from.saturating_sub(1),
+            "no image is named",
+            "add the image, and behind it the server's own flags",
+        ));
     }
     Ok((given, at))
 }
@@ -263,32 +285,38 @@ fn refuse(option: &Given<'_>) -> Result<(), Unfit> {
     let Given { at, name, value, .. } = option;
     let value = value.unwrap_or_default();
     let (why, instead) = match name.as_str() {
-        "--detach" if !option.is_off() => {
-            ("the server would go on in the background, and its unit would end at once", "leave `-d` out; systemd keeps it running")
-        }
-        "--restart" if value != "no" => {
-            ("the engine would start the server again past Berth", "leave `--restart` out; Berth brings it back itself")
-        }
+        "--detach" if !option.is_off() => (
+            "the server would go on in the background, and its unit would end at once",
+            "leave `-d` out; systemd keeps it running",
+        ),
+        "--restart" if value != "no" => (
+            "the engine would start the server again past Berth",
+            "leave `--restart` out; Berth brings it back itself",
+        ),
         "--sig-proxy" if option.is_off() => ("the server would not be told to stop", "leave it out"),
         "--tty" if !option.is_off() => {
             ("a unit has no terminal, and with one docker does not tell the server to stop", "leave `-t` out")
         }
-        "--publish-all" if !option.is_off() => {
-            ("the machine's port would be another one at each start", "publish the server's own: -p 127.0.0.1:{port}:8000")
-        }
+        "--publish-all" if !option.is_off() => (
+            "the machine's port would be another one at each start",
+            "publish the server's own: -p 127.0.0.1:{port}:8000",
+        ),
         "--cgroup-parent" => {
             ("it would run in another cgroup than that by which Berth knows its processes", "leave it out")
         }
-        "--cgroups" if value != "split" => {
-            ("its processes would not be in the unit's cgroup, where Berth measures and ends them", "leave it out; Berth adds --cgroups=split")
-        }
+        "--cgroups" if value != "split" => (
+            "its processes would not be in the unit's cgroup, where Berth measures and ends them",
+            "leave it out; Berth adds --cgroups=split",
+        ),
         "--cidfile" => ("its file would keep the next start from working", "leave it out"),
-        "--pod" | "--pod-id-file" => {
-            ("a pod's containers are not in the unit's cgroup", "run the server alone, with --network=host or a port that is published")
-        }
-        "--network" | "--net" if value == "none" || value.starts_with("container:") => {
-            ("no port of this machine leads to the server", "use --network=host, or publish its port: -p 127.0.0.1:{port}:8000")
-        }
+        "--pod" | "--pod-id-file" => (
+            "a pod's containers are not in the unit's cgroup",
+            "run the server alone, with --network=host or a port that is published",
+        ),
+        "--network" | "--net" if value == "none" || value.starts_with("container:") => (
+            "no port of this machine leads to the server",
+            "use --network=host, or publish its port: -p 127.0.0.1:{port}:8000",
+        ),
         _ => return Ok(()),
     };
     Err(unfit(*at, format!("with `{name}` {why}"), instead))

@@ -23,7 +23,8 @@ fn model(text: &str) -> Model {
 }
 
 fn gpus(indices: &[u32]) -> Vec<PlacedGpu> {
-    let gpu = |index: &u32| PlacedGpu { id: DeviceId(format!("GPU-{index}")), index: *index, bytes: Bytes::mib(1) };
+    let gpu =
+        |index: &u32| PlacedGpu { id: DeviceId(format!("GPU-{index}")), index: *index, bytes: Bytes::mib(1) };
     indices.iter().map(gpu).collect()
 }
 
@@ -57,7 +58,11 @@ fn options_are_told_from_the_image_and_the_server() {
     assert_eq!(container.outside(Path::new("/models/a.gguf")), Some("/m/a.gguf".into()));
     assert_eq!(container.outside(Path::new("/models/two/a")), Some("/m/one/a".into()), "the longest counts");
     assert_eq!(container.outside(Path::new("/modelsx/a")), None);
-    assert_eq!(container.outside(Path::new("/c/a")), None, "a volume of docker's is no folder of the machine");
+    assert_eq!(
+        container.outside(Path::new("/c/a")),
+        None,
+        "a volume of docker's is no folder of the machine"
+    );
     assert_eq!(container.inside(Path::new("/m/a.gguf")), Some("/models/a.gguf".into()));
 }
 
@@ -208,7 +213,9 @@ fn which_port_is_the_server_s_has_to_be_clear() {
         let errors = load(&Sources { models: vec![file], ..Sources::default() }, "tower").unwrap_err();
         errors.iter().map(|error| error.render(false)).collect::<Vec<_>>().join("\n")
     };
-    let vllm = |options: &str, more: &str| format!("cmd = \"docker run {options} vllm/vllm-openai --model a/b {more}\"\n");
+    let vllm = |options: &str, more: &str| {
+        format!("cmd = \"docker run {options} vllm/vllm-openai --model a/b {more}\"\n")
+    };
     assert_eq!(model(&vllm("-p 1234:9000 -p 8022:8000", "")).port, 8022);
     assert_eq!(model(&(vllm("-p 8022:8000 -p 8023:8000", "") + "port = 8023")).port, 8023);
     for (text, said) in [

@@ -73,7 +73,8 @@ fn a_unit_counts_only_where_pid_1_keeps_it() {
         "cgroups that the server makes below its unit are its own"
     );
     for (slice, model) in [("genesis", "genesis"), (r"qwen3\x2d32b", "qwen3-32b"), (r"a\x3ab", "a:b")] {
-        let path = format!("/berth.slice/berth-model.slice/berth-model-{slice}.slice/docker-0123.scope/workers");
+        let path =
+            format!("/berth.slice/berth-model.slice/berth-model-{slice}.slice/docker-0123.scope/workers");
         assert_eq!(of(&path).as_deref(), Some(model), "what docker runs in a model's slice");
     }
     for foreign in [

@@ -3,7 +3,8 @@
 
 fn main() -> std::io::Result<()> {
     let words: Vec<String> = std::env::args().take(2).collect();
-    let engine = words.first().is_some_and(|program| program.ends_with("/docker") || program.ends_with("/podman"));
+    let engine =
+        words.first().is_some_and(|program| program.ends_with("/docker") || program.ends_with("/podman"));
     if engine && words.get(1).is_some_and(|verb| ["rm", "stop"].contains(&verb.as_str())) {
         return Ok(());
     }

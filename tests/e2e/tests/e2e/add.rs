@@ -188,7 +188,8 @@ fn same(unit: &str, by_systemd: &Started, by_berth: &Started) {
 /// A container engine is asked for the same: what is left out is told, and what is added is documented.
 fn in_a_container(unit: &str, by_systemd: &Started, by_berth: &Started) {
     const OUT: [&str; 6] = ["--cidfile", "--cgroups", "--sdnotify", "-d", "--restart", "unless-stopped"];
-    const ADDED: [&str; 6] = ["--rm", "--label=", "--cgroup-parent=", "--cgroups=split", "--log-driver=none", "--env="];
+    const ADDED: [&str; 6] =
+        ["--rm", "--label=", "--cgroup-parent=", "--cgroups=split", "--log-driver=none", "--env="];
     // A secret is passed on by its name, and is in no command line.
     let line = by_systemd.argv.join("\n").replace("\n-e\nHF_TOKEN=abc", "").replace("\n-dit\n", "\n-i\n");
     let theirs = line.lines().filter(|word| !OUT.contains(&word.split('=').next().unwrap()));
@@ -201,7 +202,11 @@ fn in_a_container(unit: &str, by_systemd: &Started, by_berth: &Started) {
     let address = |word: &&str| ["--host", "--port", "0.0.0.0", "127.0.0.1", "8000", "8080"].contains(word);
     let other: Vec<&&str> = added.iter().filter(|word| !documented(word) && !address(word)).collect();
     assert!(other.is_empty(), "{unit}: {other:?} was added");
-    assert_eq!((by_berth.uid, by_berth.gid, &by_berth.cwd), (by_systemd.uid, by_systemd.gid, &by_systemd.cwd), "{unit}");
+    assert_eq!(
+        (by_berth.uid, by_berth.gid, &by_berth.cwd),
+        (by_systemd.uid, by_systemd.gid, &by_systemd.cwd),
+        "{unit}"
+    );
 }
 
 /// A hand-written service of frank's that serves one model.

@@ -106,7 +106,7 @@ pub(crate) async fn setup(options: &SetupOptions, berth: &Context) -> Result<Exi
     }
     let basis = doctor::basis(&berth.client).await;
     let mut machine = look::look(&basis, &options.folders).await?;
-    let plan = propose(&basis, &mut machine, berth).await;
+    let plan = propose(&basis, &mut machine, options.stop, berth).await;
     let shown = show::Shown { basis: &basis, machine: &machine, plan: &plan, stop: options.stop };
     if !berth.out.json {
         Out::say(&shown.machine(berth.out.paint));
@@ -136,7 +136,7 @@ pub(crate) async fn setup(options: &SetupOptions, berth: &Context) -> Result<Exi
             Out::say(&show::change(change, options.stop));
         }
         *came = if consent.yes || wanted() {
-            match make(change, &mut journal, berth).await {
+            match make(change, options.stop, &mut journal, berth).await {
                 Ok(also) => {
                     left.extend(also);
                     Came::Done
@@ -156,7 +156,14 @@ pub(crate) async fn setup(options: &SetupOptions, berth: &Context) -> Result<Exi
         left.extend(systemd::stop(&addition.unit).await.err().map(|failed| failed.to_string()));
     }
     if !added.is_empty() {
-        left.extend(reload(berth).await.err().map(|why| not_taken_up(&why)));
+        match reload(berth).await {
+            Ok(()) => {
+                for addition in &added {
+                    left.extend(addition.prepared.keep(berth).await);
+                }
+            }
+            Err(why) => left.push(not_taken_up(&why)),
+        }
     }
     if came.iter().all(|came| *came == Came::Declined) {
         return Err(Complaint::new(Exit::Refused, "declined", "Nothing was changed.".to_owned(), &[]));
@@ -176,7 +183,7 @@ fn wanted() -> bool {
 }
 
 /// What could be changed. Files that a service would bring with it are no longer told as unserved.
-async fn propose(basis: &Basis, machine: &mut Machine, berth: &Context) -> Plan {
+async fn propose(basis: &Basis, machine: &mut Machine, stop: bool, berth: &Context) -> Plan {
     let mut plan = Plan::default();
     if basis.silent.as_ref().is_some_and(|why| why.code == "berthd_not_running") {
         // Where systemd can't be asked, that is among what the machine lacks.
@@ -187,7 +194,7 @@ async fn propose(basis: &Basis, machine: &mut Machine, berth: &Context) -> Plan 
         }
     }
     for service in &machine.services {
-        match offered(service, berth).await {
+        match offered(service, stop, berth).await {
             Ok(Some(prepared)) => {
                 let files = look::declared_files(&prepared.settings);
                 for folder in &mut machine.folders {
@@ -204,7 +211,7 @@ async fn propose(basis: &Basis, machine: &mut Machine, berth: &Context) -> Plan 
 }
 
 /// The service as a model; None where it is one already.
-async fn offered(service: &Service, berth: &Context) -> Result<Option<Prepared>, Passed> {
+async fn offered(service: &Service, stop: bool, berth: &Context) -> Result<Option<Prepared>, Passed> {
     if service.masked {
         return Ok(None);
     }
@@ -221,7 +228,7 @@ async fn offered(service: &Service, berth: &Context) -> Result<Option<Prepared>,
     }
     // What is wrong with it becomes one line among others.
     let quiet = Out { json: true, ..berth.out };
-    match add::prepare(unit, &AddOptions::default(), quiet).await {
+    match add::prepare(unit, &AddOptions { stop, ..AddOptions::default() }, quiet).await {
         Ok(prepared) => Ok(Some(prepared)),
         Err(why) => {
             let next = why.hints.into_iter().chain([disable()]).collect::<Vec<_>>().join("; or ");
@@ -231,7 +238,12 @@ async fn offered(service: &Service, berth: &Context) -> Result<Option<Prepared>,
 }
 
 /// Makes one change, which the journal names before it is begun. Gives what is left to do.
-async fn make(change: &Change, journal: &mut Journal, berth: &Context) -> Result<Vec<String>, Complaint> {
+async fn make(
+    change: &Change,
+    stop: bool,
+    journal: &mut Journal,
+    berth: &Context,
+) -> Result<Vec<String>, Complaint> {
     match change {
         Change::Start(state) => {
             journal.push(Step::Berthd { enabled: !state.enabled, started: !state.runs })?;
@@ -241,7 +253,8 @@ async fn make(change: &Change, journal: &mut Journal, berth: &Context) -> Result
         Change::Add(addition) => {
             // What was added before it counts by now: names and ports of both may be the same.
             let quiet = Out { json: true, ..berth.out };
-            let prepared = add::prepare(&addition.unit, &AddOptions::default(), quiet).await?;
+            let options = AddOptions { stop, ..AddOptions::default() };
+            let prepared = add::prepare(&addition.unit, &options, quiet).await?;
             let names = prepared.addition.drafts.iter().map(|draft| draft.name.clone()).collect();
             journal.push(Step::Added { models: names })?;
             match prepared.carry_out(ABOUT).await {

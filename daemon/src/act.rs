@@ -281,7 +281,7 @@ impl Hands {
             unit.as_ref().map(|unit| unit.invocation.clone()).filter(|_| run.is_empty()).unwrap_or(run);
         let started_at =
             unit.as_ref().filter(|unit| unit.invocation == invocation).and_then(|u| u.started_at);
-        let run = journal::Run { model: name.clone(), invocation, started_at };
+        let run = journal::Run { units: self.systemd.units_of(name), invocation, started_at };
         let tail = journal::tail(&run, LOG_LINES).await.unwrap_or_else(|error| {
             tracing::warn!(model = %name, %error, "its log can't be read");
             Tail::default()

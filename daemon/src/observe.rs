@@ -175,9 +175,11 @@ async fn units(
     let mut changes = systemd.changes();
     let mut known: BTreeMap<ModelName, UnitReading> = BTreeMap::new();
     let mut all_at: Option<Instant> = None;
+    let mut generation = systemd.predecessors_generation();
     let mut listening_at: Option<Instant> = None;
     loop {
-        let message = if all_at.is_none_or(|at| at.elapsed() >= ALL_UNITS) {
+        if all_at.is_none_or(|at| at.elapsed() >= ALL_UNITS) {
+            generation = systemd.predecessors_generation();
             // While the bus is away the last that was known stays; what is not known is not gone.
             match systemd.units().await {
                 Ok(read) => known = read,
@@ -187,11 +189,14 @@ async fn units(
             if driver.send(Message::Cpus(crate::cpus::online())).await.is_err() {
                 return;
             }
-            Message::Units(known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect())
-        } else {
-            Message::Units(known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect())
-        };
-        if driver.send(message).await.is_err() {
+        }
+        let units = known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect();
+        if generation != systemd.predecessors_generation() {
+            // A model that runs as another unit would be taken for one that is down.
+            all_at = None;
+            continue;
+        }
+        if driver.send(Message::Units(units)).await.is_err() {
             return;
         }
         if listening_at.is_none_or(|at| at.elapsed() >= LISTENING) {

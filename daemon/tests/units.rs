@@ -130,7 +130,11 @@ fn root(command: &str) -> String {
 }
 
 fn run(model: &ModelName, unit: &Unit) -> journal::Run {
-    journal::Run { model: model.clone(), invocation: unit.invocation.clone(), started_at: unit.started_at }
+    journal::Run {
+        units: vec![model.unit()],
+        invocation: unit.invocation.clone(),
+        started_at: unit.started_at,
+    }
 }
 
 fn signal(pid: u32, name: &str) {
@@ -414,7 +418,7 @@ impl Daemon {
         let model = name("talker-1");
         let script = r"printf 'first\n\033[31mred\033[0m\nb\377d\n'; sleep 0.5; echo late; exec sleep 1000";
         self.start(&model, script).await.unwrap();
-        let lines = journal::follow(&model, 100, true).unwrap();
+        let lines = journal::follow(&[model.unit()], 100, true).unwrap();
         pin_mut!(lines);
         let mut seen = Vec::new();
         while seen.last().map(String::as_str) != Some("late") {
@@ -432,7 +436,7 @@ impl Daemon {
             seen.iter().any(|text| text.starts_with("Started")),
             "what systemd says is there too: {seen:?}"
         );
-        let ended: Vec<_> = journal::follow(&model, 1, false).unwrap().collect().await;
+        let ended: Vec<_> = journal::follow(&[model.unit()], 1, false).unwrap().collect().await;
         assert_eq!(ended.into_iter().map(|line| line.unwrap().text).collect::<Vec<_>>(), ["late"]);
 
         // A log that never becomes quiet is given up after 2 s.

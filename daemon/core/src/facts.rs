@@ -247,6 +247,9 @@ pub struct Unit {
     pub processes: Known<BTreeMap<u32, u64>>,
     /// What these processes have brought into memory.
     pub brought: Known<Brought>,
+    /// The unit that this is, where it is not the model's own but the one that it replaces.
+    #[serde(default)]
+    pub predecessor: Option<String>,
 }
 
 /// What processes have brought into the host's memory, by the kernel's three ways to count it. Only that it grows

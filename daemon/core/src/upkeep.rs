@@ -140,6 +140,7 @@ impl Upkeep {
         let mut news = world.state.note_units(world.facts);
         news |= !world.proofs.weigh(world.state, world.facts).is_empty();
         news |= take_over_found(world);
+        news |= world.state.note_found(world.facts);
         news |= world.state.note_guests();
         self.note_guests(world);
         if news {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::driver::Message;
 use crate::fault;
 use crate::nvml::{Nvml, Xid};
+use crate::proc::Groups;
 use crate::systemd::{Change, Systemd, UnitChange, UnitReading};
 
 /// Between two full readings when nothing goes on.
@@ -306,7 +307,7 @@ pub struct Fresh {
     /// The units; None where systemd did not answer.
     pub units: Option<BTreeMap<ModelName, Unit>>,
     /// The cgroups of each.
-    pub control_groups: BTreeMap<ModelName, Vec<String>>,
+    pub control_groups: BTreeMap<ModelName, Groups>,
 }
 
 /// Reads everything once.

@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::fault;
+use crate::proc::Groups;
 
 pub use self::job::Job;
 use self::job::Wanted;
@@ -76,8 +77,8 @@ pub struct UnitChange {
 pub struct UnitReading {
     /// The unit.
     pub unit: Unit,
-    /// All that run for the model, as systemd names them (`ControlGroup`).
-    pub control_groups: Vec<String>,
+    /// All that run for the model.
+    pub control_groups: Groups,
 }
 
 /// A setting of a running unit that can be changed at run time. It lasts until the next boot.

@@ -216,7 +216,7 @@ impl Daemon {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let UnitReading { unit, control_groups } = self.unit(&model).await;
         assert_eq!((unit.active, unit.sub.as_str(), unit.exit), (Active::Active, "running", None));
-        assert!(control_groups[0].ends_with(&model.unit()), "{control_groups:?}");
+        assert!(control_groups.paths[0].ends_with(&model.unit()), "{control_groups:?}");
         let processes = unit.processes.value().unwrap();
         assert_eq!(processes.len(), 2, "the server and its child: {processes:?}");
         assert!(processes.contains_key(&unit.main_pid.unwrap()));
@@ -305,7 +305,7 @@ impl Daemon {
             (unit.active, unit.exit, unit.processes.value().unwrap().len()),
             (Active::Failed, Some(Exit::Signal(9)), 0)
         );
-        assert_eq!(control_groups, Vec::<String>::new());
+        assert_eq!(control_groups, berth_observe::proc::Groups::default());
         self.systemd.unreference(&model).await.unwrap();
         self.systemd.reset_failed(&model).await.unwrap();
         // What is down already is stopped at once.

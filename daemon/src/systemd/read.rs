@@ -11,6 +11,7 @@ use futures_util::future::try_join_all;
 use zbus::{Connection, OwnedObjectPath};
 
 use super::{Property, UnitReading};
+use crate::proc::Groups;
 
 /// Readings before one that changed under the eyes is taken as it is: the next signal corrects it.
 const READINGS: usize = 3;
@@ -106,7 +107,8 @@ async fn read(
     reading.unit.predecessor = Some(units[last].clone()).filter(|unit| *unit != own);
     // What one that is down has left behind belongs to the model, too, until another runs in its place.
     if reading.unit.active.is_down() && !all.is_empty() {
-        reading.control_groups.extend(all.into_iter().flat_map(|other| other.control_groups));
+        let others = all.into_iter().flat_map(|other| other.control_groups.paths);
+        reading.control_groups.paths.extend(others);
         let used = crate::proc::cgroup_processes(&reading.control_groups);
         reading.unit.processes = crate::proc::started_of(&used);
         reading.unit.brought = crate::proc::brought_by(&used, &reading.control_groups);
@@ -162,7 +164,10 @@ async fn read_scope(reader: &Reader<'_>) -> Result<(UnitReading, bool), SystemdE
         reader.get::<String>(UNIT, "ActiveState"),
     )?;
     let read = Properties { active, sub, invocation, result, exit: None, started, pid: 0, control_group };
-    Ok((read.taken(reader)?, read.active == still))
+    let mut reading = read.taken(reader)?;
+    let first = reading.unit.processes.value().and_then(|all| all.keys().next().copied());
+    reading.control_groups.moved = first.and_then(crate::proc::uid_of);
+    Ok((reading, read.active == still))
 }
 
 /// What was read of a unit.
@@ -180,8 +185,7 @@ struct Properties {
 impl Properties {
     /// The unit that it comes to, with the processes that it has now.
     fn taken(&self, reader: &Reader<'_>) -> Result<UnitReading, SystemdError> {
-        let group = Some(self.control_group.clone()).filter(|group| !group.is_empty());
-        let control_groups: Vec<String> = group.into_iter().collect();
+        let control_groups = Groups::of(self.control_group.clone());
         let used = crate::proc::cgroup_processes(&control_groups);
         let unit = Unit {
             active: parse_active(&self.active).ok_or_else(|| reader.unexpected("ActiveState"))?,

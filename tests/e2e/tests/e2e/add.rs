@@ -11,7 +11,7 @@ use berth_core::config::{self, SourceFile, Sources};
 use berth_core::layout::Layout;
 use berth_core::name::ModelName;
 use berth_core::report::{ModelState, ModelStatus};
-use berth_tests::{Berth, STARTED, Started};
+use berth_tests::{Berth, STARTED, Started, post};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -208,7 +208,7 @@ fn two_services_and_a_process_become_models_and_go_back() {
     _ = berth.systemctl(&["daemon-reload"]).with_code(0);
     _ = berth.systemctl(&["enable", "genesis.service", "aeon.service"]).with_code(0);
     _ = berth.systemctl(&["start", "genesis.service"]).with_code(0);
-    let folders = "/etc/systemd /etc/berth";
+    let folders = "/etc/systemd /etc/berth /etc/polkit-1";
     let before = files(&berth, folders);
 
     // Who may not, whom nobody can ask, and what is nowhere, changes nothing.
@@ -299,9 +299,12 @@ fn two_services_and_a_process_become_models_and_go_back() {
     a_process(&berth);
 }
 
-/// berthd dies and its successor finds the service again; then it is stopped for another model as any model is, and
+/// Clients reach it at Berth's address. berthd dies and its successor finds the service again; then it is stopped for another model as any model is, and
 /// nothing is started in its memory before that is back.
 fn taken_over(berth: &Berth, pid: &str) {
+    let body = json!({ "model": "default", "prompt": "count", "max_tokens": 4 });
+    let answer = post(berth.pid1().unwrap(), 8010, "/v1/completions", &body, SOON).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
     _ = berth.systemctl(&["kill", "--signal", "KILL", "berthd.service"]).with_code(0);
     berth.wait_for_berthd(SOON).unwrap();
     berth.wait_for("the next berthd has it", SOON, |berth| {
@@ -366,4 +369,29 @@ fn a_process(berth: &Berth) {
     let environ = berth.run(None, &["cat", &format!("/proc/{pid}/environ")]).with_code(0).stdout;
     assert!(environ.contains("A=b c\0") && environ.contains("HF_TOKEN=abc\0"), "{environ}");
     _ = berth.systemctl(&["stop", "mine.service"]).with_code(0);
+
+    // One that takes no notice of SIGTERM is killed when its time is over, and nothing else may be.
+    let script =
+        "setsid /usr/bin/fakellm --vram-each 6000MiB --port 8056 --ignore-sigterm >/dev/null 2>&1 & echo $!";
+    _ = berth.run(Some("frank"), &["sh", "-c", script]).with_code(0);
+    let pid = berth.wait_for("it holds memory", SOON, |berth| {
+        let holds = berth.gpu(&["show"]).contains("used 6000.00 MiB");
+        let found = berth.run(None, &["pgrep", "-x", "fakellm"]).stdout;
+        found.lines().next().filter(|_| holds).map(str::to_owned)
+    });
+    _ = berth.ctl(&["add", &pid, "--name", "stubborn", "--yes"]).with_code(0);
+    berth.wait_serving("stubborn", SOON);
+    let patience = "\n[deadlines]\nstop = \"1 s\"\n";
+    berth.configure("models.d/stubborn.toml", (declared(berth, "stubborn") + patience).as_bytes());
+    _ = berth.ctl(&["reload"]).with_code(0);
+    let as_berthd = |verb: &str, unit: &str| {
+        let argv = ["systemctl", "--no-ask-password", verb, unit];
+        berth.run(Some("berth"), &argv)
+    };
+    for (verb, unit) in [("stop", "gpusim.service"), ("start", "berth-taken-stubborn.scope")] {
+        assert_ne!(as_berthd(verb, unit).code, 0, "berthd may {verb} {unit}");
+    }
+    _ = berth.ctl(&["stop", "stubborn"]).with_code(0);
+    assert_ne!(berth.run(None, &["kill", "-0", &pid]).code, 0, "it runs on");
+    _ = berth.ctl(&["remove", "stubborn", "--yes"]).with_code(0);
 }

@@ -415,6 +415,9 @@ pub struct Listener {
     pub uid: u32,
     /// The model in whose unit's cgroup it was made; None for a foreign one.
     pub model: Option<ModelName>,
+    /// The systemd unit of a foreign one, as [`GpuProcess`] has it.
+    #[serde(default)]
+    pub unit: Option<String>,
 }
 
 /// A TCP socket on which a model's processes listen.

@@ -361,10 +361,9 @@ impl<'a> Context<'a> {
             return fail("file_missing", text, vec![format!("correct {}", model.source.display())]);
         }
         if let Some(listener) = preflight.port.as_ref().filter(|listener| listener.model.is_none()) {
-            let text = format!(
-                "port {} is taken by a foreign process ({}, user id {})",
-                model.port, listener.address, listener.uid
-            );
+            let who = listener.unit.as_deref().unwrap_or("a foreign process");
+            let (port, address, uid) = (model.port, listener.address, listener.uid);
+            let text = format!("port {port} is taken by {who} ({address}, user id {uid})");
             return fail("port_taken", text, vec![format!("sudo ss -ltnp sport = :{}", model.port)]);
         }
         Ok(())

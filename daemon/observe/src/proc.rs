@@ -351,6 +351,15 @@ pub fn cgroup_id(control_group: &str) -> Option<u64> {
     Some(folder(cgroup2_mount()?, control_group).metadata().ok()?.ino())
 }
 
+/// The unit to which the cgroup with this id of the kernel's belongs; None when it is gone, or belongs to none.
+pub fn unit_of_cgroup(id: u64) -> Option<String> {
+    let mount = cgroup2_mount()?;
+    let is_it = |dir: &PathBuf| dir.metadata().is_ok_and(|metadata| metadata.ino() == id);
+    let found = folders(mount).ok()?.into_iter().find(is_it)?;
+    let below = found.strip_prefix(mount).ok()?;
+    unit_in(&format!("/{}", below.display()), systemd_root())
+}
+
 /// The host's memory now.
 pub fn host_memory() -> Known<HostMemory> {
     let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());

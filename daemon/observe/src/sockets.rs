@@ -37,7 +37,9 @@ pub struct Socket {
 impl Socket {
     /// The fact that is told of it, given whose it is.
     pub fn as_fact(&self, owner: impl Fn(&Self) -> Option<ModelName>) -> Listener {
-        Listener { address: self.address, port: self.port, uid: self.uid, model: owner(self) }
+        let model = owner(self);
+        let unit = self.cgroup_id.filter(|_| model.is_none()).and_then(proc::unit_of_cgroup);
+        Listener { address: self.address, port: self.port, uid: self.uid, model, unit }
     }
 
     /// The processes that have it open, as far as this user may see them (root sees all).

@@ -34,7 +34,9 @@ fn finds_who_listens_and_in_which_cgroup() {
 
         let model: ModelName = "genesis".parse().unwrap();
         let fact = listeners_on(bound.port(), |socket| own().made(socket).then(|| model.clone())).unwrap();
-        assert_eq!(fact[0].model, Some(model));
+        assert_eq!((fact[0].model.as_ref(), &fact[0].unit), (Some(&model), &None));
+        let foreign = listeners_on(bound.port(), |_| None).unwrap();
+        assert_eq!(foreign[0].unit, proc::describe(std::process::id()).unwrap().unit);
 
         drop(listener);
         // A child that another test has just forked keeps it open until it executes its program.

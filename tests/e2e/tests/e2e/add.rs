@@ -290,6 +290,20 @@ fn two_services_and_a_process_become_models_and_go_back() {
     assert!(berth.status().models.is_empty() && berth.status().home.is_empty());
     assert_eq!(files(&berth, folders), before);
 
+    // What ends without being asked to comes back, and from then on as Berth starts it.
+    _ = berth.ctl(&["add", "genesis.service", "--yes"]).with_code(0);
+    berth.wait_serving("genesis", SOON);
+    _ = berth.run(None, &["kill", "-KILL", &pid]).with_code(0);
+    berth.wait_for("it serves again", SOON, |berth| {
+        let genesis = berth.status().models.into_iter().find(|model| model.state == ModelState::Serving)?;
+        (genesis.predecessor.is_none() && berth.run_of("genesis").main_pid > 0).then_some(())
+    });
+    berth.assert_no_failed_allocation();
+    _ = berth.ctl(&["stop", "genesis"]).with_code(0);
+    _ = berth.ctl(&["remove", "genesis", "--yes"]).with_code(0);
+    assert_eq!(files(&berth, folders), before);
+    _ = berth.systemctl(&["start", "genesis.service"]).with_code(0);
+
     // A service that serves, stopped because its operator says so.
     _ = berth.ctl(&["add", "genesis.service", "--yes", "--stop"]).with_code(0);
     assert_eq!(berth.property("genesis.service", "ActiveState"), "inactive");

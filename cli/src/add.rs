@@ -80,6 +80,11 @@ pub(crate) struct Service {
     pub(crate) links: Vec<PathBuf>,
 }
 
+/// The links in an administrator's units that start this service at boot, or name it otherwise.
+pub(crate) fn links(unit: &str) -> Vec<PathBuf> {
+    find::links(Path::new(UNITS), unit)
+}
+
 /// Where the record of a model lies.
 pub(crate) fn record(name: &ModelName) -> PathBuf {
     Path::new(RECORDS).join(name.as_str())

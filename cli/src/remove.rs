@@ -138,9 +138,7 @@ impl Prepared {
         }
         if self.has_record {
             let others = changes::undo(&record(name)).map_err(|failed| cannot_write(&failed))?;
-            left.extend(others.iter().map(|path| {
-                format!("{} is left as it is: somebody has put something else there since", path.display())
-            }));
+            left.extend(others.iter().map(|path| left_alone(path)));
         }
         for path in &self.removed {
             changes::carry_out(&Change::remove(path)).map_err(|failed| cannot_write(&failed))?;
@@ -155,6 +153,11 @@ impl Prepared {
         }));
         Ok(left)
     }
+}
+
+/// What is said of a path at which there is something else by now.
+pub(crate) fn left_alone(path: &Path) -> String {
+    format!("{} is left as it is: somebody has put something else there since", path.display())
 }
 
 /// The file that declares the model, and what is declared. Without it all must still be valid: another may name it as its

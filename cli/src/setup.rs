@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::add::{self, Consent, Prepared, YES, answer, askable, not_taken_up, reload, root};
 use crate::args::{AddOptions, SetupOptions};
+use crate::changes;
 use crate::complaint::Complaint;
 use crate::doctor::{self, Basis};
 use crate::exit::Exit;
@@ -51,15 +52,23 @@ const NEEDED: [&str; 8] = [
 enum Change {
     Start(systemd::State),
     Add(Box<Addition>),
+    Disable(Rival),
 }
 
 impl Change {
     fn addition(&self) -> Option<&Addition> {
         match self {
-            Self::Start(_) => None,
+            Self::Start(_) | Self::Disable(_) => None,
             Self::Add(addition) => Some(addition),
         }
     }
+}
+
+/// A model server that would start at boot and can't become a model.
+struct Rival {
+    unit: String,
+    /// What would start it.
+    links: Vec<PathBuf>,
 }
 
 /// A service that would become a model.
@@ -204,7 +213,14 @@ async fn propose(basis: &Basis, machine: &mut Machine, stop: bool, berth: &Conte
                 plan.changes.push(Change::Add(Box::new(Addition { unit, runs, prepared })));
             }
             Ok(None) => {}
-            Err(passed) => plan.passed.push(passed),
+            Err(passed) => {
+                // What holds much memory and is no model server may be a desktop: that is only told.
+                let links = add::links(&service.unit);
+                if service.at_boot.is_some() && service.server.is_some() && !links.is_empty() {
+                    plan.changes.push(Change::Disable(Rival { unit: service.unit.clone(), links }));
+                }
+                plan.passed.push(passed);
+            }
         }
     }
     plan
@@ -250,6 +266,15 @@ async fn make(
             systemd::enable_now(BERTHD).await.map_err(|failed| not_started(&failed))?;
             Ok(answers(berth).await.err().into_iter().collect())
         }
+        Change::Disable(Rival { unit, links }) => {
+            journal.push(Step::Disabled { unit: unit.clone() })?;
+            let removed: Vec<_> = links.iter().map(changes::Change::remove).collect();
+            if let Err(failed) = changes::make(&removed, &disabled(unit), ABOUT, Some(unit)) {
+                journal.pop()?;
+                return Err(add::cannot_write(&failed));
+            }
+            Ok(systemd::daemon_reload().await.err().map(|failed| failed.to_string()).into_iter().collect())
+        }
         Change::Add(addition) => {
             // What was added before it counts by now: names and ports of both may be the same.
             let quiet = Out { json: true, ..berth.out };
@@ -289,6 +314,11 @@ async fn answers(berth: &Context) -> Result<(), String> {
             }
         }
     }
+}
+
+/// Where the record of a service lies that no longer starts at boot.
+fn disabled(unit: &str) -> PathBuf {
+    PathBuf::from("/etc/berth/disabled").join(unit)
 }
 
 /// Where the journal lies.

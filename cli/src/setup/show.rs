@@ -60,7 +60,7 @@ struct OneGpu<'a> {
 
 #[derive(Serialize)]
 struct OneChange<'a> {
-    /// `start` or `add`.
+    /// `start`, `add` or `disable`.
     kind: &'static str,
     unit: &'a str,
     models: Vec<&'a ModelName>,
@@ -181,6 +181,9 @@ impl<'a> Shown<'a> {
             Change::Start(_) => {
                 OneChange { kind: "start", unit: super::BERTHD, models: Vec::new(), notes: Vec::new(), came }
             }
+            Change::Disable(rival) => {
+                OneChange { kind: "disable", unit: &rival.unit, models: Vec::new(), notes: Vec::new(), came }
+            }
             Change::Add(addition) => OneChange {
                 kind: "add",
                 unit: &addition.unit,
@@ -223,6 +226,13 @@ pub(super) fn change(change: &Change, stop: bool) -> String {
         Change::Start(state) => {
             let boot = if state.enabled { "" } else { " and at each boot" };
             return labelled("Change", &format!("Start berthd now{boot}: nothing else starts a model."));
+        }
+        Change::Disable(rival) => {
+            let text = format!(
+                "{} no longer starts at boot, when it would take GPU memory before Berth. What of it runs now goes on.",
+                rival.unit
+            );
+            return labelled("Change", &text);
         }
         Change::Add(addition) => addition,
     };

@@ -373,6 +373,7 @@ mod tests {
     fn every_code_is_in_the_docs() {
         let source = [
             include_str!("doctor.rs"),
+            include_str!("doctor/containers.rs"),
             include_str!("doctor/devices.rs"),
             include_str!("doctor/installation.rs"),
             include_str!("doctor/models.rs"),

@@ -27,6 +27,7 @@ use crate::fault;
 use crate::journal::{self, Tail};
 use crate::preflight::{self, Looker};
 use crate::probe::{self, Probe, ProbeTarget};
+use crate::proc::Groups;
 use crate::systemd::{Job, Property, Systemd, SystemdError};
 use crate::ticket::Tickets;
 
@@ -249,11 +250,11 @@ impl Hands {
         tokio::spawn(async move {
             let Ok(model) = hands.model(&name) else { return };
             let mut said = String::new();
-            let mut control_groups = Vec::new();
+            let mut control_groups = Groups::default();
             let began = Instant::now();
             loop {
                 // They do not change while the unit runs, and systemd has a start to carry out.
-                if control_groups.is_empty()
+                if control_groups.paths.is_empty()
                     && let Ok(Some(reading)) = hands.systemd.unit(&name).await
                 {
                     control_groups = reading.control_groups;
@@ -284,13 +285,13 @@ impl Hands {
         })
     }
 
-    async fn probed(&self, model: &Model, control_groups: &[String], healthy: &AtomicBool) -> Probe {
+    async fn probed(&self, model: &Model, control_groups: &Groups, healthy: &AtomicBool) -> Probe {
         let readiness = backend::of(model.backend).readiness(model);
         let target = ProbeTarget {
             address: SocketAddr::new(model.host, model.port),
             health_path: readiness.health,
             generate: readiness.generate,
-            control_groups: control_groups.to_vec(),
+            control_groups: control_groups.clone(),
         };
         probe::probe_noting(&target, PROBE_DEADLINE, healthy).await
     }
@@ -327,7 +328,7 @@ impl Hands {
             unit.as_ref().map(|unit| unit.invocation.clone()).filter(|_| run.is_empty()).unwrap_or(run);
         let started_at =
             unit.as_ref().filter(|unit| unit.invocation == invocation).and_then(|u| u.started_at);
-        let run = journal::Run { model: name.clone(), invocation, started_at };
+        let run = journal::Run { units: self.systemd.units_of(name), invocation, started_at };
         let tail = journal::tail(&run, LOG_LINES).await.unwrap_or_else(|error| {
             tracing::warn!(model = %name, %error, "its log can't be read");
             Tail::default()

@@ -19,8 +19,8 @@ use tokio::task::JoinHandle;
 use crate::act::Hands;
 use crate::driver::Message;
 use crate::probe::{self, ProbeTarget};
-use crate::proc::{self, Used, monotonic_now};
-use crate::{published, sockets};
+use crate::proc::{self, Groups, Used, monotonic_now};
+use crate::sockets::{self, Makers};
 
 /// A process that waited for a disk for no more than this did not read: code that was paged out comes back so.
 const FEW_PAGES: Bytes = Bytes(64 << 10);
@@ -118,8 +118,7 @@ async fn check(hands: Hands, name: ModelName, checked: Checked, gpus: Arc<Mutex<
         generate: None,
         control_groups: control_groups.clone(),
     };
-    let port = checked.address.port();
-    let clients = || sockets::clients(port, &published::answering(&control_groups, port)).ok();
+    let clients = || sockets::clients(checked.address.port(), &Makers::of(&control_groups)).ok();
     let mut judge = Judge::new(settings, monotonic_now());
     let mut effort = Effort::new(&control_groups, gpus);
     let mut told = Verdict::Healthy;
@@ -154,7 +153,7 @@ async fn check(hands: Hands, name: ModelName, checked: Checked, gpus: Arc<Mutex<
 
 /// What a model's processes have done, from one look to the next.
 struct Effort<'a> {
-    control_groups: &'a [String],
+    control_groups: &'a Groups,
     gpus: Arc<Mutex<Gpus>>,
     at: Moment,
     /// None where it could not be read.
@@ -162,7 +161,7 @@ struct Effort<'a> {
 }
 
 impl<'a> Effort<'a> {
-    fn new(control_groups: &'a [String], gpus: Arc<Mutex<Gpus>>) -> Self {
+    fn new(control_groups: &'a Groups, gpus: Arc<Mutex<Gpus>>) -> Self {
         let used = proc::cgroup_processes(control_groups).value().cloned();
         Self { control_groups, gpus, at: monotonic_now(), used }
     }

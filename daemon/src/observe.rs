@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::driver::Message;
 use crate::fault;
 use crate::nvml::{Nvml, Xid};
+use crate::proc::Groups;
 use crate::systemd::{Change, Systemd, UnitChange, UnitReading};
 
 /// Between two full readings when nothing goes on.
@@ -175,9 +176,11 @@ async fn units(
     let mut changes = systemd.changes();
     let mut known: BTreeMap<ModelName, UnitReading> = BTreeMap::new();
     let mut all_at: Option<Instant> = None;
+    let mut generation = systemd.predecessors_generation();
     let mut listening_at: Option<Instant> = None;
     loop {
-        let message = if all_at.is_none_or(|at| at.elapsed() >= ALL_UNITS) {
+        if all_at.is_none_or(|at| at.elapsed() >= ALL_UNITS) {
+            generation = systemd.predecessors_generation();
             // While the bus is away the last that was known stays; what is not known is not gone.
             match systemd.units().await {
                 Ok(read) => known = read,
@@ -187,11 +190,14 @@ async fn units(
             if driver.send(Message::Cpus(crate::cpus::online())).await.is_err() {
                 return;
             }
-            Message::Units(known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect())
-        } else {
-            Message::Units(known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect())
-        };
-        if driver.send(message).await.is_err() {
+        }
+        let units = known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect();
+        if generation != systemd.predecessors_generation() {
+            // A model that runs as another unit would be taken for one that is down.
+            all_at = None;
+            continue;
+        }
+        if driver.send(Message::Units(units)).await.is_err() {
             return;
         }
         if listening_at.is_none_or(|at| at.elapsed() >= LISTENING) {
@@ -301,7 +307,7 @@ pub struct Fresh {
     /// The units; None where systemd did not answer.
     pub units: Option<BTreeMap<ModelName, Unit>>,
     /// The cgroups of each.
-    pub control_groups: BTreeMap<ModelName, Vec<String>>,
+    pub control_groups: BTreeMap<ModelName, Groups>,
 }
 
 /// Reads everything once.

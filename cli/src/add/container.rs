@@ -42,6 +42,10 @@ const PODMAN: [&str; 18] = [
     "SystemCallArchitectures=",
 ];
 
+/// What becomes of a container that runs now.
+pub(super) const APART: &str = "goes on, in a cgroup that is not the service's: until it ends its memory and port count as somebody \
+     else's; end it before `berthctl switch`";
+
 /// Settles a draft whose program is a container engine.
 pub(super) fn settle(draft: &mut Draft, engine: Engine) -> Result<(), Refusal> {
     let (program, args) = draft
@@ -49,6 +53,8 @@ pub(super) fn settle(draft: &mut Draft, engine: Engine) -> Result<(), Refusal> {
         .split_first()
         .map_or((String::new(), Vec::new()), |(program, args)| (program.clone(), args.to_vec()));
     let split = |name: &str, value: Option<&str>| name == "--cgroups" && value == Some("split");
+    let (_, in_unit) = without(&args, split);
+    draft.apart = engine == Engine::Docker || in_unit.is_empty();
     let why = |name: &str| LEFT_OUT.iter().find(|(left, _)| *left == name).map(|(_, why)| *why);
     for (name, why) in LEFT_OUT {
         let (_, dropped) = without(&args, |given, value| given == name && !split(given, value));

@@ -11,6 +11,9 @@ use crate::unit::{Variables, quoted};
 /// Longer command lines are written with an option on each line.
 const LINE: usize = 96;
 
+/// The key that names the unit which a model was before.
+const REPLACES: &str = "replaces";
+
 /// A model to be declared.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Draft {
@@ -23,6 +26,8 @@ pub(crate) struct Draft {
     pub(crate) cwd: Option<String>,
     /// Keys of the declaration besides the command line, and tables below them.
     pub(crate) keys: Table,
+    /// Whether what runs now is in a cgroup apart from that of its unit, as docker's containers are.
+    pub(crate) apart: bool,
     /// Lines of the drop-in's sections.
     pub(crate) unit: Vec<String>,
     pub(crate) service: Vec<String>,
@@ -49,11 +54,22 @@ impl Draft {
             env: Variables::new(),
             cwd: None,
             keys: Table::new(),
+            apart: false,
             unit: Vec::new(),
             service: Vec::new(),
             secrets: Variables::new(),
             notes: Vec::new(),
         }
+    }
+
+    /// The unit that is the model while it runs on.
+    pub(crate) fn replaces(&self) -> Option<&str> {
+        self.keys.get(REPLACES)?.as_str()
+    }
+
+    /// Lets what runs as this unit count as the model.
+    pub(crate) fn replace(&mut self, unit: &str) {
+        self.keys.insert(REPLACES.to_owned(), Value::from(unit));
     }
 
     pub(crate) fn note(&mut self, what: impl Into<String>, why: impl Into<String>) {

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 
 use procfs::process::Process;
 
-use crate::proc;
+use crate::proc::{self, Groups};
 
 /// The program that docker keeps for a published port.
 const PROXY: &str = "docker-proxy";
@@ -24,9 +24,9 @@ pub struct Forward {
 }
 
 /// The ports that lead into containers of these cgroups.
-pub fn into(control_groups: &[String]) -> Vec<Forward> {
-    let slices: Vec<String> = control_groups.iter().filter(|group| proc::is_slice(group)).cloned().collect();
-    let inside = proc::cgroup_processes(&slices);
+pub fn into(groups: &Groups) -> Vec<Forward> {
+    let paths = groups.paths.iter().filter(|group| proc::is_slice(group)).cloned().collect();
+    let inside = proc::cgroup_processes(&Groups { paths, moved: None });
     // All processes of a container have its addresses, and a model has one container.
     let addresses =
         inside.value().into_iter().flat_map(|processes| processes.keys()).find_map(|pid| addresses(*pid));
@@ -39,18 +39,6 @@ pub fn into(control_groups: &[String]) -> Vec<Forward> {
         addresses.contains(&to).then_some(Forward { at, cgroup_id })
     });
     forwards.collect()
-}
-
-/// The cgroups of which a socket on `port` is one of these models' own.
-pub fn answering(control_groups: &[String], port: u16) -> BTreeSet<u64> {
-    let mut ids = proc::cgroup_ids(control_groups);
-    ids.extend(
-        into(control_groups)
-            .iter()
-            .filter(|forward| forward.at.port() == port)
-            .map(|forward| forward.cgroup_id),
-    );
-    ids
 }
 
 /// Where a process of docker's leads from and to; None for any other process. Only root's is believed.
@@ -116,6 +104,6 @@ mod tests {
         assert_eq!(local_v4(trie), ["127.0.0.1", "172.17.0.2"].map(|a| a.parse().unwrap()).into());
         let own = addresses(std::process::id()).unwrap();
         assert!(own.iter().all(|address| !address.is_loopback()), "{own:?}");
-        assert!(into(&["/no/such.slice".to_owned()]).is_empty());
+        assert!(into(&Groups::of("/no/such.slice".to_owned())).is_empty());
     }
 }

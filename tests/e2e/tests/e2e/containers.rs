@@ -1,7 +1,6 @@
 //! Models in containers, run by the real docker and podman: the server is fakellm in an image of its own, under the name of
 //! llama.cpp's. What NVIDIA's container toolkit does is part of the simulated GPUs.
 
-use std::thread;
 use std::time::Duration;
 
 use berth_core::report::{ModelState, Outcome};
@@ -90,6 +89,10 @@ fn a_model_in_docker() {
         holders.iter().map(|holder| (holder.name.clone(), holder.ours)).collect::<Vec<_>>()
     };
     assert_eq!((holders(0), holders(1)), (vec![("boxed".to_owned(), true)], Vec::new()));
+    let asked = ["/usr/bin/docker", "inspect", "--format", "{{json .HostConfig.DeviceRequests}}", "boxed"];
+    let asked = berth.run(None, &asked).with_code(0).stdout;
+    let cards: Vec<bool> = status.gpus.value().unwrap().iter().map(|gpu| asked.contains(&gpu.id)).collect();
+    assert_eq!(cards, [true, false], "{asked}");
     let found = berth.ctl_json(&["doctor"])["findings"].to_string();
     assert!(!found.contains("boxed"), "{found}");
 
@@ -109,10 +112,14 @@ fn a_model_in_docker() {
     _ = berth.systemctl(&["kill", "--signal=KILL", "berthd.service"]).with_code(0);
     berth.wait_serving("boxed", SOON);
     assert_eq!(berth.run_of("boxed"), run);
-    // berthd dies, and the client while it is away: the container is found.
+    // berthd dies, and the client while it is away, and systemd forgets its unit: the container is found.
     let _gone = berth.systemctl(&["stop", "berthd.service"]).with_code(0);
     _ = berth.run(None, &["kill", "-KILL", &run.main_pid.to_string()]).with_code(0);
-    thread::sleep(Duration::from_millis(500));
+    let unit = "berth-model@boxed.service";
+    berth.wait_for("its client is gone", SOON, |berth| {
+        (berth.property(unit, "ActiveState") == "failed").then_some(())
+    });
+    _ = berth.systemctl(&["reset-failed", unit]).with_code(0);
     assert_eq!(containers(&berth).len(), 1);
     _ = berth.systemctl(&["start", "berthd.service"]).with_code(0);
     _ = comes_back(&berth, "boxed", &run);
@@ -143,6 +150,13 @@ fn a_model_in_docker() {
     });
     berth.switch("bare");
     assert_eq!(containers(&berth), Vec::<String>::new());
+
+    // One that nobody remembers runs in its place: it is ended before the model starts.
+    let astray = ["run", "--detach", "--rm", "--cgroup-parent=berth-model-boxed.slice", IMAGE, "--port=9999"];
+    _ = berth.run(None, &[&["/usr/bin/docker"], astray.as_slice()].concat()).with_code(0);
+    berth.switch("boxed");
+    assert_eq!(containers(&berth).len(), 1);
+    berth.switch("bare");
 
     // One that an earlier run left has the name.
     let left = ["/usr/bin/docker", "create", "--name", "boxed", "--label", "berth.model=boxed", IMAGE];

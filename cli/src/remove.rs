@@ -280,9 +280,10 @@ fn unit_text(model: &Model, drop_ins: &str) -> String {
     for (name, value) in &launch.env {
         _ = writeln!(text, "Environment={}", word(&format!("{name}={value}"), false));
     }
-    // The slice is Berth's to give.
-    let slice = format!("--cgroup-parent={}", model.name.slice());
-    launch.argv.retain(|arg| *arg != slice);
+    // Berth's own marks of a container.
+    let marks =
+        [format!("--cgroup-parent={}", model.name.slice()), format!("--label=berth.model={}", model.name)];
+    launch.argv.retain(|arg| !marks.contains(arg));
     let argv: Vec<String> = launch.argv.iter().map(|arg| word(arg, true)).collect();
     _ = writeln!(text, "ExecStart={}\nRestart=on-failure\nLimitMEMLOCK=infinity", argv.join(" "));
     text.push_str(drop_ins);

@@ -99,6 +99,7 @@ async fn in_the_guest() {
     daemon.remembers_what_it_refers_to().await;
     daemon.sets_properties().await;
     daemon.starts_within_bounds().await;
+    daemon.ends_what_is_left_in_a_slice().await;
     daemon.may_do_nothing_else().await;
     daemon.follows_a_log().await;
     daemon.survives_a_reload().await;
@@ -386,6 +387,26 @@ impl Daemon {
         self.systemd.reset_failed(&model).await.unwrap();
     }
 
+    /// A container outlives the unit that waited for it, and systemd has forgotten that unit.
+    async fn ends_what_is_left_in_a_slice(&mut self) {
+        let model = name("gemma-4");
+        root(r"systemd-run --quiet --slice='berth-model-gemma\x2d4.slice' --unit=boxed sleep 1000");
+        let all = self.systemd.units().await.unwrap();
+        let left = all.get(&model).expect("its processes are seen");
+        assert_eq!((left.unit.active, left.unit.processes.value().unwrap().len()), (Active::Inactive, 1));
+        assert_eq!(self.unit(&model).await.control_groups, left.control_groups);
+        assert!(self.systemd.signal_container(&model, 15).await.unwrap());
+        timeout(SOON, async {
+            while self.systemd.unit(&model).await.unwrap().is_some() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("it has ended");
+        assert!(!self.systemd.signal_container(&model, 15).await.unwrap(), "nothing is left");
+        assert!(!self.systemd.units().await.unwrap().contains_key(&model));
+    }
+
     async fn may_do_nothing_else(&mut self) {
         let shown = |verb: &str, unit: &str| {
             let output = Command::new("systemctl").args(["--no-ask-password", verb, unit]).output().unwrap();
@@ -397,6 +418,9 @@ impl Daemon {
             ("restart", "berth-model@allowed.service"),
             ("start", "berth-models@allowed.service"),
             ("mask", "berth-model@allowed.service"),
+            ("stop", r"berth-model-gemma\x2d4.slice"),
+            ("kill", "berth-model.slice"),
+            ("kill", "system.slice"),
         ] {
             let (done, said) = shown(verb, unit);
             assert!(!done, "{verb} {unit} is not for berthd");

@@ -218,20 +218,20 @@ impl Container {
 
     /// What keeps it in its model's bounds, before the options that are declared.
     fn bounds(&self, model: &Model, gpus: &[PlacedGpu], launch: &mut Launch) -> Vec<String> {
-        let has = |names: &[&str]| options::has(&self.options, names);
+        let has = |name: &str| options::has(&self.options, name, "");
         let mut words = Vec::new();
-        if !has(&["--rm"]) {
+        if !has("--rm") {
             words.push("--rm".to_owned());
         }
         words.push(format!("--label={}", label(&model.name)));
         match self.engine {
             Engine::Docker => words.push(format!("--cgroup-parent={}", model.name.slice())),
             Engine::Podman => {
-                if !has(&["--cgroups"]) {
+                if !has("--cgroups") {
                     words.push("--cgroups=split".to_owned());
                 }
                 // Its output goes to the unit's; kept apart it would stand in the journal twice.
-                if !has(&["--log-driver"]) {
+                if !has("--log-driver") {
                     words.push("--log-driver=none".to_owned());
                 }
             }
@@ -246,10 +246,11 @@ impl Container {
             }
         }
         // The engine starts the server with limits and processors of its own.
-        if let Some(limit) = launch.memlock.take().filter(|_| !has(&["--ulimit"])) {
+        let limited = options::has(&self.options, "--ulimit", "memlock");
+        if let Some(limit) = launch.memlock.take().filter(|_| !limited) {
             words.push(format!("--ulimit=memlock={}", limit.0));
         }
-        if self.engine == Engine::Docker && !launch.cpus.is_empty() && !has(&["--cpuset-cpus"]) {
+        if self.engine == Engine::Docker && !launch.cpus.is_empty() && !has("--cpuset-cpus") {
             let cpus: Vec<String> = launch.cpus.iter().map(u32::to_string).collect();
             words.push(format!("--cpuset-cpus={}", cpus.join(",")));
         }

@@ -94,7 +94,8 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
     let mut container = Container {
         engine,
         verb: args[..=run].to_vec(),
-        options: args[run + 1..image].to_vec(),
+        // A `--` says no more than where the image stands.
+        options: args[run + 1..image].iter().filter(|word| *word != "--").cloned().collect(),
         image: args[image].clone(),
         entrypoint: None,
         host_network: false,
@@ -169,12 +170,12 @@ pub fn without(args: &[String], drop: impl Fn(&str, Option<&str>) -> bool) -> (V
     (kept.into_iter().flatten().filter(|word| word != "-").collect(), dropped)
 }
 
-/// Whether one of these is among the options of `run`.
-pub(super) fn has(words: &[String], names: &[&str]) -> bool {
+/// Whether there is such an option of `run`, with a value that begins so.
+pub(super) fn has(words: &[String], name: &str, value: &str) -> bool {
     // The image ends them.
     let words = [words, &[String::new()]].concat();
-    options(&words, 0)
-        .is_ok_and(|(given, _)| given.iter().any(|option| names.contains(&option.name.as_str())))
+    let is = |option: &Given<'_>| option.name == name && option.value.unwrap_or_default().starts_with(value);
+    options(&words, 0).is_ok_and(|(given, _)| given.iter().any(is))
 }
 
 fn unfit(at: usize, why: impl Into<String>, instead: impl Into<String>) -> Unfit {

@@ -69,6 +69,14 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn ask_default(&self, table: &Table<'_, '_>, key: &str, value: impl FnOnce() -> Value) {
+        if let Some(asked) = &self.asked
+            && let Some(May::Value(schema)) = asked.borrow_mut().get_mut(&format!("{}{key}", table.prefix))
+        {
+            schema["default"] = value();
+        }
+    }
+
     /// What was asked for.
     pub(super) fn asked(self) -> Asked {
         self.asked.map(RefCell::into_inner).unwrap_or_default()
@@ -311,6 +319,17 @@ impl<'r, 'a> Table<'r, 'a> {
         pairs.collect()
     }
 
+    /// Says what holds where a key that was asked for is not given.
+    pub(super) fn by_default(&self, key: &str, value: impl Into<Value>) {
+        self.reader.ask_default(self, key, || value.into());
+    }
+
+    pub(super) fn boolean_or(&mut self, key: &'static str, otherwise: bool) -> bool {
+        let given = self.boolean(key);
+        self.by_default(key, otherwise);
+        given.unwrap_or(otherwise)
+    }
+
     pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
         let value = self.take(key, || json!({ "type": "boolean" }))?;
         let found = value.get_ref().as_bool();
@@ -322,7 +341,10 @@ impl<'r, 'a> Table<'r, 'a> {
 
     pub(super) fn port(&mut self, key: &'static str) -> Option<Spanned<u16>> {
         const EXPECTED: &str = "a port number, for example 8022";
-        let value = self.take(key, || json!({ "type": "integer", "minimum": 1, "maximum": 65535 }))?;
+        let value = self.take(
+            key,
+            || json!({ "type": "integer", "minimum": 1, "maximum": 65535, "description": EXPECTED }),
+        )?;
         let Some(number) = value.get_ref().as_integer() else {
             self.wrong_type(key, value, EXPECTED);
             return None;
@@ -359,6 +381,30 @@ impl<'r, 'a> Table<'r, 'a> {
             self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), &value.span(), "");
         }
         number.map(|number| Spanned::new(value.span(), number))
+    }
+
+    pub(super) fn whole_or<T>(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<T>,
+        expected: &str,
+        otherwise: T,
+    ) -> T
+    where
+        T: TryFrom<i64> + Into<i64> + PartialOrd + Copy,
+    {
+        let given = self.whole(key, range, expected);
+        self.by_default(key, otherwise.into());
+        given.map_or(otherwise, Spanned::into_inner)
+    }
+
+    pub(super) fn parsed_or<T>(&mut self, key: &'static str, expected: &str, otherwise: T) -> T
+    where
+        T: FromStr<Err: Display> + Display,
+    {
+        let given = self.parsed(key, expected);
+        self.by_default(key, otherwise.to_string());
+        given.map_or(otherwise, Spanned::into_inner)
     }
 
     /// A value written as text: a size, an address …
@@ -414,10 +460,11 @@ impl<'r, 'a> Table<'r, 'a> {
             .then(|| Spanned::new(texts.span(), OneOrEach::Each(each)))
     }
 
-    pub(super) fn duration(&mut self, key: &'static str) -> Option<Duration> {
+    pub(super) fn duration_or(&mut self, key: &'static str, otherwise: Duration) -> Duration {
         const EXPECTED: &str = "a time, for example \"90 s\", \"15 min\" or \"1h 30m\"";
-        let text = self.string(key, EXPECTED)?;
-        self.time(key, &text, EXPECTED)
+        let text = self.string(key, EXPECTED);
+        self.by_default(key, shown(otherwise));
+        text.and_then(|text| self.time(key, &text, EXPECTED)).unwrap_or(otherwise)
     }
 
     /// A time, or None where it is written `"off"`; `otherwise` where it is not written.
@@ -427,7 +474,9 @@ impl<'r, 'a> Table<'r, 'a> {
         otherwise: Option<Duration>,
     ) -> Option<Duration> {
         const EXPECTED: &str = "a time, for example \"10 s\" or \"5 min\", or \"off\"";
-        let Some(text) = self.string(key, EXPECTED) else { return otherwise };
+        let text = self.string(key, EXPECTED);
+        self.by_default(key, otherwise.map_or("off".to_owned(), shown));
+        let Some(text) = text else { return otherwise };
         if text.get_ref() == "off" { None } else { self.time(key, &text, EXPECTED) }
     }
 
@@ -437,15 +486,18 @@ impl<'r, 'a> Table<'r, 'a> {
         key: &'static str,
         range: RangeInclusive<Duration>,
         expected: &str,
-    ) -> Option<Duration> {
-        let text = self.string(key, expected)?;
+        otherwise: Duration,
+    ) -> Duration {
+        let text = self.string(key, expected);
+        self.by_default(key, shown(otherwise));
+        let Some(text) = text else { return otherwise };
         let label = match humantime::parse_duration(text.get_ref()) {
-            Ok(time) if range.contains(&time) => return Some(time),
+            Ok(time) if range.contains(&time) => return time,
             Ok(_) => String::new(),
             Err(error) => error.to_string(),
         };
         self.complain(key, expected, &text.span(), &label);
-        None
+        otherwise
     }
 
     fn time(&self, key: &str, text: &Spanned<String>, expected: &str) -> Option<Duration> {
@@ -457,6 +509,20 @@ impl<'r, 'a> Table<'r, 'a> {
         };
         self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), &text.span(), label);
         None
+    }
+
+    /// One of a few words; `otherwise` is what one of them stands for.
+    pub(super) fn choice_or<T: Copy + PartialEq>(
+        &mut self,
+        key: &'static str,
+        choices: &[(&str, T)],
+        otherwise: T,
+    ) -> T {
+        let given = self.choice(key, choices);
+        if let Some((word, _)) = choices.iter().find(|(_, value)| *value == otherwise) {
+            self.by_default(key, *word);
+        }
+        given.map_or(otherwise, Spanned::into_inner)
     }
 
     /// One of a few words.
@@ -532,6 +598,11 @@ impl<'r, 'a> Table<'r, 'a> {
             self.reader.error(format!("unknown key `{}{shown}`", self.prefix), &key.span(), label);
         }
     }
+}
+
+/// A time as people write it.
+pub(super) fn shown(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
 }
 
 /// The schema of a text.

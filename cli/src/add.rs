@@ -21,9 +21,11 @@ use std::path::{Path, PathBuf};
 
 use berth_core::backend;
 use berth_core::config::{self, BackendKind, Memory, Settings, SourceFile, Sources};
+use berth_core::facts::Known;
 use berth_core::name::ModelName;
 use nix::unistd::geteuid;
 
+use crate::access::{self, Identity, Refused, Step, Want};
 use crate::args::AddOptions;
 use crate::changes::{self, Change};
 use crate::check;
@@ -39,6 +41,9 @@ use from_unit::Refusal;
 
 /// Where records of what `add` changed lie.
 const RECORDS: &str = "/etc/berth/added";
+
+/// The user that berthd runs as.
+const BERTHD: &str = "berth";
 
 /// Where an administrator's units lie.
 const UNITS: &str = "/etc/systemd/system";
@@ -138,11 +143,16 @@ pub(crate) async fn prepare(what: &str, options: &AddOptions, out: Out) -> Resul
     }
     let placed = placed(&mut addition, &sources, options.let_berth_place);
     let settings = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
-    let undeclared = addition.drafts.iter().any(|draft| is_undeclared(draft, &settings));
-    if undeclared && measured::declare(&mut addition).await {
-        _ = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
-    } else if undeclared {
-        addition.drafts.iter_mut().filter(|draft| is_undeclared(draft, &settings)).for_each(to_declare);
+    let berthd = Identity::of_unit(BERTHD, "", &[]).ok();
+    let why = |draft: &Draft| undeclared(draft, &settings, berthd.as_ref());
+    let whys: Vec<_> = addition.drafts.iter().map(why).collect();
+    if whys.iter().any(Option::is_some) {
+        if measured::declare(&mut addition).await {
+            _ = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
+        } else {
+            let silent = addition.drafts.iter_mut().zip(whys);
+            silent.for_each(|(draft, why)| why.into_iter().for_each(|why| draft.note("memory", why)));
+        }
     }
     let changes = to_change(&addition);
     Ok(Prepared { addition, placed, changes, settings })
@@ -246,19 +256,30 @@ fn valid_sources() -> Result<Sources, Complaint> {
     }
 }
 
-/// Whether the model can't be started until its memory is declared.
-fn is_undeclared(draft: &Draft, settings: &Settings) -> bool {
-    settings.models.get(&draft.name).is_some_and(|model| {
-        model.backend == BackendKind::Command
-            && model.memory == Memory::Undeclared
-            && model.policy.uses_gpus()
-    })
+/// Why the model can't be started until its memory is declared; None where it can. `berthd` is who reads its files then.
+fn undeclared(draft: &Draft, settings: &Settings, berthd: Option<&Identity>) -> Option<String> {
+    const DECLARE: &str = "add [memory] gpu = \"… GiB\"";
+    let model = settings.models.get(&draft.name)?;
+    if model.memory != Memory::Undeclared || !model.policy.uses_gpus() {
+        return None;
+    }
+    if model.backend == BackendKind::Command {
+        return Some(format!("Berth can't read how much this program takes: {DECLARE} before you start it"));
+    }
+    let (file, berthd) = (model.file.as_deref()?, berthd?);
+    let closed = closed(file, berthd)?;
+    let (shown, let_in) = (closed.shown(), closed.let_alone_in(berthd, Want::Read));
+    Some(format!(
+        "berthd can't read how much the model takes ({shown}): {let_in}, or {DECLARE}, before you start it"
+    ))
 }
 
-fn to_declare(draft: &mut Draft) {
-    let why =
-        "Berth can't read how much this program takes: add [memory] gpu = \"… GiB\" before you start it";
-    draft.note("memory", why);
+/// What keeps somebody from reading a file.
+fn closed(file: &Path, who: &Identity) -> Option<Step> {
+    match access::judge(&access::look(file), who, Want::Read) {
+        Known::Value(Err(Refused::By(step))) => Some(step),
+        _ => None,
+    }
 }
 
 /// Refuses a name that is taken.

@@ -19,8 +19,8 @@ use berth_observe::scope::Scope;
 use berth_observe::systemd::{MANAGER, Reader, SERVICE, SystemdError};
 use zbus::Connection;
 
-use super::access::{self, Identity, Refused, Want, Way};
 use super::{Check, Finding, Ground, apart, check};
+use crate::access::{self, Identity, Refused, Want, Way};
 use crate::fit::{self, Judged};
 use mounts::Mounts;
 

@@ -14,6 +14,7 @@ mod byhand;
 mod crash;
 mod dashboard;
 mod devices;
+mod docs;
 mod doctor;
 mod failures;
 mod health;

@@ -154,10 +154,11 @@ lint: $(if $(node),lint-dashboard)
 lint-dashboard: $(modules)
 	cd dashboard && npm run --silent lint && npm run --silent test
 
-# docs/reference.md, of what the programs themselves read.
+# docs/reference.md, of what the programs themselves read, and in docs/policies.md what they say.
 reference:
 	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && \
 	    $(CARGO) run -q -p berthctl -- generate "$$made" && cp "$$made/reference.md" docs/reference.md
+	@BERTH_RENEW=1 $(CARGO) test -q -p berthctl --bin berthctl policies_tests >/dev/null
 
 # Installs what tests and demo need and this machine lacks, with apt. `make bench` installs nginx too.
 deps:

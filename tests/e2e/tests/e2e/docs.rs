@@ -69,7 +69,7 @@ use How::{After, As, Ends, Not, Verb, Watches};
 /// By the command as it is written; one that ends with `*` is how it begins. Those of a page are in its order, since each
 /// finds what those before it left.
 const CASES: &[(&str, How)] = &[
-    ("$ *", Not("recordings.rs has what it says")),
+    ("$ *", Not("recordings.rs and policies_tests.rs have what it says")),
     ("berthctl →*", Not("a picture")),
     ("berthd --user", Not(USERS)),
     ("cargo *", Not(BUILDS)),

@@ -348,8 +348,8 @@ const POLICY: &[Said] = &[
         "nothing",
         "what is given up until it fits, in this order, each besides those before it: `\"experts\"` (those of the last layers \
          stay on the CPU, as few as make it fit), `\"kv TYPE\"`, `\"ctx TOKENS\"`, `\"layers\"` (whole ones stay on the CPU). \
-         A rung that would not take less than the model's own settings, or names a type that its server does not know, is \
-         passed over",
+         A rung that would not take less than the model's own settings, names a type that its server does not know, or says \
+         something else than its command line, is passed over",
     ),
     key(
         "host.cores",

@@ -234,7 +234,11 @@ fn readable(seen: &Seen) -> Vec<Finding> {
     let name = &seen.model;
     let unknown = |why: &str| {
         let text = format!("whether {name} can open its files can't be told: {why}");
-        vec![Finding::unknown("unreadable", name, text).next("sudo berthctl doctor")]
+        let next = match Scope::this() {
+            Scope::System => "sudo berthctl doctor".to_owned(),
+            Scope::User => format!("systemctl --user cat {}", name.unit()),
+        };
+        vec![Finding::unknown("unreadable", name, text).next(next)]
     };
     let files = match &seen.files {
         Known::Value(files) => files,

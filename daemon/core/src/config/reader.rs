@@ -3,12 +3,13 @@
 //! Not by serde's derive, since that stops at the first error, and a person who mends a file wants to hear of
 //! all of them at once.
 
+mod times;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::{Range, RangeInclusive};
 use std::str::FromStr;
-use std::time::Duration;
 
 use serde_json::{Number, Value, json};
 use toml::Spanned;
@@ -17,14 +18,13 @@ use toml::de::{DeTable, DeValue};
 use super::SourceFile;
 use super::error::{ConfigError, Place, Warning};
 
-/// No step of a swap takes longer than this, so a longer deadline is a slip of the pen.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub(super) use times::shown;
 
 /// One file being read, and what is wrong with it so far.
 pub(super) struct Reader<'a> {
     pub(super) file: &'a SourceFile,
     found: RefCell<Found>,
-    /// What is asked for, by its whole key; kept for a schema alone.
+    /// What is asked for, by its whole key; kept where keys are only told of.
     asked: Option<RefCell<Asked>>,
 }
 
@@ -58,7 +58,7 @@ impl<'a> Reader<'a> {
         Self { file, found: RefCell::default(), asked: None }
     }
 
-    /// One that notes what is asked for.
+    /// One that notes what is asked for, and what holds otherwise.
     pub(super) fn noting(file: &'a SourceFile) -> Self {
         Self { asked: Some(RefCell::default()), ..Self::new(file) }
     }
@@ -460,57 +460,6 @@ impl<'r, 'a> Table<'r, 'a> {
             .then(|| Spanned::new(texts.span(), OneOrEach::Each(each)))
     }
 
-    pub(super) fn duration_or(&mut self, key: &'static str, otherwise: Duration) -> Duration {
-        const EXPECTED: &str = "a time, for example \"90 s\", \"15 min\" or \"1h 30m\"";
-        let text = self.string(key, EXPECTED);
-        self.by_default(key, shown(otherwise));
-        text.and_then(|text| self.time(key, &text, EXPECTED)).unwrap_or(otherwise)
-    }
-
-    /// A time, or None where it is written `"off"`; `otherwise` where it is not written.
-    pub(super) fn duration_or_off(
-        &mut self,
-        key: &'static str,
-        otherwise: Option<Duration>,
-    ) -> Option<Duration> {
-        const EXPECTED: &str = "a time, for example \"10 s\" or \"5 min\", or \"off\"";
-        let text = self.string(key, EXPECTED);
-        self.by_default(key, otherwise.map_or("off".to_owned(), shown));
-        let Some(text) = text else { return otherwise };
-        if text.get_ref() == "off" { None } else { self.time(key, &text, EXPECTED) }
-    }
-
-    /// A time within `range`; `expected` says what it is, with its bounds.
-    pub(super) fn duration_within(
-        &mut self,
-        key: &'static str,
-        range: RangeInclusive<Duration>,
-        expected: &str,
-        otherwise: Duration,
-    ) -> Duration {
-        let text = self.string(key, expected);
-        self.by_default(key, shown(otherwise));
-        let Some(text) = text else { return otherwise };
-        let label = match humantime::parse_duration(text.get_ref()) {
-            Ok(time) if range.contains(&time) => return time,
-            Ok(_) => String::new(),
-            Err(error) => error.to_string(),
-        };
-        self.complain(key, expected, &text.span(), &label);
-        otherwise
-    }
-
-    fn time(&self, key: &str, text: &Spanned<String>, expected: &str) -> Option<Duration> {
-        let label = match humantime::parse_duration(text.get_ref()) {
-            Ok(Duration::ZERO) => "nothing can be done in no time".to_owned(),
-            Ok(time) if time > LONGEST => "at most 24 h are allowed".to_owned(),
-            Ok(time) => return Some(time),
-            Err(error) => error.to_string(),
-        };
-        self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), &text.span(), label);
-        None
-    }
-
     /// One of a few words; `otherwise` is what one of them stands for.
     pub(super) fn choice_or<T: Copy + PartialEq>(
         &mut self,
@@ -598,11 +547,6 @@ impl<'r, 'a> Table<'r, 'a> {
             self.reader.error(format!("unknown key `{}{shown}`", self.prefix), &key.span(), label);
         }
     }
-}
-
-/// A time as people write it.
-pub(super) fn shown(time: Duration) -> String {
-    humantime::format_duration(time).to_string()
 }
 
 /// The schema of a text.

@@ -15,7 +15,9 @@ mod measured;
 mod quadlet;
 mod setting;
 mod show;
+mod taken;
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +25,7 @@ use berth_core::backend;
 use berth_core::config::{self, BackendKind, Memory, Settings, SourceFile, Sources};
 use berth_core::facts::Known;
 use berth_core::name::ModelName;
+use berth_core::report::{Accepted, Request, Verb};
 use nix::unistd::geteuid;
 
 use crate::access::{self, Identity, Refused, Step, Want};
@@ -82,6 +85,11 @@ pub(crate) struct Service {
     pub(crate) links: Vec<PathBuf>,
 }
 
+/// The links in an administrator's units that start this service at boot, or name it otherwise.
+pub(crate) fn links(unit: &str) -> Vec<PathBuf> {
+    find::links(Path::new(UNITS), unit)
+}
+
 /// Where the record of a model lies.
 pub(crate) fn record(name: &ModelName) -> PathBuf {
     Path::new(RECORDS).join(name.as_str())
@@ -107,7 +115,7 @@ pub(crate) struct Prepared {
 pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Result<Exit, Complaint> {
     let prepared = prepare(what, options, berth.out).await?;
     let Prepared { addition, placed, changes, .. } = &prepared;
-    let shown = show::Shown { addition, placed, options, changes };
+    let shown = show::Shown { addition, placed, options, changes, stays: prepared.stays() };
     if options.dry_run {
         shown.tell(berth.out, None);
         return Ok(Exit::Done);
@@ -122,7 +130,10 @@ pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Re
     if let Some(service) = addition.service.as_ref().filter(|service| options.stop && service.loaded.runs()) {
         after.extend(systemd::stop(&service.unit).await.err().map(|failed| failed.to_string()));
     }
-    after.extend(reload(berth).await.err().map(|why| not_taken_up(&why)));
+    match reload(berth).await {
+        Ok(()) => after.extend(prepared.keep(berth).await),
+        Err(why) => after.push(not_taken_up(&why)),
+    }
     shown.tell(berth.out, Some(&after));
     Ok(if after.is_empty() { Exit::Done } else { Exit::Degraded })
 }
@@ -135,6 +146,12 @@ pub(crate) async fn prepare(what: &str, options: &AddOptions, out: Out) -> Resul
         return Err(Complaint::new(Exit::Usage, "nothing_to_stop", title, &["leave --stop out".to_owned()]));
     }
     let sources = valid_sources()?;
+    if let (Some(service), [draft]) = (&addition.service, addition.drafts.as_mut_slice())
+        && service.loaded.runs()
+        && !options.stop
+    {
+        draft.replace(&service.unit);
+    }
     for draft in &mut addition.drafts {
         if let Some(user) = &options.run_as {
             runs_as(draft, user)?;
@@ -164,10 +181,37 @@ impl Prepared {
     pub(crate) async fn carry_out(&self, about: &str) -> Result<Vec<String>, Complaint> {
         let addition = &self.addition;
         make(addition, &self.changes, about).map_err(|failed| cannot_write(&failed))?;
+        if let (Some(pid), Some(draft)) = (addition.process, addition.drafts.first())
+            && let Some(scope) = draft.replaces()
+            && let Err(failed) = taken::take(pid, scope, &draft.name).await
+        {
+            // Why it failed is what has to be told; what stays behind is a model that `remove` takes away.
+            _ = changes::undo(&record(&draft.name));
+            let title = format!("process {pid} can't be taken over: {failed}. Nothing was changed.");
+            return Err(Complaint::new(Exit::Refused, "not_taken", title, &[]));
+        }
         if addition.service.is_none() && addition.drafts.iter().all(|draft| draft.drop_in().is_none()) {
             return Ok(Vec::new());
         }
         Ok(systemd::daemon_reload().await.err().map(|failed| failed.to_string()).into_iter().collect())
+    }
+}
+
+impl Prepared {
+    /// Whether what runs goes on as the model, and was to come back after a boot.
+    pub(crate) fn stays(&self) -> bool {
+        let enabled = self.addition.service.as_ref().is_some_and(|service| !service.links.is_empty());
+        enabled && self.addition.drafts.iter().any(|draft| draft.replaces().is_some())
+    }
+
+    /// Lets what came back after a boot do so as Berth's; berthd has taken it up. Gives what is left to do.
+    pub(crate) async fn keep(&self, berth: &Context) -> Option<String> {
+        let draft = self.addition.drafts.first().filter(|_| self.stays())?;
+        let request =
+            Request { verb: Verb::Start, model: Some(draft.name.to_string()), set: BTreeMap::new() };
+        let kept: Result<Accepted, _> = berth.client.post("/api/v1/swaps", &request).await;
+        let why = Complaint::from(kept.err()?).title;
+        Some(format!("{why}; `berthctl start {}`, or it does not come back after a boot", draft.name))
     }
 }
 
@@ -197,6 +241,7 @@ fn to_change(addition: &Addition) -> Vec<Vec<Change>> {
             changes.push(Change::write(format!("{}/added.conf", drop_in_folder(&draft.name)), text, 0o644));
         }
         changes.push(Change::write(declaration(&draft.name), draft.declaration(), 0o644));
+        changes.extend(draft.replaces().map(|unit| taken::rule(&draft.name, unit)));
         changes
     };
     let mut all: Vec<_> = addition.drafts.iter().map(of).collect();

@@ -292,7 +292,8 @@ fn running(used: BTreeMap<u32, proc::Used>) -> Unit {
         invocation: String::new(),
         started_at: None,
         main_pid: None,
-        brought: proc::brought_by(&used, ""),
+        brought: proc::brought_by(&used, &proc::Groups::default()),
+        predecessor: None,
         processes: proc::started_of(&used),
     }
 }

@@ -39,8 +39,9 @@ struct Document<'a> {
 /// A model that would leave, with all that this changes; nothing is changed yet.
 pub(crate) struct Prepared {
     name: ModelName,
-    /// The service that it was.
+    /// The service that it was, and whether that runs on.
     was: Option<String>,
+    goes_on: bool,
     has_record: bool,
     pub(crate) removed: Vec<PathBuf>,
     /// A service of its own, where one is asked for.
@@ -93,7 +94,7 @@ pub(crate) async fn remove(
     if berth.out.json {
         document(true, &left);
     } else {
-        Out::say(&after(name, service.as_deref(), &left));
+        Out::say(&after(&prepared, &left));
     }
     Ok(if left.is_empty() { Exit::Done } else { Exit::Degraded })
 }
@@ -109,9 +110,13 @@ pub(crate) async fn prepare(name: ModelName, unit: bool) -> Result<Prepared, Com
         let title = format!("{name} was {was}, which comes back as it was");
         return Err(Complaint::new(Exit::Usage, "comes_back", title, &["leave --unit out".to_owned()]));
     }
+    let goes_on = match &was {
+        Some(was) => systemd::loaded(was).await.is_ok_and(|loaded| loaded.runs()),
+        None => false,
+    };
     let own = if unit { service(&name, &settings)? } else { Vec::new() };
     let removed = paths(&name, &path);
-    Ok(Prepared { name, was, has_record, removed, own })
+    Ok(Prepared { name, was, goes_on, has_record, removed, own })
 }
 
 impl Prepared {
@@ -133,9 +138,7 @@ impl Prepared {
         }
         if self.has_record {
             let others = changes::undo(&record(name)).map_err(|failed| cannot_write(&failed))?;
-            left.extend(others.iter().map(|path| {
-                format!("{} is left as it is: somebody has put something else there since", path.display())
-            }));
+            left.extend(others.iter().map(|path| left_alone(path)));
         }
         for path in &self.removed {
             changes::carry_out(&Change::remove(path)).map_err(|failed| cannot_write(&failed))?;
@@ -150,6 +153,11 @@ impl Prepared {
         }));
         Ok(left)
     }
+}
+
+/// What is said of a path at which there is something else by now.
+pub(crate) fn left_alone(path: &Path) -> String {
+    format!("{} is left as it is: somebody has put something else there since", path.display())
 }
 
 /// The file that declares the model, and what is declared. Without it all must still be valid: another may name it as its
@@ -320,13 +328,15 @@ fn before(was: Option<&str>, removed: &[PathBuf], own: &[Change]) -> String {
     out
 }
 
-fn after(name: &ModelName, service: Option<&str>, left: &[String]) -> String {
-    let mut out = paragraph("", &format!("{name} is no longer Berth's."));
+fn after(prepared: &Prepared, left: &[String]) -> String {
+    let mut out = paragraph("", &format!("{} is no longer Berth's.", prepared.name));
     for what in left {
         out.push_str(&paragraph("still to do: ", &clean(what)));
     }
-    if let Some(service) = service {
-        out.push_str(&paragraph("", &format!("Next: sudo systemctl start {service}")));
+    match prepared.service() {
+        Some(service) if prepared.goes_on => out.push_str(&paragraph("", &format!("{service} serves on."))),
+        Some(service) => out.push_str(&paragraph("", &format!("Next: sudo systemctl start {service}"))),
+        None => {}
     }
     out
 }

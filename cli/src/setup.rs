@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::add::{self, Consent, Prepared, YES, answer, askable, not_taken_up, reload, root};
 use crate::args::{AddOptions, SetupOptions};
+use crate::changes;
 use crate::complaint::Complaint;
 use crate::doctor::{self, Basis};
 use crate::exit::Exit;
@@ -51,15 +52,23 @@ const NEEDED: [&str; 8] = [
 enum Change {
     Start(systemd::State),
     Add(Box<Addition>),
+    Disable(Rival),
 }
 
 impl Change {
     fn addition(&self) -> Option<&Addition> {
         match self {
-            Self::Start(_) => None,
+            Self::Start(_) | Self::Disable(_) => None,
             Self::Add(addition) => Some(addition),
         }
     }
+}
+
+/// A model server that would start at boot and can't become a model.
+struct Rival {
+    unit: String,
+    /// What would start it.
+    links: Vec<PathBuf>,
 }
 
 /// A service that would become a model.
@@ -106,7 +115,7 @@ pub(crate) async fn setup(options: &SetupOptions, berth: &Context) -> Result<Exi
     }
     let basis = doctor::basis(&berth.client).await;
     let mut machine = look::look(&basis, &options.folders).await?;
-    let plan = propose(&basis, &mut machine, berth).await;
+    let plan = propose(&basis, &mut machine, options.stop, berth).await;
     let shown = show::Shown { basis: &basis, machine: &machine, plan: &plan, stop: options.stop };
     if !berth.out.json {
         Out::say(&shown.machine(berth.out.paint));
@@ -136,7 +145,7 @@ pub(crate) async fn setup(options: &SetupOptions, berth: &Context) -> Result<Exi
             Out::say(&show::change(change, options.stop));
         }
         *came = if consent.yes || wanted() {
-            match make(change, &mut journal, berth).await {
+            match make(change, options.stop, &mut journal, berth).await {
                 Ok(also) => {
                     left.extend(also);
                     Came::Done
@@ -156,7 +165,14 @@ pub(crate) async fn setup(options: &SetupOptions, berth: &Context) -> Result<Exi
         left.extend(systemd::stop(&addition.unit).await.err().map(|failed| failed.to_string()));
     }
     if !added.is_empty() {
-        left.extend(reload(berth).await.err().map(|why| not_taken_up(&why)));
+        match reload(berth).await {
+            Ok(()) => {
+                for addition in &added {
+                    left.extend(addition.prepared.keep(berth).await);
+                }
+            }
+            Err(why) => left.push(not_taken_up(&why)),
+        }
     }
     if came.iter().all(|came| *came == Came::Declined) {
         return Err(Complaint::new(Exit::Refused, "declined", "Nothing was changed.".to_owned(), &[]));
@@ -176,7 +192,7 @@ fn wanted() -> bool {
 }
 
 /// What could be changed. Files that a service would bring with it are no longer told as unserved.
-async fn propose(basis: &Basis, machine: &mut Machine, berth: &Context) -> Plan {
+async fn propose(basis: &Basis, machine: &mut Machine, stop: bool, berth: &Context) -> Plan {
     let mut plan = Plan::default();
     if basis.silent.as_ref().is_some_and(|why| why.code == "berthd_not_running") {
         // Where systemd can't be asked, that is among what the machine lacks.
@@ -187,7 +203,7 @@ async fn propose(basis: &Basis, machine: &mut Machine, berth: &Context) -> Plan 
         }
     }
     for service in &machine.services {
-        match offered(service, berth).await {
+        match offered(service, stop, berth).await {
             Ok(Some(prepared)) => {
                 let files = look::declared_files(&prepared.settings);
                 for folder in &mut machine.folders {
@@ -197,14 +213,21 @@ async fn propose(basis: &Basis, machine: &mut Machine, berth: &Context) -> Plan 
                 plan.changes.push(Change::Add(Box::new(Addition { unit, runs, prepared })));
             }
             Ok(None) => {}
-            Err(passed) => plan.passed.push(passed),
+            Err(passed) => {
+                // What holds much memory and is no model server may be a desktop: that is only told.
+                let links = add::links(&service.unit);
+                if service.at_boot.is_some() && service.server.is_some() && !links.is_empty() {
+                    plan.changes.push(Change::Disable(Rival { unit: service.unit.clone(), links }));
+                }
+                plan.passed.push(passed);
+            }
         }
     }
     plan
 }
 
 /// The service as a model; None where it is one already.
-async fn offered(service: &Service, berth: &Context) -> Result<Option<Prepared>, Passed> {
+async fn offered(service: &Service, stop: bool, berth: &Context) -> Result<Option<Prepared>, Passed> {
     if service.masked {
         return Ok(None);
     }
@@ -221,7 +244,7 @@ async fn offered(service: &Service, berth: &Context) -> Result<Option<Prepared>,
     }
     // What is wrong with it becomes one line among others.
     let quiet = Out { json: true, ..berth.out };
-    match add::prepare(unit, &AddOptions::default(), quiet).await {
+    match add::prepare(unit, &AddOptions { stop, ..AddOptions::default() }, quiet).await {
         Ok(prepared) => Ok(Some(prepared)),
         Err(why) => {
             let next = why.hints.into_iter().chain([disable()]).collect::<Vec<_>>().join("; or ");
@@ -231,17 +254,32 @@ async fn offered(service: &Service, berth: &Context) -> Result<Option<Prepared>,
 }
 
 /// Makes one change, which the journal names before it is begun. Gives what is left to do.
-async fn make(change: &Change, journal: &mut Journal, berth: &Context) -> Result<Vec<String>, Complaint> {
+async fn make(
+    change: &Change,
+    stop: bool,
+    journal: &mut Journal,
+    berth: &Context,
+) -> Result<Vec<String>, Complaint> {
     match change {
         Change::Start(state) => {
             journal.push(Step::Berthd { enabled: !state.enabled, started: !state.runs })?;
             systemd::enable_now(BERTHD).await.map_err(|failed| not_started(&failed))?;
             Ok(answers(berth).await.err().into_iter().collect())
         }
+        Change::Disable(Rival { unit, links }) => {
+            journal.push(Step::Disabled { unit: unit.clone() })?;
+            let removed: Vec<_> = links.iter().map(changes::Change::remove).collect();
+            if let Err(failed) = changes::make(&removed, &disabled(unit), ABOUT, Some(unit)) {
+                journal.pop()?;
+                return Err(add::cannot_write(&failed));
+            }
+            Ok(systemd::daemon_reload().await.err().map(|failed| failed.to_string()).into_iter().collect())
+        }
         Change::Add(addition) => {
             // What was added before it counts by now: names and ports of both may be the same.
             let quiet = Out { json: true, ..berth.out };
-            let prepared = add::prepare(&addition.unit, &AddOptions::default(), quiet).await?;
+            let options = AddOptions { stop, ..AddOptions::default() };
+            let prepared = add::prepare(&addition.unit, &options, quiet).await?;
             let names = prepared.addition.drafts.iter().map(|draft| draft.name.clone()).collect();
             journal.push(Step::Added { models: names })?;
             match prepared.carry_out(ABOUT).await {
@@ -276,6 +314,11 @@ async fn answers(berth: &Context) -> Result<(), String> {
             }
         }
     }
+}
+
+/// Where the record of a service lies that no longer starts at boot.
+fn disabled(unit: &str) -> PathBuf {
+    PathBuf::from("/etc/berth/disabled").join(unit)
 }
 
 /// Where the journal lies.

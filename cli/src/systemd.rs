@@ -9,7 +9,8 @@ use berth_observe::systemd::{
     self, Listed, MANAGER, Reader, SERVICE, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call,
 };
 use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use zbus::{OwnedObjectPath, Variant};
 
 /// Loading all units anew, and stopping one: that takes as long as the unit's own deadline.
 const RELOAD: Duration = Duration::from_secs(60);
@@ -22,6 +23,12 @@ type Run = (String, Vec<String>, bool, u64, u64, u64, u64, u32, i32, i32);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Failed(String);
+
+impl From<SystemdError> for Failed {
+    fn from(error: SystemdError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// What systemd knows of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -139,6 +146,44 @@ pub(crate) async fn active(pattern: &str) -> Result<Vec<String>, SystemdError> {
 /// Has systemd load all units anew.
 pub(crate) async fn daemon_reload() -> Result<(), Failed> {
     systemctl(&["daemon-reload"], RELOAD).await
+}
+
+/// One property of a transient unit.
+type Property<'a> = (&'a str, Variant<'a>);
+
+/// Moves processes into a scope of their own, which is made for it.
+pub(crate) async fn into_scope(scope: &str, about: &str, pids: &[u32]) -> Result<(), Failed> {
+    let doing = format!("make {scope}");
+    let bus = systemd::connect(None).await?;
+    let properties: Vec<Property<'_>> = vec![
+        ("Description", Variant::from(about)),
+        ("PIDs", Variant::from(pids.to_vec())),
+        ("CollectMode", Variant::from("inactive-or-failed")),
+        // Without it none can be added later.
+        ("Delegate", Variant::from(true)),
+    ];
+    let none: Vec<(&str, Vec<Property<'_>>)> = Vec::new();
+    let body = (scope, "fail", properties, none);
+    let _: OwnedObjectPath =
+        call(&bus, &doing, SYSTEMD, SYSTEMD_PATH, MANAGER, "StartTransientUnit", &body).await?;
+    // The job is queued; what it comes to is that they are there.
+    let until = Instant::now() + RELOAD;
+    let reader = Reader::of(&bus, scope);
+    while reader.get::<String>(UNIT, "ActiveState").await? == "activating" && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    match reader.get::<String>(UNIT, "ActiveState").await? {
+        state if state == "active" => Ok(()),
+        state => Err(Failed(format!("systemd can't {doing}: it is {state}"))),
+    }
+}
+
+/// Moves more processes into a scope that there is.
+pub(crate) async fn also_into(scope: &str, pids: &[u32]) -> Result<(), Failed> {
+    let bus = systemd::connect(None).await?;
+    let doing = format!("move processes into {scope}");
+    Ok(call(&bus, &doing, SYSTEMD, SYSTEMD_PATH, MANAGER, "AttachProcessesToUnit", &(scope, "", pids))
+        .await?)
 }
 
 /// Stops a unit, and waits until it has ended.

@@ -26,6 +26,7 @@ use crate::fault;
 use crate::journal::{self, Tail};
 use crate::preflight::{self, Looker};
 use crate::probe::{self, Probe, ProbeTarget};
+use crate::proc::Groups;
 use crate::systemd::{Job, Property, Systemd, SystemdError};
 use crate::ticket::Tickets;
 
@@ -203,17 +204,17 @@ impl Hands {
         tokio::spawn(async move {
             let Ok(model) = hands.model(&name) else { return };
             let mut said = String::new();
-            let mut control_group = String::new();
+            let mut control_groups = Groups::default();
             let began = Instant::now();
             loop {
-                // It does not change while the unit runs, and systemd has a start to carry out.
-                if control_group.is_empty()
+                // They do not change while the unit runs, and systemd has a start to carry out.
+                if control_groups.paths.is_empty()
                     && let Ok(Some(reading)) = hands.systemd.unit(&name).await
                 {
-                    control_group = reading.control_group;
+                    control_groups = reading.control_groups;
                 }
                 let healthy = AtomicBool::new(false);
-                let asked = hands.probed(&model, &control_group, &healthy);
+                let asked = hands.probed(&model, &control_groups, &healthy);
                 tokio::pin!(asked);
                 let (ready, text) = tokio::select! {
                     probe = &mut asked => (probe == Probe::Ready, probe.to_string()),
@@ -238,13 +239,13 @@ impl Hands {
         })
     }
 
-    async fn probed(&self, model: &Model, control_group: &str, healthy: &AtomicBool) -> Probe {
+    async fn probed(&self, model: &Model, control_groups: &Groups, healthy: &AtomicBool) -> Probe {
         let readiness = backend::of(model.backend).readiness(model);
         let target = ProbeTarget {
             address: SocketAddr::new(model.host, model.port),
             health_path: readiness.health,
             generate: readiness.generate,
-            control_groups: vec![control_group.to_owned()],
+            control_groups: control_groups.clone(),
         };
         probe::probe_noting(&target, PROBE_DEADLINE, healthy).await
     }
@@ -281,7 +282,7 @@ impl Hands {
             unit.as_ref().map(|unit| unit.invocation.clone()).filter(|_| run.is_empty()).unwrap_or(run);
         let started_at =
             unit.as_ref().filter(|unit| unit.invocation == invocation).and_then(|u| u.started_at);
-        let run = journal::Run { model: name.clone(), invocation, started_at };
+        let run = journal::Run { units: self.systemd.units_of(name), invocation, started_at };
         let tail = journal::tail(&run, LOG_LINES).await.unwrap_or_else(|error| {
             tracing::warn!(model = %name, %error, "its log can't be read");
             Tail::default()

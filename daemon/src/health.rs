@@ -19,8 +19,8 @@ use tokio::task::JoinHandle;
 use crate::act::Hands;
 use crate::driver::Message;
 use crate::probe::{self, ProbeTarget};
-use crate::proc::{self, Used, monotonic_now};
-use crate::sockets;
+use crate::proc::{self, Groups, Used, monotonic_now};
+use crate::sockets::{self, Makers};
 
 /// A process that waited for a disk for no more than this did not read: code that was paged out comes back so.
 const FEW_PAGES: Bytes = Bytes(64 << 10);
@@ -105,9 +105,9 @@ async fn check(hands: Hands, name: ModelName, checked: Checked, gpus: Arc<Mutex<
     let settings = model.health;
     let Some(every) = settings.every else { return };
     let readiness = backend::of(model.backend).readiness(&model);
-    let control_group = loop {
+    let control_groups = loop {
         match hands.systemd.unit(&name).await {
-            Ok(Some(reading)) if reading.unit.invocation == checked.run => break reading.control_group,
+            Ok(Some(reading)) if reading.unit.invocation == checked.run => break reading.control_groups,
             // While the bus is away nothing is known; a run that is over the driver sees by itself.
             _ => tokio::time::sleep(every).await,
         }
@@ -116,11 +116,11 @@ async fn check(hands: Hands, name: ModelName, checked: Checked, gpus: Arc<Mutex<
         address: checked.address,
         health_path: readiness.health,
         generate: None,
-        control_groups: vec![control_group.clone()],
+        control_groups: control_groups.clone(),
     };
-    let clients = || sockets::clients(checked.address.port(), &proc::cgroup_ids(&control_group)).ok();
+    let clients = || sockets::clients(checked.address.port(), &Makers::of(&control_groups)).ok();
     let mut judge = Judge::new(settings, monotonic_now());
-    let mut effort = Effort::new(&control_group, gpus);
+    let mut effort = Effort::new(&control_groups, gpus);
     let mut told = Verdict::Healthy;
     loop {
         tokio::time::sleep(every).await;
@@ -153,7 +153,7 @@ async fn check(hands: Hands, name: ModelName, checked: Checked, gpus: Arc<Mutex<
 
 /// What a model's processes have done, from one look to the next.
 struct Effort<'a> {
-    control_group: &'a str,
+    control_groups: &'a Groups,
     gpus: Arc<Mutex<Gpus>>,
     at: Moment,
     /// None where it could not be read.
@@ -161,9 +161,9 @@ struct Effort<'a> {
 }
 
 impl<'a> Effort<'a> {
-    fn new(control_group: &'a str, gpus: Arc<Mutex<Gpus>>) -> Self {
-        let used = proc::cgroup_processes(control_group).value().cloned();
-        Self { control_group, gpus, at: monotonic_now(), used }
+    fn new(control_groups: &'a Groups, gpus: Arc<Mutex<Gpus>>) -> Self {
+        let used = proc::cgroup_processes(control_groups).value().cloned();
+        Self { control_groups, gpus, at: monotonic_now(), used }
     }
 
     fn since_before(&mut self) -> Work {
@@ -172,7 +172,7 @@ impl<'a> Effort<'a> {
             let newest = gpus.newest;
             std::mem::replace(&mut gpus.since, newest)
         };
-        let now = Self::new(self.control_group, Arc::clone(&self.gpus));
+        let now = Self::new(self.control_groups, Arc::clone(&self.gpus));
         let over = now.at.saturating_sub(self.at);
         let done = self.used.as_ref().zip(now.used.as_ref()).map(|(before, now)| done(before, now));
         *self = now;

@@ -7,7 +7,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use berth_core::facts::Moment;
-use berth_core::name::ModelName;
 use berth_core::report::LogLine;
 use futures_util::stream::{self, Stream};
 use serde_json::Value;
@@ -40,11 +39,11 @@ pub enum JournalError {
     Late(Duration),
 }
 
-/// One run of a model's unit, on this boot.
+/// One run of a model, on this boot.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// Whose.
-    pub model: ModelName,
+    /// The units whose run it may be.
+    pub units: Vec<String>,
     /// The unit's `InvocationID`; an empty one has no lines.
     pub invocation: String,
     /// When its main process was started, where that is known.
@@ -97,15 +96,18 @@ pub async fn tail(run: &Run, max_lines: usize) -> Result<Tail, JournalError> {
     }
 }
 
-/// The log of a model over all its runs, with what systemd says about them: the last `lines`, and then, with
+/// The log of these units over all their runs, with what systemd says about them: the last `lines`, and then, with
 /// `follow`, each new line as it is written. Dropping the stream ends the reading.
 pub fn follow(
-    model: &ModelName,
+    units: &[String],
     lines: usize,
     follow: bool,
 ) -> Result<impl Stream<Item = Result<LogLine, JournalError>> + Send + 'static, JournalError> {
     let mut command = journalctl();
-    command.arg(Scope::this().unit_option()).arg(model.unit()).arg("--lines").arg(lines.to_string());
+    for unit in units {
+        command.arg(Scope::this().unit_option()).arg(unit);
+    }
+    command.arg("--lines").arg(lines.to_string());
     if follow {
         command.arg("--follow");
     }
@@ -157,7 +159,7 @@ impl Reading {
 /// alone, so what the unit wrote since the run's start and has no invocation is the run's too.
 async fn read(run: &Run, max_lines: usize) -> Result<Vec<Entry>, JournalError> {
     let invocation = &run.invocation;
-    let Journal { of_unit, of_systemd } = Scope::this().journal(&run.model.unit(), invocation);
+    let Journal { of_unit, of_systemd } = Scope::this().journal(&run.units, invocation);
     let output = journalctl()
         .arg("--boot")
         .arg(format!("_SYSTEMD_INVOCATION_ID={invocation}"))
@@ -309,7 +311,7 @@ mod tests {
 
     fn run(invocation: &str) -> Run {
         Run {
-            model: "aeon".parse().unwrap(),
+            units: vec!["berth-model@aeon.service".to_owned()],
             invocation: invocation.to_owned(),
             started_at: Some(Moment::from_secs(10)),
         }

@@ -157,6 +157,7 @@ async fn run(folders: &Folders, declared: Declared) -> anyhow::Result<()> {
     let settings = declared.now();
     let nvml = Nvml::spawn();
     let systemd = Systemd::connect().await.context("systemd can't be asked")?;
+    systemd.set_predecessors(settings.predecessors());
     let (tickets, mut taken) = Tickets::serve(&folders.run.join("ticket.sock"))?;
     tokio::spawn(async move {
         while let Some(taken) = taken.recv().await {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::driver::Message;
 use crate::fault;
 use crate::nvml::{Nvml, Xid};
+use crate::proc::Groups;
 use crate::systemd::{Change, Systemd, UnitChange, UnitReading};
 
 /// Between two full readings when nothing goes on.
@@ -175,9 +176,11 @@ async fn units(
     let mut changes = systemd.changes();
     let mut known: BTreeMap<ModelName, UnitReading> = BTreeMap::new();
     let mut all_at: Option<Instant> = None;
+    let mut generation = systemd.predecessors_generation();
     let mut listening_at: Option<Instant> = None;
     loop {
-        let message = if all_at.is_none_or(|at| at.elapsed() >= ALL_UNITS) {
+        if all_at.is_none_or(|at| at.elapsed() >= ALL_UNITS) {
+            generation = systemd.predecessors_generation();
             // While the bus is away the last that was known stays; what is not known is not gone.
             match systemd.units().await {
                 Ok(read) => known = read,
@@ -187,11 +190,14 @@ async fn units(
             if driver.send(Message::Cpus(crate::cpus::online())).await.is_err() {
                 return;
             }
-            Message::Units(known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect())
-        } else {
-            Message::Units(known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect())
-        };
-        if driver.send(message).await.is_err() {
+        }
+        let units = known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect();
+        if generation != systemd.predecessors_generation() {
+            // A model that runs as another unit would be taken for one that is down.
+            all_at = None;
+            continue;
+        }
+        if driver.send(Message::Units(units)).await.is_err() {
             return;
         }
         if listening_at.is_none_or(|at| at.elapsed() >= LISTENING) {
@@ -268,7 +274,7 @@ async fn units(
 
 /// Where the models' processes listen; None where the kernel does not tell, and the last that was known stays.
 fn listening(units: &BTreeMap<ModelName, UnitReading>) -> Option<BTreeMap<ModelName, Vec<Listening>>> {
-    let groups = units.iter().map(|(model, reading)| (model.clone(), reading.control_group.clone()));
+    let groups = units.iter().map(|(model, reading)| (model.clone(), reading.control_groups.clone()));
     match crate::sockets::of_models(&groups.collect()) {
         Ok(found) => Some(found),
         Err(error) => {
@@ -288,9 +294,9 @@ fn matters(change: &UnitChange, known: Option<&UnitReading>) -> bool {
 /// The unit with the processes that are in its cgroup now, and what they have read by now.
 fn refreshed(reading: &UnitReading) -> Unit {
     let mut unit = reading.unit.clone();
-    let used = crate::proc::cgroup_processes(&reading.control_group);
+    let used = crate::proc::cgroup_processes(&reading.control_groups);
     unit.processes = crate::proc::started_of(&used);
-    unit.brought = crate::proc::brought_by(&used, &reading.control_group);
+    unit.brought = crate::proc::brought_by(&used, &reading.control_groups);
     unit
 }
 
@@ -300,8 +306,8 @@ pub struct Fresh {
     pub gpus: Known<Vec<Gpu>>,
     /// The units; None where systemd did not answer.
     pub units: Option<BTreeMap<ModelName, Unit>>,
-    /// The cgroup of each unit that has one.
-    pub control_groups: BTreeMap<ModelName, String>,
+    /// The cgroups of each.
+    pub control_groups: BTreeMap<ModelName, Groups>,
 }
 
 /// Reads everything once.
@@ -315,7 +321,7 @@ pub async fn fresh(nvml: &Nvml, systemd: &Systemd) -> Fresh {
             units: Some(units.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect()),
             control_groups: units
                 .into_iter()
-                .map(|(model, reading)| (model, reading.control_group))
+                .map(|(model, reading)| (model, reading.control_groups))
                 .collect(),
         },
         Err(error) => {

@@ -17,8 +17,8 @@ use crate::declared::Declared;
 use crate::files::Files;
 use crate::nvml::Nvml;
 use crate::observe;
-use crate::proc::{self, monotonic_now};
-use crate::sockets;
+use crate::proc::{Groups, monotonic_now};
+use crate::sockets::{self, Makers, Socket};
 use crate::systemd::Systemd;
 
 /// How long the looking up of files may take: a network file system can hang for minutes.
@@ -78,7 +78,7 @@ impl Looker {
 fn look(
     settings: &Settings,
     request: &Request,
-    control_groups: &BTreeMap<ModelName, String>,
+    control_groups: &BTreeMap<ModelName, Groups>,
 ) -> BTreeMap<ModelName, Preflight> {
     asked(settings, request).map(|model| (model.name.clone(), look_up(model, control_groups))).collect()
 }
@@ -117,7 +117,7 @@ pub async fn missing(model: Model) -> Option<(PathBuf, String)> {
     }
 }
 
-fn look_up(model: &Model, control_groups: &BTreeMap<ModelName, String>) -> Preflight {
+fn look_up(model: &Model, control_groups: &BTreeMap<ModelName, Groups>) -> Preflight {
     Preflight { files: files(model), port: on_port(model, control_groups) }
 }
 
@@ -146,12 +146,15 @@ fn silent(deadline: Duration) -> String {
 }
 
 /// Who listens on the model's port now.
-fn on_port(model: &Model, control_groups: &BTreeMap<ModelName, String>) -> Option<Listener> {
-    let owner = |cgroup: u64| {
-        control_groups
-            .iter()
-            .find(|(_, group)| proc::cgroup_ids(group).contains(&cgroup))
-            .map(|(name, _)| name.clone())
+fn on_port(model: &Model, control_groups: &BTreeMap<ModelName, Groups>) -> Option<Listener> {
+    let owner = |socket: &Socket| {
+        let made = |groups: &Groups| Makers::of(groups).made(socket);
+        // One that is moved is known by its user alone, so any other comes first.
+        let owner = |moved: bool| {
+            let mut groups = control_groups.iter().filter(|(_, groups)| groups.moved.is_some() == moved);
+            groups.find(|(_, groups)| made(groups)).map(|(name, _)| name.clone())
+        };
+        owner(false).or_else(|| owner(true).filter(|name| *name == model.name))
     };
     match sockets::listeners_on(model.port, owner) {
         Ok(listeners) => listeners

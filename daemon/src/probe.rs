@@ -4,7 +4,6 @@
 //! socket takes the connection, and a healthy server must also generate one token. In service the two are asked for
 //! one by one, and what gives no answer is told from what answers with an error.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -23,8 +22,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::proc;
-use crate::sockets::{self, Socket};
+use crate::proc::Groups;
+use crate::sockets::{self, Makers, Socket};
 
 /// A server on this machine accepts at once, unless its queue is full.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -44,8 +43,8 @@ pub struct ProbeTarget {
     pub health_path: String,
     /// How to have one token generated; None where health is all there is.
     pub generate: Option<GenerateProbe>,
-    /// The model's cgroups as systemd names them (`ControlGroup`). Those below them count too.
-    pub control_groups: Vec<String>,
+    /// The model's cgroups.
+    pub control_groups: Groups,
 }
 
 /// What one attempt showed.
@@ -298,10 +297,9 @@ impl Attempt<'_> {
     /// A connection whose other end was made by the model's processes.
     async fn connect(&self) -> Result<TcpStream, NoAnswer> {
         let server = sockets::reachable(self.target.address);
-        let cgroups: BTreeSet<u64> =
-            self.target.control_groups.iter().flat_map(|group| proc::cgroup_ids(group)).collect();
+        let makers = Makers::of(&self.target.control_groups);
         let not_asked = |result| Err(NoAnswer::NotAsked(result));
-        match owner(sockets::would_answer(server), &cgroups) {
+        match owner(sockets::would_answer(server), &makers) {
             Ok(true) => {}
             Ok(false) => return not_asked(Probe::NotListening),
             Err(result) => return not_asked(result),
@@ -318,7 +316,7 @@ impl Attempt<'_> {
         };
         // Another socket may have taken the port meanwhile, or share it: this very connection is what counts.
         let end = stream.local_addr().and_then(|client| sockets::answers(server, client));
-        match owner(end, &cgroups) {
+        match owner(end, &makers) {
             Ok(true) => Ok(stream),
             Ok(false) => Err(NoAnswer::Failed(format!("{server} closed the connection at once"))),
             Err(result) => not_asked(result),
@@ -330,11 +328,11 @@ impl Attempt<'_> {
     }
 }
 
-/// Whether there is a socket, and it belongs to these cgroups; else the result that this means.
-fn owner(found: io::Result<Option<Socket>>, cgroups: &BTreeSet<u64>) -> Result<bool, Probe> {
+/// Whether there is a socket, and it was made by these; else the result that this means.
+fn owner(found: io::Result<Option<Socket>>, makers: &Makers) -> Result<bool, Probe> {
     match found {
         Ok(None) => Ok(false),
-        Ok(Some(socket)) if socket.is_of(cgroups) => Ok(true),
+        Ok(Some(socket)) if makers.made(&socket) => Ok(true),
         Ok(Some(socket)) if socket.cgroup_id.is_none() => Err(Probe::Unknown(
             "the kernel does not tell sockets' cgroups; Linux 5.8 or newer does".to_owned(),
         )),

@@ -1,11 +1,12 @@
 //! systemd over the system bus: model units started, stopped, read and watched.
 //!
 //! This owns the connection to the bus and keeps it: when the bus or systemd goes away it connects again and
-//! says so ([`Change::Lost`], [`Change::Back`]). It handles instances of `berth-model@.service`, lists which services
-//! are enabled for boot, and decides nothing. berthd is no root here; a polkit rule lets it make exactly the calls that are made below.
+//! says so ([`Change::Lost`], [`Change::Back`]). It handles instances of `berth-model@.service`, and in their place the units
+//! that they replace while those still run (`predecessor`), lists which services are enabled for boot, and decides nothing. berthd is no root here; a polkit rule lets it make exactly the calls that are made below.
 
 mod bus;
 mod job;
+mod predecessor;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,9 +25,11 @@ use tokio::task::JoinHandle;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::fault;
+use crate::proc::Groups;
 
 pub use self::job::Job;
 use self::job::Wanted;
+use self::predecessor::Predecessors;
 pub use berth_observe::systemd::{JobResult, SystemdError};
 
 /// Changes that a slow reader may leave unread before it loses the oldest.
@@ -46,6 +49,8 @@ pub enum Change {
     },
     /// systemd begins (true) or has ended (false) to load all units anew; read the units after the end.
     Reloading(bool),
+    /// Other units count as models' from here on; read the units.
+    Predecessors,
     /// The bus or systemd went away, and why; changes are missed from here on.
     Lost(String),
     /// It is back: what was missed has to be read.
@@ -67,13 +72,13 @@ pub struct UnitChange {
     pub main_pid: Option<u32>,
 }
 
-/// A unit as read, with the cgroup that its processes were read from.
+/// A unit as read, with the cgroups that its processes were read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitReading {
     /// The unit.
     pub unit: Unit,
-    /// systemd's `ControlGroup`; empty when there is none.
-    pub control_group: String,
+    /// All that run for the model.
+    pub control_groups: Groups,
 }
 
 /// A setting of a running unit that can be changed at run time. It lasts until the next boot.
@@ -136,7 +141,8 @@ struct Inner {
     link: watch::Sender<Link>,
     changes: broadcast::Sender<Change>,
     waiters: Mutex<Vec<Waiter>>,
-    referenced: Mutex<BTreeSet<ModelName>>,
+    referenced: Mutex<BTreeSet<String>>,
+    predecessors: Mutex<Predecessors>,
 }
 
 /// The connection, or why there is none.
@@ -160,6 +166,7 @@ impl Systemd {
             changes: broadcast::Sender::new(CHANGES),
             waiters: Mutex::default(),
             referenced: Mutex::default(),
+            predecessors: Mutex::default(),
         });
         let keeper = Keeper(tokio::spawn(bus::keep(Arc::clone(&inner), opened)));
         Ok(Self { inner, _keeper: Arc::new(keeper) })
@@ -170,15 +177,42 @@ impl Systemd {
         self.inner.changes.subscribe()
     }
 
+    /// From now on these units count as the models' while they run.
+    pub fn set_predecessors(&self, units: BTreeMap<ModelName, String>) {
+        self.inner.predecessors().declare(units);
+        // No receiver is no error.
+        _ = self.inner.changes.send(Change::Predecessors);
+    }
+
+    /// Changes whenever other units count as models'; what was read before says nothing of them.
+    pub fn predecessors_generation(&self) -> u64 {
+        self.inner.predecessors().generation()
+    }
+
+    /// The units that a model has or had: its own, and the one that it replaces.
+    pub fn units_of(&self, model: &ModelName) -> Vec<String> {
+        self.inner.predecessors().units_of(model)
+    }
+
     /// All units of models that systemd has loaded.
     pub async fn units(&self) -> Result<BTreeMap<ModelName, UnitReading>, SystemdError> {
-        fault::call("ListUnits", read::all(&self.connection("list the models' units")?)).await
+        let connection = self.connection("list the models' units")?;
+        let declared = self.inner.predecessors().declared().clone();
+        let readings = fault::call("ListUnits", read::all(&connection, &declared)).await?;
+        for (model, reading) in &readings {
+            self.inner.predecessors().note(model, reading.unit.predecessor.is_some());
+        }
+        Ok(readings)
     }
 
     /// The unit of one model; None when systemd hasn't loaded it.
     pub async fn unit(&self, model: &ModelName) -> Result<Option<UnitReading>, SystemdError> {
         let connection = self.connection(&format!("read {}", model.unit()))?;
-        fault::call("Get", read::one(&connection, model)).await
+        let units = self.units_of(model);
+        let reading = fault::call("Get", read::one(&connection, model, &units)).await?;
+        let predecessor = reading.as_ref().is_some_and(|reading| reading.unit.predecessor.is_some());
+        self.inner.predecessors().note(model, predecessor);
+        Ok(reading)
     }
 
     /// Why a unit was stopped at this moment, not by berthd: by hand, or since systemd goes down or has gone down, which
@@ -203,6 +237,8 @@ impl Systemd {
     ///
     /// A stop that is still running is not overruled: that start is refused.
     pub async fn start(&self, model: &ModelName, deadline: Instant) -> Result<Job, SystemdError> {
+        // What is started is always the model's own unit.
+        self.inner.predecessors().note(model, false);
         self.queue(model, Wanted::Up, "start", "Start", "fail", deadline).await
     }
 
@@ -214,32 +250,37 @@ impl Systemd {
 
     /// Sends a signal to all processes of the model's unit.
     pub async fn kill(&self, model: &ModelName, signal: i32) -> Result<(), SystemdError> {
-        let doing = format!("send signal {signal} to {}", model.unit());
-        self.on_unit(model, &doing, "Kill", &("all", signal)).await
+        let unit = self.inner.unit_now(model);
+        self.on_unit(&unit, &format!("send signal {signal} to {unit}"), "Kill", &("all", signal)).await
     }
 
     /// Forgets that the model's unit failed.
     pub async fn reset_failed(&self, model: &ModelName) -> Result<(), SystemdError> {
-        self.on_unit(model, &format!("reset the failure of {}", model.unit()), "ResetFailed", &()).await
+        let unit = self.inner.unit_now(model);
+        self.on_unit(&unit, &format!("reset the failure of {unit}"), "ResetFailed", &()).await
     }
 
-    /// Keeps systemd from forgetting the unit's last run while this connection lasts. Doing it twice is once;
-    /// after a loss of the bus it is done again.
+    /// Keeps systemd from forgetting the last run of the model's unit, and of the one that it runs as, while this
+    /// connection lasts. Doing it twice is once; after a loss of the bus it is done again.
     pub async fn reference(&self, model: &ModelName) -> Result<(), SystemdError> {
-        if self.inner.referenced().contains(model) {
-            return Ok(());
+        for unit in BTreeSet::from([model.unit(), self.inner.unit_now(model)]) {
+            if self.inner.referenced().contains(&unit) {
+                continue;
+            }
+            self.on_unit(&unit, &format!("hold on to {unit}"), "Ref", &()).await?;
+            self.inner.referenced().insert(unit);
         }
-        self.on_unit(model, &format!("hold on to {}", model.unit()), "Ref", &()).await?;
-        self.inner.referenced().insert(model.clone());
         Ok(())
     }
 
-    /// Lets systemd forget the unit when it is down.
+    /// Lets systemd forget the model's units when they are down.
     pub async fn unreference(&self, model: &ModelName) -> Result<(), SystemdError> {
-        if !self.inner.referenced().remove(model) {
-            return Ok(());
+        for unit in self.units_of(model) {
+            if self.inner.referenced().remove(&unit) {
+                self.on_unit(&unit, &format!("let go of {unit}"), "Unref", &()).await?;
+            }
         }
-        self.on_unit(model, &format!("let go of {}", model.unit()), "Unref", &()).await
+        Ok(())
     }
 
     /// Sets properties of the model's unit until the next boot.
@@ -248,9 +289,9 @@ impl Systemd {
         model: &ModelName,
         properties: &[Property],
     ) -> Result<(), SystemdError> {
-        let doing = format!("set properties of {}", model.unit());
+        let unit = model.unit();
         let properties: Vec<_> = properties.iter().map(Property::on_the_bus).collect();
-        self.on_unit(model, &doing, "SetProperties", &(true, properties)).await
+        self.on_unit(&unit, &format!("set properties of {unit}"), "SetProperties", &(true, properties)).await
     }
 
     /// Whether the model's unit has these properties already. polkit is not asked for that.
@@ -272,32 +313,26 @@ impl Systemd {
         mode: &str,
         deadline: Instant,
     ) -> Result<Job, SystemdError> {
-        let unit = model.unit();
+        let unit = self.inner.unit_now(model);
         let doing = format!("{verb} {unit}");
         let connection = self.connection(&doing)?;
         // Before the call: the job can end before its name is known here.
         let (ends, waiter) = mpsc::unbounded_channel();
-        self.inner.waiters().push(Waiter { unit, ends });
+        self.inner.waiters().push(Waiter { unit: unit.clone(), ends });
         let began = Instant::now();
-        let (path, body) = (path::of(model), (mode,));
+        let (path, body) = (path::of_unit(&unit), (mode,));
         let call = call(&connection, &doing, SYSTEMD, &path, UNIT, member, &body);
         let job: OwnedObjectPath = fault::call(member, call).await?;
-        let (systemd, model, object) = (self.clone(), model.clone(), job.as_str().to_owned());
-        Ok(Job { systemd, model, doing, wanted, object, began, deadline, waiter })
+        let (systemd, object) = (self.clone(), job.as_str().to_owned());
+        Ok(Job { systemd, unit, doing, wanted, object, began, deadline, waiter })
     }
 
-    async fn on_unit<B>(
-        &self,
-        model: &ModelName,
-        doing: &str,
-        member: &str,
-        body: &B,
-    ) -> Result<(), SystemdError>
+    async fn on_unit<B>(&self, unit: &str, doing: &str, member: &str, body: &B) -> Result<(), SystemdError>
     where
         B: serde::Serialize + zbus::wire::DynamicType + Sync,
     {
         let connection = self.connection(doing)?;
-        let path = path::of(model);
+        let path = path::of_unit(unit);
         fault::call(member, call(&connection, doing, SYSTEMD, &path, UNIT, member, body)).await
     }
 
@@ -315,7 +350,16 @@ impl Inner {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn referenced(&self) -> MutexGuard<'_, BTreeSet<ModelName>> {
+    fn predecessors(&self) -> MutexGuard<'_, Predecessors> {
+        self.predecessors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The unit as which a model runs or ran last.
+    fn unit_now(&self, model: &ModelName) -> String {
+        self.predecessors().unit_now(model)
+    }
+
+    fn referenced(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.referenced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

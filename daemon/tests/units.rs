@@ -130,7 +130,11 @@ fn root(command: &str) -> String {
 }
 
 fn run(model: &ModelName, unit: &Unit) -> journal::Run {
-    journal::Run { model: model.clone(), invocation: unit.invocation.clone(), started_at: unit.started_at }
+    journal::Run {
+        units: vec![model.unit()],
+        invocation: unit.invocation.clone(),
+        started_at: unit.started_at,
+    }
 }
 
 fn signal(pid: u32, name: &str) {
@@ -210,9 +214,9 @@ impl Daemon {
         println!("units: start_ms={}", began.elapsed().as_millis());
         assert_eq!(self.taken.try_recv().unwrap(), Taken { model: model.clone() });
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let UnitReading { unit, control_group } = self.unit(&model).await;
+        let UnitReading { unit, control_groups } = self.unit(&model).await;
         assert_eq!((unit.active, unit.sub.as_str(), unit.exit), (Active::Active, "running", None));
-        assert!(control_group.ends_with(&model.unit()), "{control_group}");
+        assert!(control_groups.paths[0].ends_with(&model.unit()), "{control_groups:?}");
         let processes = unit.processes.value().unwrap();
         assert_eq!(processes.len(), 2, "the server and its child: {processes:?}");
         assert!(processes.contains_key(&unit.main_pid.unwrap()));
@@ -296,12 +300,12 @@ impl Daemon {
         self.forget();
         self.systemd.kill(&model, 9).await.unwrap();
         self.next(|change| matches!(change, Change::Job { model: of, .. } if *of == model)).await;
-        let UnitReading { unit, control_group } = self.unit(&model).await;
+        let UnitReading { unit, control_groups } = self.unit(&model).await;
         assert_eq!(
             (unit.active, unit.exit, unit.processes.value().unwrap().len()),
             (Active::Failed, Some(Exit::Signal(9)), 0)
         );
-        assert_eq!(control_group, "");
+        assert_eq!(control_groups, berth_observe::proc::Groups::default());
         self.systemd.unreference(&model).await.unwrap();
         self.systemd.reset_failed(&model).await.unwrap();
         // What is down already is stopped at once.
@@ -414,7 +418,7 @@ impl Daemon {
         let model = name("talker-1");
         let script = r"printf 'first\n\033[31mred\033[0m\nb\377d\n'; sleep 0.5; echo late; exec sleep 1000";
         self.start(&model, script).await.unwrap();
-        let lines = journal::follow(&model, 100, true).unwrap();
+        let lines = journal::follow(&[model.unit()], 100, true).unwrap();
         pin_mut!(lines);
         let mut seen = Vec::new();
         while seen.last().map(String::as_str) != Some("late") {
@@ -432,7 +436,7 @@ impl Daemon {
             seen.iter().any(|text| text.starts_with("Started")),
             "what systemd says is there too: {seen:?}"
         );
-        let ended: Vec<_> = journal::follow(&model, 1, false).unwrap().collect().await;
+        let ended: Vec<_> = journal::follow(&[model.unit()], 1, false).unwrap().collect().await;
         assert_eq!(ended.into_iter().map(|line| line.unwrap().text).collect::<Vec<_>>(), ["late"]);
 
         // A log that never becomes quiet is given up after 2 s.

@@ -11,6 +11,9 @@ use crate::unit::{Variables, quoted};
 /// Longer command lines are written with an option on each line.
 const LINE: usize = 96;
 
+/// The key that names the unit which a model was before.
+const REPLACES: &str = "replaces";
+
 /// A model to be declared.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Draft {
@@ -54,6 +57,16 @@ impl Draft {
             secrets: Variables::new(),
             notes: Vec::new(),
         }
+    }
+
+    /// The unit that is the model while it runs on.
+    pub(crate) fn replaces(&self) -> Option<&str> {
+        self.keys.get(REPLACES)?.as_str()
+    }
+
+    /// Lets what runs as this unit count as the model.
+    pub(crate) fn replace(&mut self, unit: &str) {
+        self.keys.insert(REPLACES.to_owned(), Value::from(unit));
     }
 
     pub(crate) fn note(&mut self, what: impl Into<String>, why: impl Into<String>) {

@@ -9,7 +9,7 @@ use berth_observe::systemd::SystemdError;
 
 use super::from_unit::{self, Refusal};
 use super::{
-    Addition, Draft, Service, UNITS, from_file, from_process, llama_swap, named, no_such, quadlet, refused,
+    Addition, Draft, Service, from_file, from_process, llama_swap, named, no_such, quadlet, refused,
 };
 use crate::args::AddOptions;
 use crate::check;
@@ -101,7 +101,7 @@ async fn of_machine(unit: &str, name: Option<&str>) -> Result<Addition, Complain
         ));
     }
     same_as_systemd(&read, &around, &loaded).map_err(|refusal| refused(unit, refusal))?;
-    let service = Service { unit: unit.to_owned(), links: links(Path::new(UNITS), unit), loaded };
+    let service = Service { unit: unit.to_owned(), links: super::links(unit), loaded };
     Ok(Addition { service: Some(service), ..Addition::of(draft) })
 }
 
@@ -157,7 +157,7 @@ fn around(environment: unit::Variables) -> Around {
 }
 
 /// The links in an administrator's units that lead to this one: what it is enabled for, and its other names.
-fn links(units: &Path, unit: &str) -> Vec<PathBuf> {
+pub(super) fn links(units: &Path, unit: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(units).into_iter().flatten().flatten() {
         let path = entry.path();

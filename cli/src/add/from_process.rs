@@ -5,9 +5,9 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 
-use super::command_line;
 use super::draft::Draft;
 use super::from_unit::{AS_ROOT, Refusal};
+use super::{command_line, taken};
 use crate::unit::Variables;
 
 /// Variables of a session, a terminal or a shell: none of them is the server's. Those that end with `*` stand for all that
@@ -127,13 +127,17 @@ pub(super) fn read(pid: u32, name: Option<&str>) -> Result<Draft, Refusal> {
         draft.note("root", AS_ROOT);
     }
     if let Some(service) = of_user(pid) {
-        let why = "a service of a user's own systemd runs it, and would start it again: `systemctl --user disable --now` it";
+        let why = "a service of a user's own systemd runs it, and would start it again: `systemctl --user disable --now` it \
+                   before `berthctl switch`; until then its memory and port count as somebody else's";
         draft.note(service, why);
+    } else {
+        let scope = taken::scope(&draft.name);
+        draft.replace(&scope);
+        draft.note(
+            format!("process {pid}"),
+            format!("goes on, with all that it started, as {scope}: it outlives the session that it was started in"),
+        );
     }
-    draft.note(
-        format!("process {pid}"),
-        "goes on: until it ends its memory and port count as somebody else's; end it before `berthctl switch`",
-    );
     command_line::settle(&mut draft)?;
     draft.hide_secrets();
     Ok(draft)

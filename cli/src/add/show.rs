@@ -7,7 +7,7 @@ use berth_core::report::SCHEMA;
 use serde::Serialize;
 
 use super::draft::Note;
-use super::{Addition, declaration, drop_in_folder, secrets_path};
+use super::{Addition, declaration, drop_in_folder, secrets_path, taken};
 use crate::args::AddOptions;
 use crate::changes::Change;
 use crate::exit::Exit;
@@ -21,6 +21,8 @@ pub(super) struct Shown<'a> {
     pub(super) placed: &'a [Vec<String>],
     pub(super) options: &'a AddOptions,
     pub(super) changes: &'a [Vec<Change>],
+    /// Whether what runs goes on as the model, and comes back after a boot.
+    pub(super) stays: bool,
 }
 
 /// What `--json` prints.
@@ -105,6 +107,10 @@ impl Shown<'_> {
                 }
                 out.push('\n');
             }
+            if let Some(unit) = draft.replaces() {
+                let rule = taken::rule(&draft.name, unit);
+                _ = writeln!(out, "{}\n  berthd may stop {unit}\n", rule.path.display());
+            }
             notes(&mut out, &draft.notes);
         }
         notes(&mut out, &self.addition.notes);
@@ -125,13 +131,15 @@ impl Shown<'_> {
             0 => String::new(),
             pid => format!(" (pid {pid})"),
         };
+        let unit = &service.unit;
+        let name = self.addition.drafts.first().map(|draft| draft.name.as_str()).unwrap_or_default();
+        let boot = if self.stays { ", which comes back after a boot" } else { "" };
         let text = if self.options.stop {
-            format!("{} serves{pid} and is stopped now.", service.unit)
+            format!("{unit} serves{pid} and is stopped now.")
         } else {
-            let unit = &service.unit;
             format!(
-                "{unit} serves{pid} and goes on. Until it ends its memory and port count as somebody else's: \
-                 before `berthctl switch` say `sudo systemctl stop {unit}`, or --stop here."
+                "{unit} serves{pid} and goes on, as the model {name}{boot}. Berth stops it when its memory is wanted, and \
+                 starts the model by its declaration from then on."
             )
         };
         paragraph("", &text)
@@ -147,10 +155,10 @@ impl Shown<'_> {
         for what in trouble {
             out.push_str(&paragraph("still to do: ", &clean(what)));
         }
-        let next = match &self.addition.service {
-            Some(service) if service.loaded.runs() && !self.options.stop => {
-                format!("Next: sudo systemctl stop {}, then berthctl switch {first}", service.unit)
-            }
+        let goes_on = self.addition.drafts.iter().any(|draft| draft.replaces().is_some());
+        let next = match (goes_on, self.stays) {
+            (true, true) => "Next: berthctl status".to_owned(),
+            (true, false) => format!("Next: berthctl switch {first}, and it comes back after a boot"),
             _ => format!("Next: berthctl plan switch {first}"),
         };
         out.push_str(&paragraph("", &next));

@@ -7,10 +7,11 @@ use berth_core::config::Settings;
 use berth_core::exposure;
 use berth_core::facts::{Known, Listening, Named};
 use berth_core::name::ModelName;
-use berth_observe::proc;
+use berth_observe::proc::{self, Groups};
 use berth_observe::scope::Scope;
-use berth_observe::sockets::{self, Socket};
-use berth_observe::systemd::{Reader, SERVICE};
+use berth_observe::sockets::{self, Makers, Socket};
+use berth_observe::systemd::{Reader, SCOPE, SERVICE};
+use zbus::Connection;
 
 use super::{Check, Finding, Ground, check};
 
@@ -50,7 +51,8 @@ pub(super) async fn look(ground: &Ground) -> Option<Sockets> {
         Known::Unknown(why) => Known::Unknown(why.clone()),
     };
     let running = groups.value().into_iter().flatten();
-    let running = running.filter(|(_, group)| !group.is_empty()).map(|(model, _)| model.clone()).collect();
+    let running =
+        running.filter(|(_, group)| !group.paths.is_empty()).map(|(model, _)| model.clone()).collect();
     let berthd = ground.berthd.is_ok();
     let on_ports = match &groups {
         Known::Value(groups) => on_ports(&ports(&settings, berthd), groups),
@@ -59,8 +61,8 @@ pub(super) async fn look(ground: &Ground) -> Option<Sockets> {
     Some(Sockets { told: told(ground), settings, running, of_models, on_ports, berthd })
 }
 
-/// The cgroup of each model's unit; empty where it does not run.
-async fn groups(ground: &Ground, settings: &Settings) -> Known<BTreeMap<ModelName, String>> {
+/// The cgroups of each model; none where it does not run.
+async fn groups(ground: &Ground, settings: &Settings) -> Known<BTreeMap<ModelName, Groups>> {
     let bus = match &ground.bus {
         Known::Value(bus) => bus,
         Known::Unknown(why) => return Known::Unknown(why.clone()),
@@ -70,12 +72,27 @@ async fn groups(ground: &Ground, settings: &Settings) -> Known<BTreeMap<ModelNam
     let placed = ground.berthd.iter().flat_map(|status| status.placements.iter().map(|placed| &placed.model));
     let names: BTreeSet<&ModelName> = settings.models.keys().chain(placed).collect();
     for name in names {
-        match Reader::of(bus, &name.unit()).get::<String>(SERVICE, "ControlGroup").await {
-            Ok(group) => _ = groups.insert(name.clone(), group),
+        let own = match Reader::of(bus, &name.unit()).get::<String>(SERVICE, "ControlGroup").await {
+            Ok(group) => Groups::of(group),
             Err(error) => return Known::Unknown(error.to_string()),
-        }
+        };
+        let before = settings.models.get(name).and_then(|model| model.replaces.as_ref());
+        let group = match before {
+            Some(unit) if own.paths.is_empty() => predecessor(bus, unit).await,
+            _ => own,
+        };
+        groups.insert(name.clone(), group);
     }
     Known::Value(groups)
+}
+
+/// The cgroups of the unit that a model replaces; none where it does not run.
+async fn predecessor(bus: &Connection, unit: &str) -> Groups {
+    let is_scope = unit.rsplit('.').next() == Some("scope");
+    let read = Reader::of(bus, unit).get(if is_scope { SCOPE } else { SERVICE }, "ControlGroup").await;
+    let groups = Groups::of(read.unwrap_or_default());
+    let first = proc::cgroup_processes(&groups).value().and_then(|all| all.keys().next().copied());
+    Groups { moved: first.filter(|_| is_scope).and_then(proc::uid_of), ..groups }
 }
 
 /// As berthd says, or as it has written down.
@@ -106,15 +123,14 @@ fn ports(settings: &Settings, berthd: bool) -> Vec<(Option<&ModelName>, SocketAd
 
 fn on_ports(
     wanted: &[(Option<&ModelName>, SocketAddr)],
-    groups: &BTreeMap<ModelName, String>,
+    groups: &BTreeMap<ModelName, Groups>,
 ) -> Known<Vec<Listener>> {
-    let owners: BTreeMap<u64, &ModelName> = groups
-        .iter()
-        .flat_map(|(model, group)| proc::cgroup_ids(group).into_iter().map(move |id| (id, model)))
-        .collect();
+    let makers: Vec<(&ModelName, Makers)> =
+        groups.iter().map(|(model, groups)| (model, Makers::of(groups))).collect();
     let wanted: BTreeSet<u16> = wanted.iter().map(|(_, address)| address.port()).collect();
     let listener = |socket: Socket| {
-        let model = socket.cgroup_id.and_then(|id| owners.get(&id)).map(|model| (*model).clone());
+        let makers = makers.iter().find(|(_, makers)| makers.made(&socket));
+        let model = makers.map(|(model, _)| (*model).clone());
         let address = SocketAddr::new(socket.address, socket.port);
         let by = if model.is_some() { Vec::new() } else { socket.holders() };
         let unit = by.first().and_then(|process| proc::describe(process.pid)?.unit);

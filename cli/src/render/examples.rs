@@ -67,6 +67,7 @@ pub(crate) fn model(text: &str, state: ModelState) -> ModelStatus {
         short: None,
         last_error: None,
         drifted: Vec::new(),
+        predecessor: None,
         stands_in_for: None,
         guest: None,
         requests: Requests::default(),

@@ -242,6 +242,9 @@ fn foot(status: &Status, paint: Paint) -> String {
         out.push_str(&paragraph("", &drifted(model)));
     }
     for model in &status.models {
+        if let Some(unit) = &model.predecessor {
+            out.push_str(&paragraph("", &predecessor(&model.name, &clean(unit))));
+        }
         if let Some(guest) = &model.guest {
             out.push_str(&paragraph("", &self::guest(model, guest, status)));
         }
@@ -274,6 +277,13 @@ fn drifted(model: &ModelStatus) -> String {
     format!(
         "{name} runs as it was declared before. It takes up: {} by: berthctl restart {name}",
         changes.join("; ")
+    )
+}
+
+/// That a model serves as the unit that it replaces.
+fn predecessor(name: &ModelName, unit: &str) -> String {
+    format!(
+        "{name} runs as {unit} still. As Berth starts it it runs from its next start: berthctl restart {name}"
     )
 }
 

@@ -15,7 +15,13 @@ pub(crate) const FRAMES: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴",
 
 /// What is being done, in a few words: `aeon -> genesis`.
 pub(crate) fn title(swap: &SwapSummary) -> String {
-    moves(swap.verb, &swap.stops, &swap.starts)
+    match &swap.model {
+        // A model that serves already and is to come back after a boot, or to be `default`, from now on.
+        Some(model) if swap.stops.is_empty() && swap.starts.is_empty() => {
+            format!("{} {model}", swap.verb.as_str())
+        }
+        _ => moves(swap.verb, &swap.stops, &swap.starts),
+    }
 }
 
 /// The same from its parts.

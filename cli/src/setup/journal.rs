@@ -31,6 +31,8 @@ pub(super) enum Step {
     Berthd { enabled: bool, started: bool },
     /// A service became these models.
     Added { models: Vec<ModelName> },
+    /// A service no longer starts at boot.
+    Disabled { unit: String },
 }
 
 impl Journal {

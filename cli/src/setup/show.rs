@@ -60,7 +60,7 @@ struct OneGpu<'a> {
 
 #[derive(Serialize)]
 struct OneChange<'a> {
-    /// `start` or `add`.
+    /// `start`, `add` or `disable`.
     kind: &'static str,
     unit: &'a str,
     models: Vec<&'a ModelName>,
@@ -144,7 +144,7 @@ impl<'a> Shown<'a> {
         self.next(&said, left, &added) + &undo.unwrap_or_default()
     }
 
-    /// The step that comes next, after these became models: what serves goes on until its operator stops it.
+    /// The step that comes next, after these became models.
     fn next(&self, said: &str, left: &[String], added: &[&Addition]) -> String {
         let mut out = String::from("\n");
         if !said.is_empty() {
@@ -156,17 +156,16 @@ impl<'a> Shown<'a> {
         let model = |addition: &Addition| {
             addition.prepared.addition.drafts.first().map(|draft| draft.name.to_string())
         };
-        let before = self.machine.services.iter().filter(|service| service.runs && service.masked);
-        let before =
-            before.map(|service| (&service.unit, service.unit.trim_end_matches(".service").to_owned()));
-        let now = added.iter().filter(|addition| addition.runs && !self.stop);
-        let now = now.filter_map(|addition| Some((&addition.unit, model(addition)?)));
-        if let Some((unit, model)) = now.chain(before).next() {
-            let text = format!("Next: sudo systemctl stop {unit}, then berthctl switch {model}");
-            out.push_str(&paragraph("", &text));
-            let why =
-                format!("Until then {unit} serves on, and its memory and port count as somebody else's.");
-            out.push_str(&paragraph("      ", &why));
+        let goes_on = added.iter().filter(|addition| addition.runs && !self.stop);
+        if let Some(addition) = goes_on.clone().find(|addition| !addition.prepared.stays())
+            && let Some(model) = model(addition)
+        {
+            out.push_str(&paragraph(
+                "",
+                &format!("Next: berthctl switch {model}, and it comes back after a boot"),
+            ));
+        } else if goes_on.count() > 0 {
+            out.push_str(&paragraph("", "Next: berthctl status"));
         } else if let Some(first) =
             added.iter().max_by_key(|addition| addition.runs).and_then(|one| model(one))
         {
@@ -187,6 +186,9 @@ impl<'a> Shown<'a> {
         let one = |(change, came): (&'a Change, &'a Came)| match change {
             Change::Start(_) => {
                 OneChange { kind: "start", unit: super::BERTHD, models: Vec::new(), notes: Vec::new(), came }
+            }
+            Change::Disable(rival) => {
+                OneChange { kind: "disable", unit: &rival.unit, models: Vec::new(), notes: Vec::new(), came }
             }
             Change::Add(addition) => OneChange {
                 kind: "add",
@@ -231,6 +233,13 @@ pub(super) fn change(change: &Change, stop: bool) -> String {
             let boot = if state.enabled { "" } else { " and at each boot" };
             return labelled("Change", &format!("Start berthd now{boot}: nothing else starts a model."));
         }
+        Change::Disable(rival) => {
+            let text = format!(
+                "{} no longer starts at boot, when it would take GPU memory before Berth. What of it runs now goes on.",
+                rival.unit
+            );
+            return labelled("Change", &text);
+        }
         Change::Add(addition) => addition,
     };
     let mut out = String::new();
@@ -239,7 +248,7 @@ pub(super) fn change(change: &Change, stop: bool) -> String {
         let user = user.filter(|user| !user.is_empty()).unwrap_or("root");
         let goes_on = match (addition.runs, stop) {
             (false, _) => "",
-            (true, false) => " It is not stopped.",
+            (true, false) => " It serves on, and Berth stops it when its memory is wanted.",
             (true, true) => " It is stopped, and its answers are cut off.",
         };
         let text = format!(

@@ -5,8 +5,8 @@ use berth_core::report::SCHEMA;
 use serde::Serialize;
 
 use super::journal::{Journal, Step};
-use super::{ABOUT, BERTHD};
-use crate::add::{Consent, agreed, record};
+use super::{ABOUT, BERTHD, disabled};
+use crate::add::{Consent, agreed, cannot_write, record};
 use crate::changes;
 use crate::complaint::Complaint;
 use crate::exit::Exit;
@@ -40,6 +40,7 @@ pub(super) async fn undo(consent: Consent, berth: &Context) -> Result<Exit, Comp
                     }
                 }
             }
+            Step::Disabled { unit } => told.push(format!("{unit} starts at boot again")),
             Step::Berthd { enabled, started } => {
                 // Nobody would be left to stop what runs.
                 if *started {
@@ -85,6 +86,7 @@ pub(super) async fn undo(consent: Consent, berth: &Context) -> Result<Exit, Comp
                     }
                 }
             }
+            Step::Disabled { unit } => left.extend(enabled_again(unit).await?),
             Step::Berthd { enabled, started } => left.extend(berthd_back(*enabled, *started).await),
         }
         journal.pop()?;
@@ -121,6 +123,17 @@ async fn nothing_runs() -> Result<(), Complaint> {
             Err(Complaint::new(Exit::Refused, "in_use", title, &["berthctl stop --all".to_owned()]))
         }
     }
+}
+
+async fn enabled_again(unit: &str) -> Result<Vec<String>, Complaint> {
+    let record = disabled(unit);
+    let mut left = Vec::new();
+    if changes::read(&record).map_err(|failed| cannot_write(&failed))?.is_some() {
+        let others = changes::undo(&record).map_err(|failed| cannot_write(&failed))?;
+        left.extend(others.iter().map(|path| remove::left_alone(path)));
+        left.extend(systemd::daemon_reload().await.err().map(|failed| failed.to_string()));
+    }
+    Ok(left)
 }
 
 async fn berthd_back(enabled: bool, started: bool) -> Vec<String> {

@@ -337,6 +337,8 @@ pub struct Model {
     pub shares_port: bool,
     /// Whether its processes may listen at other addresses than that: it is no problem then.
     pub exposed: bool,
+    /// The unit that served it before it was Berth's: while that runs, it is the model.
+    pub replaces: Option<String>,
     /// How it may be placed.
     pub policy: Policy,
     /// GPU memory it needs.
@@ -369,6 +371,14 @@ pub struct Model {
     pub declared: BTreeMap<String, usize>,
     /// Each value above that was not written down, and where it came from: for `berthctl check`.
     pub derived: Vec<Derived>,
+}
+
+impl Settings {
+    /// The units that models were before, by model.
+    pub fn predecessors(&self) -> BTreeMap<ModelName, String> {
+        let of = |model: &Model| Some((model.name.clone(), model.replaces.clone()?));
+        self.models.values().filter_map(of).collect()
+    }
 }
 
 /// What is changed about the JSON bodies of requests, at their top level.

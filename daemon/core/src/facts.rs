@@ -247,6 +247,9 @@ pub struct Unit {
     pub processes: Known<BTreeMap<u32, u64>>,
     /// What these processes have brought into memory.
     pub brought: Known<Brought>,
+    /// The unit that this is, where it is not the model's own but the one that it replaces.
+    #[serde(default)]
+    pub predecessor: Option<String>,
 }
 
 /// What processes have brought into the host's memory, by the kernel's three ways to count it. Only that it grows
@@ -412,6 +415,9 @@ pub struct Listener {
     pub uid: u32,
     /// The model in whose unit's cgroup it was made; None for a foreign one.
     pub model: Option<ModelName>,
+    /// The systemd unit of a foreign one, as [`GpuProcess`] has it.
+    #[serde(default)]
+    pub unit: Option<String>,
 }
 
 /// A TCP socket on which a model's processes listen.

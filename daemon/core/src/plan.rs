@@ -349,16 +349,21 @@ impl<'a> Context<'a> {
             let text = format!("{name} was stopped and its memory is not proved free yet");
             return fail("memory_held", text, vec!["berthctl status".to_owned()]);
         }
+        let unit = self.facts.units.get(name).filter(|unit| unit.active.is_up());
+        if let Some(unit) = unit.filter(|_| !self.state.claims.contains_key(name)) {
+            let by = unit.predecessor.as_ref().map(|unit| format!(" as {unit}")).unwrap_or_default();
+            let text = format!("{name} runs already{by}, and what it holds is not known yet");
+            return fail("not_taken_over", text, vec!["berthctl status, and again in a moment".to_owned()]);
+        }
         let Some(preflight) = self.preflight.get(name) else { return Ok(()) };
         if let Some((file, why)) = preflight.files.first() {
             let text = format!("{name} can't start: {}: {why}", file.display());
             return fail("file_missing", text, vec![format!("correct {}", model.source.display())]);
         }
         if let Some(listener) = preflight.port.as_ref().filter(|listener| listener.model.is_none()) {
-            let text = format!(
-                "port {} is taken by a foreign process ({}, user id {})",
-                model.port, listener.address, listener.uid
-            );
+            let who = listener.unit.as_deref().unwrap_or("a foreign process");
+            let (port, address, uid) = (model.port, listener.address, listener.uid);
+            let text = format!("port {port} is taken by {who} ({address}, user id {uid})");
             return fail("port_taken", text, vec![format!("sudo ss -ltnp sport = :{}", model.port)]);
         }
         Ok(())

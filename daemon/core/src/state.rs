@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::PlacedGpu;
 use crate::bytes::Bytes;
-use crate::facts::{Active, DeviceId, Facts, Gpu, Known};
+use crate::facts::{Active, DeviceId, Facts, Gpu, GpuProcess, Known};
 use crate::layout::Layout;
 use crate::learned::{Learned, Run};
 use crate::name::ModelName;
@@ -371,16 +371,23 @@ impl State {
         news
     }
 
-    /// The claim of a model that runs and has none, since the ledger was lost: made from what it holds now. None as
-    /// long as that is not known.
+    /// The claim of a model that runs and has none, since the ledger was lost or it runs as the unit that it replaces:
+    /// made from what its processes hold now. None as long as that is not known.
     pub fn found(model: &ModelName, facts: &Facts) -> Option<Claim> {
         let unit = facts.units.get(model).filter(|unit| unit.active == Active::Active)?;
+        let own = unit.processes.value()?;
+        let is_own = |process: &GpuProcess| {
+            process.model.as_ref() == Some(model)
+                || own
+                    .get(&process.pid)
+                    .is_some_and(|started| process.started.is_none_or(|now| now == *started))
+        };
         let mut gpus = Vec::new();
         for gpu in facts.gpus.value()? {
             let (memory, processes) = (gpu.memory.value()?, gpu.processes.value()?);
             let held: Option<Bytes> = processes
                 .iter()
-                .filter(|process| process.model.as_ref() == Some(model))
+                .filter(|process| is_own(process))
                 .map(|process| process.memory.value().copied())
                 .sum();
             let held = held?;
@@ -401,8 +408,45 @@ impl State {
             declared: BTreeMap::new(),
             earlier: String::new(),
             address: None,
-            seen: BTreeMap::new(),
+            seen: own.clone(),
         })
+    }
+
+    /// Lets the claims of models that were found running grow with what they hold: some was still loading then. True where
+    /// that is worth a write to the ledger.
+    pub fn note_found(&mut self, facts: &Facts) -> bool {
+        /// Less is not worth a write; admission counts what is held beyond a claim by itself.
+        const GROWTH: Bytes = Bytes::mib(16);
+        let mut news = false;
+        let found =
+            self.claims.iter_mut().filter(|(_, claim)| claim.run.is_none() && claim.phase == Phase::Serving);
+        for (model, claim) in found {
+            let now = Self::found(model, facts).filter(|now| now.invocation == claim.invocation);
+            for part in now.into_iter().flat_map(|now| now.gpus) {
+                match claim.gpus.iter_mut().find(|known| known.placed.id == part.placed.id) {
+                    None => {
+                        claim.gpus.push(part);
+                        news = true;
+                    }
+                    Some(known) if part.placed.bytes > known.placed.bytes.plus(GROWTH) => {
+                        known.placed.bytes = part.placed.bytes;
+                        news = true;
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        news
+    }
+
+    /// Forgets what there is of a model that goes on without Berth: what it holds is somebody else's from now on.
+    pub fn let_go(&mut self, model: &ModelName) {
+        self.claims.remove(model);
+        self.home.models.retain(|other| other != model);
+        self.home.default = self.home.default.take().filter(|default| default != model);
+        self.stand_ins.remove(model);
+        self.guests.remove(model);
+        self.displaced.remove(model);
     }
 
     /// Memory of a GPU that is neither Berth's models' nor free, for the arithmetic of admission: `used` less
@@ -472,7 +516,7 @@ impl State {
 
     /// The claimed model to which a process in a GPU's list belongs: by its cgroup, or because it was once seen
     /// in the unit's cgroup.
-    pub fn owner<'a>(&'a self, process: &crate::facts::GpuProcess) -> Option<&'a ModelName> {
+    pub fn owner<'a>(&'a self, process: &GpuProcess) -> Option<&'a ModelName> {
         if let Some((model, _)) = process.model.as_ref().and_then(|m| self.claims.get_key_value(m)) {
             return Some(model);
         }

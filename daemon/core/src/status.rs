@@ -175,6 +175,7 @@ fn model_status(view: &View, model: &Model) -> ModelStatus {
         short: view.memory.too_big.get(name).copied().filter(|_| claim.is_none()),
         last_error: unwell(view, name).or_else(|| last_error(view, name)),
         drifted: claim.map(|claim| drifted(model, view.settings, claim)).unwrap_or_default(),
+        predecessor: claim.and_then(|_| view.facts.units.get(name)).and_then(|unit| unit.predecessor.clone()),
         stands_in_for: claim.and_then(|_| view.state.stand_ins.get(name)).cloned(),
         guest: view.state.guests.get(name).map(|guest| GuestStatus {
             cause: guest.cause.clone(),

@@ -15,6 +15,7 @@ mod trouble;
 pub(crate) use trouble::pause;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -140,6 +141,7 @@ impl Upkeep {
         let mut news = world.state.note_units(world.facts);
         news |= !world.proofs.weigh(world.state, world.facts).is_empty();
         news |= take_over_found(world);
+        news |= world.state.note_found(world.facts);
         news |= world.state.note_guests();
         self.note_guests(world);
         if news {
@@ -477,7 +479,8 @@ fn started(state: &State, model: &ModelName, claim: &crate::state::Claim) -> Pla
     }
 }
 
-/// Models that run and have no claim, since the ledger was lost: they serve on, and what they hold counts.
+/// Models that run and have no claim, since the ledger was lost or they run as the units that they replace: they serve on,
+/// and what they hold counts.
 fn take_over_found(world: &mut World) -> bool {
     let mut news = false;
     for (model, unit) in &world.facts.units {
@@ -487,6 +490,8 @@ fn take_over_found(world: &mut World) -> bool {
         }
         if let Some(mut claim) = State::found(model, world.facts) {
             claim.layout.host = host::of_files(declared, world.facts);
+            // What is declared was read off what runs.
+            claim.address = unit.predecessor.as_ref().map(|_| SocketAddr::new(declared.host, declared.port));
             world.state.claims.insert(model.clone(), claim);
             news = true;
         }

@@ -22,6 +22,24 @@ use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::scope::Scope;
 
+/// The cgroups of a model: of its unit, and of what else runs for it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Groups {
+    /// Each as systemd names it (`ControlGroup`). Those below count too.
+    pub paths: Vec<String>,
+    /// The user whose processes were moved there when they had their sockets already: a socket keeps the cgroup in which it
+    /// was made, so those are known by this.
+    pub moved: Option<u32>,
+}
+
+impl Groups {
+    /// This cgroup alone; none where it is empty.
+    pub fn of(control_group: String) -> Self {
+        let paths = Some(control_group).filter(|group| !group.is_empty()).into_iter().collect();
+        Self { paths, moved: None }
+    }
+}
+
 /// What is known of a running process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Described {
@@ -98,6 +116,11 @@ fn units() -> (u64, u64) {
         sysconf(of).ok().flatten().and_then(|value| u64::try_from(value).ok()).unwrap_or(otherwise)
     };
     *UNITS.get_or_init(|| (value(SysconfVar::PAGE_SIZE, 4096), value(SysconfVar::CLK_TCK, 100)))
+}
+
+/// The user that a process runs as; None when it is gone.
+pub fn uid_of(pid: u32) -> Option<u32> {
+    Some(std::fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
 /// The name of a process's program; None when it is gone.
@@ -202,13 +225,13 @@ pub fn started_of(used: &Known<BTreeMap<u32, Used>>) -> Known<BTreeMap<u32, u64>
     }
 }
 
-/// What these processes, those of a cgroup, have brought into memory.
-pub fn brought_by(used: &Known<BTreeMap<u32, Used>>, control_group: &str) -> Known<Brought> {
+/// What these processes, those of these cgroups, have brought into memory.
+pub fn brought_by(used: &Known<BTreeMap<u32, Used>>, groups: &Groups) -> Known<Brought> {
     match used {
         Known::Value(used) => Known::Value(Brought {
             resident: used.values().map(|used| used.resident).sum(),
             faulted: used.values().map(|used| used.faulted).sum(),
-            charged: charged(control_group).unwrap_or_default(),
+            charged: groups.paths.iter().filter_map(|group| charged(group)).sum(),
             pinned: pinned(used.keys().filter_map(|pid| held(*pid))),
         }),
         Known::Unknown(why) => Known::Unknown(why.clone()),
@@ -266,13 +289,19 @@ fn charged(control_group: &str) -> Option<Bytes> {
     text.trim().parse().ok().map(Bytes)
 }
 
-/// The processes in a cgroup and in those below it, each with what it has done so far.
-///
-/// `control_group` is systemd's `ControlGroup`. An empty one, and one that is gone, has no processes.
-pub fn cgroup_processes(control_group: &str) -> Known<BTreeMap<u32, Used>> {
-    if control_group.is_empty() {
-        return Known::Value(BTreeMap::new());
+/// The processes in these cgroups and in those below them, each with what it has done so far. One that is gone has none.
+pub fn cgroup_processes(groups: &Groups) -> Known<BTreeMap<u32, Used>> {
+    let mut all = BTreeMap::new();
+    for group in &groups.paths {
+        match processes_in(group) {
+            Known::Value(processes) => all.extend(processes),
+            unknown @ Known::Unknown(_) => return unknown,
+        }
     }
+    Known::Value(all)
+}
+
+fn processes_in(control_group: &str) -> Known<BTreeMap<u32, Used>> {
     let Some(mount) = cgroup2_mount() else {
         return Known::Unknown(
             "no cgroup2 file system is mounted; boot with systemd.unified_cgroup_hierarchy=1".to_owned(),
@@ -308,18 +337,27 @@ fn processes_below(top: &Path) -> io::Result<BTreeMap<u32, Used>> {
     Err(io::Error::other("the kernel says that there are some, and lists none"))
 }
 
-/// The kernel's ids of a cgroup and of those below it: what it calls a socket's cgroup. Empty when it is gone.
-pub fn cgroup_ids(control_group: &str) -> BTreeSet<u64> {
-    let Some(mount) = cgroup2_mount().filter(|_| !control_group.is_empty()) else {
+/// The kernel's ids of these cgroups and of those below them: what it calls a socket's cgroup. One that is gone has none.
+pub fn cgroup_ids(groups: &Groups) -> BTreeSet<u64> {
+    let Some(mount) = cgroup2_mount() else {
         return BTreeSet::new();
     };
-    let dirs = folders(&folder(mount, control_group)).unwrap_or_default();
-    dirs.iter().filter_map(|dir| Some(dir.metadata().ok()?.ino())).collect()
+    let dirs = groups.paths.iter().flat_map(|group| folders(&folder(mount, group)).unwrap_or_default());
+    dirs.filter_map(|dir| Some(dir.metadata().ok()?.ino())).collect()
 }
 
 /// The kernel's id of this cgroup alone; None when it is gone.
 pub fn cgroup_id(control_group: &str) -> Option<u64> {
     Some(folder(cgroup2_mount()?, control_group).metadata().ok()?.ino())
+}
+
+/// The unit to which the cgroup with this id of the kernel's belongs; None when it is gone, or belongs to none.
+pub fn unit_of_cgroup(id: u64) -> Option<String> {
+    let mount = cgroup2_mount()?;
+    let is_it = |dir: &PathBuf| dir.metadata().is_ok_and(|metadata| metadata.ino() == id);
+    let found = folders(mount).ok()?.into_iter().find(is_it)?;
+    let below = found.strip_prefix(mount).ok()?;
+    unit_in(&format!("/{}", below.display()), systemd_root())
 }
 
 /// The host's memory now.

@@ -20,7 +20,7 @@ pub enum Scope {
 /// How the journal tells what belongs to one run of a unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Journal {
-    /// The fields of what a process of this unit wrote.
+    /// The fields of what a process of these units wrote.
     pub of_unit: Vec<String>,
     /// The fields of what systemd says about the unit's run.
     pub of_systemd: Vec<String>,
@@ -99,15 +99,16 @@ impl Scope {
         self.word("--unit", "--user-unit")
     }
 
-    /// What the journal has of a unit, and of one run of it.
-    pub fn journal(self, unit: &str, invocation: &str) -> Journal {
+    /// What the journal has of these units, and of one run of one of them.
+    pub fn journal(self, units: &[String], invocation: &str) -> Journal {
+        let of_units = |field: &str| units.iter().map(|unit| format!("{field}={unit}")).collect::<Vec<_>>();
         match self.user() {
             None => Journal {
-                of_unit: vec![format!("_SYSTEMD_UNIT={unit}")],
+                of_unit: of_units("_SYSTEMD_UNIT"),
                 of_systemd: vec!["_PID=1".to_owned(), format!("INVOCATION_ID={invocation}")],
             },
             Some(uid) => Journal {
-                of_unit: vec![format!("_SYSTEMD_USER_UNIT={unit}"), format!("_UID={uid}")],
+                of_unit: [of_units("_SYSTEMD_USER_UNIT"), vec![format!("_UID={uid}")]].concat(),
                 of_systemd: vec![
                     "_SYSTEMD_USER_UNIT=init.scope".to_owned(),
                     format!("_UID={uid}"),

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use berth_core::facts::{Listener, Listening, Named};
 use berth_core::name::ModelName;
 
-use crate::proc;
+use crate::proc::{self, Groups};
 
 mod netlink;
 
@@ -35,15 +35,11 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Whether it was made in one of these cgroups.
-    pub fn is_of(&self, cgroups: &BTreeSet<u64>) -> bool {
-        self.cgroup_id.is_some_and(|id| cgroups.contains(&id))
-    }
-
-    /// The fact that is told of it, given the model of each cgroup.
-    pub fn as_fact(&self, owner: impl Fn(u64) -> Option<ModelName>) -> Listener {
-        let model = self.cgroup_id.and_then(owner);
-        Listener { address: self.address, port: self.port, uid: self.uid, model }
+    /// The fact that is told of it, given whose it is.
+    pub fn as_fact(&self, owner: impl Fn(&Self) -> Option<ModelName>) -> Listener {
+        let model = owner(self);
+        let unit = self.cgroup_id.filter(|_| model.is_none()).and_then(proc::unit_of_cgroup);
+        Listener { address: self.address, port: self.port, uid: self.uid, model, unit }
     }
 
     /// The processes that have it open, as far as this user may see them (root sees all).
@@ -68,6 +64,25 @@ impl Socket {
     }
 }
 
+/// By what a model's sockets at a port are known.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Makers {
+    cgroups: BTreeSet<u64>,
+    uid: Option<u32>,
+}
+
+impl Makers {
+    /// Those who run in these cgroups now.
+    pub fn of(groups: &Groups) -> Self {
+        Self { cgroups: proc::cgroup_ids(groups), uid: groups.moved }
+    }
+
+    /// Whether the socket, at the model's port, was made by one of them.
+    pub fn made(&self, socket: &Socket) -> bool {
+        self.uid == Some(socket.uid) || socket.cgroup_id.is_some_and(|id| self.cgroups.contains(&id))
+    }
+}
+
 fn named(pid: u32) -> Named {
     Named { pid, program: proc::program_of(pid).unwrap_or_default() }
 }
@@ -89,12 +104,12 @@ pub fn listeners(port: Option<u16>) -> io::Result<Vec<Socket>> {
     Ok(found)
 }
 
-/// Where the processes of each model listen, given the cgroup of its unit as systemd names it (`ControlGroup`). Of what
-/// only this machine reaches nobody is named.
+/// Where the processes of each model listen, given its cgroups. Of what only
+/// this machine reaches nobody is named.
 ///
 /// # Errors
 /// As [`listeners`], and when the kernel does not tell sockets' cgroups.
-pub fn of_models(groups: &BTreeMap<ModelName, String>) -> io::Result<BTreeMap<ModelName, Vec<Listening>>> {
+pub fn of_models(groups: &BTreeMap<ModelName, Groups>) -> io::Result<BTreeMap<ModelName, Vec<Listening>>> {
     let owners: BTreeMap<u64, &ModelName> = groups
         .iter()
         .flat_map(|(model, group)| proc::cgroup_ids(group).into_iter().map(move |id| (id, model)))
@@ -126,14 +141,14 @@ pub fn of_models(groups: &BTreeMap<ModelName, String>) -> io::Result<BTreeMap<Mo
     Ok(found)
 }
 
-/// How many connections there are to a port of sockets that were made in these cgroups, those that the server has not
+/// How many connections there are to a port of sockets that were made by these, those that the server has not
 /// accepted yet too.
 ///
 /// # Errors
 /// As [`listeners`].
-pub fn clients(port: u16, cgroups: &BTreeSet<u64>) -> io::Result<usize> {
+pub fn clients(port: u16, makers: &Makers) -> io::Result<usize> {
     let found = both_families(|asker, family| asker.connected(family, port))?;
-    Ok(found.iter().filter(|socket| !socket.listens && socket.port == port && socket.is_of(cgroups)).count())
+    Ok(found.iter().filter(|socket| !socket.listens && socket.port == port && makers.made(socket)).count())
 }
 
 fn both_families(
@@ -150,11 +165,11 @@ fn both_families(
     Ok(found)
 }
 
-/// The facts about those who listen on a port, given the model of each cgroup.
+/// The facts about those who listen on a port, given whose each is.
 ///
 /// # Errors
 /// As [`listeners`].
-pub fn listeners_on(port: u16, owner: impl Fn(u64) -> Option<ModelName>) -> io::Result<Vec<Listener>> {
+pub fn listeners_on(port: u16, owner: impl Fn(&Socket) -> Option<ModelName>) -> io::Result<Vec<Listener>> {
     Ok(listeners(Some(port))?.iter().map(|socket| socket.as_fact(&owner)).collect())
 }
 

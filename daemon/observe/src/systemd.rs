@@ -25,6 +25,9 @@ pub const UNIT: &str = "org.freedesktop.systemd1.Unit";
 /// The interface that a service has besides.
 pub const SERVICE: &str = "org.freedesktop.systemd1.Service";
 
+/// The interface that a scope has besides.
+pub const SCOPE: &str = "org.freedesktop.systemd1.Scope";
+
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// How long systemd may take to answer one call. It is slow while it loads all units anew, and it asks polkit first, which

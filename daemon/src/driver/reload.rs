@@ -1,13 +1,24 @@
 //! What was declared anew takes effect here.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use berth_core::config::{self, Settings};
+use berth_core::facts::{Facts, Unit};
 use berth_core::name::ModelName;
 use berth_core::report::{Changed, Refusal};
 
 use super::{Driver, unnamed};
 use crate::proc::monotonic_now;
+
+/// Models that run as units which they do not replace any more: those go on by themselves, and Berth's they are not.
+fn given_back(facts: &Facts, settings: &Settings) -> BTreeSet<ModelName> {
+    let predecessors = settings.predecessors();
+    let back = |(name, unit): &(&ModelName, &Unit)| {
+        unit.predecessor.is_some() && unit.predecessor.as_ref() != predecessors.get(*name)
+    };
+    facts.units.iter().filter(back).map(|(name, _)| name.clone()).collect()
+}
 
 impl Driver {
     /// These settings hold from now on; what differs. Nothing that runs is touched. Refused while a swap is under way,
@@ -23,7 +34,10 @@ impl Driver {
                 hints: vec!["berthctl events --follow; when it has ended: berthctl reload".to_owned()],
             });
         }
-        let gone = |name: &&ModelName| !settings.models.contains_key(*name) && name.settings().is_none();
+        let given_back = given_back(&self.facts, &settings);
+        let gone = |name: &&ModelName| {
+            !settings.models.contains_key(*name) && name.settings().is_none() && !given_back.contains(*name)
+        };
         if let Some(name) = self.state.claims.keys().find(gone) {
             return Err(Refusal {
                 code: "in_use".to_owned(),
@@ -37,9 +51,18 @@ impl Driver {
             let keys: Vec<&str> = change.values.iter().map(|value| value.key.as_str()).collect();
             tracing::info!(what, "declared anew: {what}: {}", keys.join(", "));
         }
+        for name in &given_back {
+            tracing::info!(model = %name, "what runs is the service's own again");
+            self.state.let_go(name);
+            self.facts.units.remove(name);
+        }
         self.settings = Arc::new(unnamed::settings_for(&settings, &self.state, &self.facts));
+        self.hands.systemd.set_predecessors(settings.predecessors());
         self.hands.declared.set(Arc::new(settings));
         self.memory.weigh_alone(&self.settings, &self.facts, &self.state, monotonic_now());
+        if !given_back.is_empty() {
+            self.record();
+        }
         self.name_all();
         self.notice();
         self.restore();

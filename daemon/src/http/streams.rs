@@ -119,12 +119,13 @@ pub(super) async fn logs(
         Ok(model) => model,
         Err(response) => return *response,
     };
-    let lines = match journal::follow(&model, query.lines.min(100_000), query.follow) {
-        Ok(lines) => lines,
-        Err(error) => {
-            return problem(StatusCode::SERVICE_UNAVAILABLE, "journal", &error.to_string(), &[]);
-        }
-    };
+    let lines =
+        match journal::follow(&api.looker.systemd.units_of(&model), query.lines.min(100_000), query.follow) {
+            Ok(lines) => lines,
+            Err(error) => {
+                return problem(StatusCode::SERVICE_UNAVAILABLE, "journal", &error.to_string(), &[]);
+            }
+        };
     // An error after the answer has begun can only break it off.
     let body = lines.map(|line| {
         line.map(|line| {

@@ -11,8 +11,8 @@ use super::*;
 
 const LONG: Duration = Duration::from_secs(5);
 
-fn own_groups() -> Vec<String> {
-    vec![proc::control_group_of(std::process::id()).unwrap()]
+fn own_groups() -> Groups {
+    Groups::of(crate::proc::control_group_of(std::process::id()).unwrap())
 }
 
 fn target(address: SocketAddr) -> ProbeTarget {
@@ -94,7 +94,7 @@ async fn nobody_listens() {
 #[tokio::test]
 async fn a_stranger_on_the_port_is_named_and_asked_nothing() {
     let (listener, address) = listener().await;
-    let target = ProbeTarget { control_groups: vec!["/no-such.slice".to_owned()], ..target(address) };
+    let target = ProbeTarget { control_groups: Groups::of("/no-such.slice".to_owned()), ..target(address) };
     let Probe::WrongOwner(stranger) = probe(&target, LONG).await else { panic!("not seen as a stranger") };
     assert_eq!((stranger.socket.address, stranger.socket.port), (address.ip(), address.port()));
     assert!(stranger.holders.iter().any(|holder| holder.pid == std::process::id()), "{stranger:?}");
@@ -190,7 +190,7 @@ async fn in_service_an_error_is_told_from_no_answer() {
     assert_eq!(ask(&target(serve_raw("").await)).await, silent);
 
     let (listener, address) = listener().await;
-    let stranger = ProbeTarget { control_groups: vec!["/no-such.slice".to_owned()], ..target(address) };
+    let stranger = ProbeTarget { control_groups: Groups::of("/no-such.slice".to_owned()), ..target(address) };
     let found = ask(&stranger).await;
     assert!(matches!(&found, Outcome::Failed(why) if why.contains("a foreign process answers")), "{found:?}");
     drop(listener);
@@ -202,7 +202,7 @@ async fn in_service_an_error_is_told_from_no_answer() {
 async fn in_service_a_token_leaves_no_connection_behind() {
     let hangs = healthy().route("/completion", post(std::future::pending::<()>));
     let dead = healthy().route("/completion", post(|| async { (StatusCode::INTERNAL_SERVER_ERROR, "no") }));
-    let own: BTreeSet<u64> = own_groups().iter().flat_map(|group| proc::cgroup_ids(group)).collect();
+    let own = Makers::of(&own_groups());
     for (app, expected) in [
         (hangs, Outcome::Unanswered("POST /completion was not answered for 0.3 s".to_owned())),
         (dead, Outcome::Failed("POST /completion answered 500: no".to_owned())),

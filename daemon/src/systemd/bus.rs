@@ -110,14 +110,14 @@ async fn reopen(inner: &Inner) -> Opened {
         sleep(pause).await;
         match open().await {
             Ok(opened) => {
-                let models = inner.referenced().clone();
-                for model in models {
-                    let doing = format!("hold on to {}", model.unit());
+                let units = inner.referenced().clone();
+                for unit in units {
+                    let doing = format!("hold on to {unit}");
                     let held = call::<_, ()>(
                         &opened.connection,
                         &doing,
                         SYSTEMD,
-                        &path::of(&model),
+                        &path::of_unit(&unit),
                         UNIT,
                         "Ref",
                         &(),
@@ -125,7 +125,7 @@ async fn reopen(inner: &Inner) -> Opened {
                     .await;
                     if let Err(error) = held {
                         warn!(%error, "what is known of this unit's last run may get lost");
-                        inner.referenced().remove(&model);
+                        inner.referenced().remove(&unit);
                     }
                 }
                 return opened;
@@ -193,7 +193,8 @@ fn systemd_said(inner: &Inner, member: &str, path: &str, message: &Message) {
             let Ok((_, job, unit, result)) = body.deserialize::<(u32, OwnedObjectPath, &str, &str)>() else {
                 return;
             };
-            let Some(model) = ModelName::from_unit(unit) else { return };
+            let replacing = || inner.predecessors().model(|declared| declared == unit);
+            let Some(model) = ModelName::from_unit(unit).or_else(replacing) else { return };
             let result = JobResult::parse(result);
             inner.waiters().retain(|waiter| {
                 let end = || super::job::JobEnd { object: job.as_str().to_owned(), result: result.clone() };
@@ -207,12 +208,17 @@ fn systemd_said(inner: &Inner, member: &str, path: &str, message: &Message) {
             }
         }
         "PropertiesChanged" => {
-            if let Some(change) = path::model(path).and_then(|model| unit_change(model, message)) {
+            if let Some(change) = model_at(inner, path).and_then(|model| unit_change(model, message)) {
                 _ = inner.changes.send(Change::Unit(change));
             }
         }
         _ => {}
     }
+}
+
+/// The model whose unit an object is: its own, or the one that it replaces.
+fn model_at(inner: &Inner, path: &str) -> Option<ModelName> {
+    path::model(path).or_else(|| inner.predecessors().model(|declared| path::of_unit(declared) == path))
 }
 
 /// What of interest a unit's signal says. It also tells of each status text and job.

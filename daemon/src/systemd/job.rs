@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use berth_core::name::ModelName;
 use tokio::sync::mpsc;
 
 use super::{JobResult, Systemd, SystemdError, read};
@@ -30,7 +29,7 @@ pub(super) enum Wanted {
 #[must_use = "the job is only queued; wait for its end or drop it on purpose"]
 pub struct Job {
     pub(super) systemd: Systemd,
-    pub(super) model: ModelName,
+    pub(super) unit: String,
     pub(super) doing: String,
     pub(super) wanted: Wanted,
     /// Its object.
@@ -49,7 +48,7 @@ impl Job {
         };
         match result {
             JobResult::Done => Ok(()),
-            result => Err(SystemdError::Job { doing: self.doing, unit: self.model.unit(), result }),
+            result => Err(SystemdError::Job { doing: self.doing, unit: self.unit, result }),
         }
     }
 
@@ -62,7 +61,7 @@ impl Job {
         // The bus was away: what systemd told then is lost, and what came of it can be seen.
         loop {
             if let Ok(connection) = self.systemd.connection(&self.doing)
-                && let Ok(Some(active)) = read::settled(&connection, &self.model).await
+                && let Ok(Some(active)) = read::settled(&connection, &self.unit).await
             {
                 return match self.wanted {
                     Wanted::Up if !active.is_down() => JobResult::Done,

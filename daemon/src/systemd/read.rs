@@ -5,19 +5,25 @@ use std::collections::BTreeMap;
 use berth_core::facts::{Active, Exit, Moment, Unit};
 use berth_core::name::ModelName;
 use berth_observe::systemd::{
-    Listed, MANAGER, Reader, SERVICE, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call,
+    Listed, MANAGER, Reader, SCOPE, SERVICE, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call,
 };
 use futures_util::future::try_join_all;
 use zbus::{Connection, OwnedObjectPath};
 
 use super::{Property, UnitReading};
+use crate::proc::Groups;
 
 /// Readings before one that changed under the eyes is taken as it is: the next signal corrects it.
 const READINGS: usize = 3;
 
-/// All units of models.
-pub(super) async fn all(connection: &Connection) -> Result<BTreeMap<ModelName, UnitReading>, SystemdError> {
-    let patterns: (&[&str], &[&str]) = (&[], &["berth-model@*.service"]);
+/// All units of models; `predecessors` are those that models replace.
+pub(super) async fn all(
+    connection: &Connection,
+    predecessors: &BTreeMap<ModelName, String>,
+) -> Result<BTreeMap<ModelName, UnitReading>, SystemdError> {
+    let names = predecessors.values().map(String::as_str);
+    let wanted: Vec<&str> = std::iter::once("berth-model@*.service").chain(names).collect();
+    let patterns: (&[&str], &[&str]) = (&[], &wanted);
     let listed: Vec<Listed> = call(
         connection,
         "list the models' units",
@@ -28,37 +34,45 @@ pub(super) async fn all(connection: &Connection) -> Result<BTreeMap<ModelName, U
         &patterns,
     )
     .await?;
-    let models = listed.iter().filter_map(|unit| ModelName::from_unit(&unit.0));
-    let readings = try_join_all(models.map(|model| async {
-        let reading = read(connection, &model).await?;
-        Ok::<_, SystemdError>((model, reading))
+    let mut loaded: BTreeMap<ModelName, Vec<String>> = BTreeMap::new();
+    for unit in listed.into_iter().map(|unit| unit.0) {
+        let replacing = || predecessors.iter().find(|(_, declared)| **declared == unit);
+        let model = ModelName::from_unit(&unit).or_else(|| replacing().map(|(model, _)| model.clone()));
+        if let Some(model) = model {
+            loaded.entry(model).or_default().push(unit);
+        }
+    }
+    let readings = try_join_all(loaded.into_iter().map(async |(model, units)| {
+        let reading = read(connection, &model, &units).await?;
+        Ok::<_, SystemdError>(reading.map(|reading| (model, reading)))
     }))
     .await?;
-    Ok(readings.into_iter().collect())
+    Ok(readings.into_iter().flatten().collect())
 }
 
-/// One unit, if it is loaded.
+/// A model as one of these units, as far as they are loaded.
 pub(super) async fn one(
     connection: &Connection,
     model: &ModelName,
+    units: &[String],
 ) -> Result<Option<UnitReading>, SystemdError> {
-    let unit = model.unit();
-    let doing = format!("read {unit}");
-    let found: Result<OwnedObjectPath, _> =
-        call(connection, &doing, SYSTEMD, SYSTEMD_PATH, MANAGER, "GetUnit", &(unit,)).await;
-    match found {
-        Ok(_) => read(connection, model).await.map(Some),
-        Err(SystemdError::NoSuchUnit { .. }) => Ok(None),
-        Err(error) => Err(error),
+    let mut loaded = Vec::new();
+    for unit in units {
+        let doing = format!("read {unit}");
+        let found: Result<OwnedObjectPath, _> =
+            call(connection, &doing, SYSTEMD, SYSTEMD_PATH, MANAGER, "GetUnit", &(unit,)).await;
+        match found {
+            Ok(_) => loaded.push(unit.clone()),
+            Err(SystemdError::NoSuchUnit { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
+    read(connection, model, &loaded).await
 }
 
 /// The unit's state once it has no job; None while it has one.
-pub(super) async fn settled(
-    connection: &Connection,
-    model: &ModelName,
-) -> Result<Option<Active>, SystemdError> {
-    let reader = Reader::of(connection, &model.unit());
+pub(super) async fn settled(connection: &Connection, unit: &str) -> Result<Option<Active>, SystemdError> {
+    let reader = Reader::of(connection, unit);
     // First: what the state is after the job's end came of the job.
     let (job, _) = reader.get::<(u32, OwnedObjectPath)>(UNIT, "Job").await?;
     if job != 0 {
@@ -76,21 +90,50 @@ pub(super) async fn system_state(connection: &Connection) -> Result<(String, Mom
     Ok((reader.get(MANAGER, "SystemState").await?, Moment::from_micros(began)))
 }
 
-async fn read(connection: &Connection, model: &ModelName) -> Result<UnitReading, SystemdError> {
-    let mut read = read_once(connection, model).await?;
+/// A model as that one of these units as which it runs or ran last; None where there is none.
+async fn read(
+    connection: &Connection,
+    model: &ModelName,
+    units: &[String],
+) -> Result<Option<UnitReading>, SystemdError> {
+    let own = model.unit();
+    let mut all = try_join_all(units.iter().map(|unit| read_unit(connection, unit))).await?;
+    let last = (0..all.len()).max_by_key(|&at| {
+        let (up, is_own) = (!all[at].unit.active.is_down(), units[at] == own);
+        (up, up && is_own, all[at].unit.started_at, is_own)
+    });
+    let Some(last) = last else { return Ok(None) };
+    let mut reading = all.swap_remove(last);
+    reading.unit.predecessor = Some(units[last].clone()).filter(|unit| *unit != own);
+    // What one that is down has left behind belongs to the model, too, until another runs in its place.
+    if reading.unit.active.is_down() && !all.is_empty() {
+        let others = all.into_iter().flat_map(|other| other.control_groups.paths);
+        reading.control_groups.paths.extend(others);
+        let used = crate::proc::cgroup_processes(&reading.control_groups);
+        reading.unit.processes = crate::proc::started_of(&used);
+        reading.unit.brought = crate::proc::brought_by(&used, &reading.control_groups);
+    }
+    Ok(Some(reading))
+}
+
+async fn read_unit(connection: &Connection, unit: &str) -> Result<UnitReading, SystemdError> {
+    let mut read = read_once(connection, unit).await?;
     for _ in 1..READINGS {
         if read.1 {
             break;
         }
-        read = read_once(connection, model).await?;
+        read = read_once(connection, unit).await?;
     }
     Ok(read.0)
 }
 
 /// Reads the properties in one go, and says whether the unit's state was the same at its beginning and end. Not
 /// by `GetAll`: a service has 300 properties, some of which cost systemd a look into cgroups.
-async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitReading, bool), SystemdError> {
-    let reader = Reader::of(connection, &model.unit());
+async fn read_once(connection: &Connection, unit: &str) -> Result<(UnitReading, bool), SystemdError> {
+    let reader = Reader::of(connection, unit);
+    if unit.rsplit('.').next() == Some("scope") {
+        return read_scope(&reader).await;
+    }
     let (active, sub, invocation, result, code, status, started, pid, control_group, still, still_pid) = tokio::try_join!(
         reader.get::<String>(UNIT, "ActiveState"),
         reader.get::<String>(UNIT, "SubState"),
@@ -104,19 +147,60 @@ async fn read_once(connection: &Connection, model: &ModelName) -> Result<(UnitRe
         reader.get::<String>(UNIT, "ActiveState"),
         reader.get::<u32>(SERVICE, "MainPID"),
     )?;
-    let used = crate::proc::cgroup_processes(&control_group);
-    let unit = Unit {
-        active: parse_active(&active).ok_or_else(|| reader.unexpected("ActiveState"))?,
-        sub,
-        result,
-        exit: exit(code, status),
-        invocation: hex(&invocation),
-        started_at: (started > 0).then(|| Moment::from_micros(started)),
-        main_pid: (pid > 0).then_some(pid),
-        processes: crate::proc::started_of(&used),
-        brought: crate::proc::brought_by(&used, &control_group),
-    };
-    Ok((UnitReading { unit, control_group }, active == still && pid == still_pid))
+    let read =
+        Properties { active, sub, invocation, result, exit: exit(code, status), started, pid, control_group };
+    Ok((read.taken(&reader)?, read.active == still && pid == still_pid))
+}
+
+/// A scope has no main process and says nothing of how one ended.
+async fn read_scope(reader: &Reader<'_>) -> Result<(UnitReading, bool), SystemdError> {
+    let (active, sub, invocation, result, started, control_group, still) = tokio::try_join!(
+        reader.get::<String>(UNIT, "ActiveState"),
+        reader.get::<String>(UNIT, "SubState"),
+        reader.get::<Vec<u8>>(UNIT, "InvocationID"),
+        reader.get::<String>(SCOPE, "Result"),
+        reader.get::<u64>(UNIT, "ActiveEnterTimestampMonotonic"),
+        reader.get::<String>(SCOPE, "ControlGroup"),
+        reader.get::<String>(UNIT, "ActiveState"),
+    )?;
+    let read = Properties { active, sub, invocation, result, exit: None, started, pid: 0, control_group };
+    let mut reading = read.taken(reader)?;
+    let first = reading.unit.processes.value().and_then(|all| all.keys().next().copied());
+    reading.control_groups.moved = first.and_then(crate::proc::uid_of);
+    Ok((reading, read.active == still))
+}
+
+/// What was read of a unit.
+struct Properties {
+    active: String,
+    sub: String,
+    invocation: Vec<u8>,
+    result: String,
+    exit: Option<Exit>,
+    started: u64,
+    pid: u32,
+    control_group: String,
+}
+
+impl Properties {
+    /// The unit that it comes to, with the processes that it has now.
+    fn taken(&self, reader: &Reader<'_>) -> Result<UnitReading, SystemdError> {
+        let control_groups = Groups::of(self.control_group.clone());
+        let used = crate::proc::cgroup_processes(&control_groups);
+        let unit = Unit {
+            active: parse_active(&self.active).ok_or_else(|| reader.unexpected("ActiveState"))?,
+            sub: self.sub.clone(),
+            result: self.result.clone(),
+            exit: self.exit,
+            invocation: hex(&self.invocation),
+            started_at: (self.started > 0).then(|| Moment::from_micros(self.started)),
+            main_pid: (self.pid > 0).then_some(self.pid),
+            processes: crate::proc::started_of(&used),
+            brought: crate::proc::brought_by(&used, &control_groups),
+            predecessor: None,
+        };
+        Ok(UnitReading { unit, control_groups })
+    }
 }
 
 /// Whether these are the unit's properties.

@@ -96,6 +96,7 @@ export interface Model {
   to_switch_ms: number | null
   short: number | null
   last_error: string | null
+  predecessor: string | null
   stands_in_for: string | null
   guest: { cause: string; idle_ms: number } | null
   requests: {

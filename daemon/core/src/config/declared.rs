@@ -25,6 +25,7 @@ pub(super) struct Declared {
     pub(super) port: Option<Spanned<u16>>,
     pub(super) shares_port: bool,
     pub(super) exposed: bool,
+    pub(super) replaces: Option<Spanned<String>>,
     pub(super) policy: Option<Spanned<String>>,
     pub(super) tuned: Tuned,
     pub(super) known_as: Option<Spanned<String>>,
@@ -70,6 +71,7 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
         port: root.port("port"),
         shares_port: root.boolean_or("shares_port", false),
         exposed: root.boolean_or("exposed", false),
+        replaces: replaces(root, reader),
         policy: root.string("policy", "the name of a policy"),
         tuned: tuned::read(root, reader),
         known_as: root.string("known_as", "the name by which its server knows it"),
@@ -88,6 +90,26 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, node: &Setting
     let Some(ready) = root.table("ready") else { return declared };
     let (path, generate) = self::ready(ready);
     Declared { ready: path, generate, ..declared }
+}
+
+/// The unit that served this model before it was Berth's.
+fn replaces(root: &mut Table<'_, '_>, reader: &Reader<'_>) -> Option<Spanned<String>> {
+    let unit = root.string("replaces", "the name of a unit, for example \"genesis.service\"")?;
+    let text = unit.get_ref();
+    let plain = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
+    let stem = text.strip_suffix(".service").or_else(|| text.strip_suffix(".scope")).unwrap_or_default();
+    let wrong = if stem.is_empty() || !text.chars().all(plain) {
+        "a service or a scope, with the end of its name: \"genesis.service\""
+    } else if stem.ends_with('@') {
+        "this is a template; name the instance"
+    } else if text.starts_with("berth-model@") || text == "berthd.service" || text == "berth-devices.service"
+    {
+        "this is one of Berth's own units"
+    } else {
+        return Some(unit);
+    };
+    reader.error("`replaces` must be the unit that served this model before", &unit.span(), wrong);
+    None
 }
 
 /// Variables whose values are credentials of the unit, which systemd hands to the server and to nobody else.

@@ -12,7 +12,7 @@ const AT_START: [&str; 6] =
     ["http.listen", "proxy.listen", "proxy.connections", "rights.", "notify.", "history."];
 
 /// What differs in what Berth does with a model and leaves its server as it is.
-const BESIDE: [&str; 12] = [
+const BESIDE: [&str; 13] = [
     "retired",
     "known_as",
     "aliases",
@@ -22,6 +22,7 @@ const BESIDE: [&str; 12] = [
     "guest_idle",
     "shares_port",
     "exposed",
+    "replaces",
     "request.",
     "deadlines.",
     "health.",

@@ -295,6 +295,9 @@ pub(super) fn explain_model(model: &Model, settings: &Settings) -> ModelExplanat
     if model.exposed {
         values.add("exposed", "true: it may listen at other addresses too".to_owned(), "");
     }
+    if let Some(unit) = &model.replaces {
+        values.add("replaces", unit.clone(), "");
+    }
     values.add("policy", model.policy.to_string(), derived("policy"));
     for key in Tuning::KEYS {
         let declared = |key: &str| model.declared.contains_key(key);

@@ -30,6 +30,7 @@ pub(super) struct Draft {
     pub(super) aliases: Vec<(String, Place)>,
     pub(super) retired: bool,
     pub(super) fallback: Option<(String, Place)>,
+    pub(super) replaces: Option<(String, Place)>,
 }
 
 /// Reads one model's file: the model, and its variants. `node` is what holds where it says nothing.
@@ -98,6 +99,10 @@ impl Derive<'_, '_> {
                 .fallback
                 .as_ref()
                 .map(|name| (name.get_ref().clone(), self.reader.place(&name.span(), ""))),
+            replaces: declared
+                .replaces
+                .as_ref()
+                .map(|unit| (unit.get_ref().clone(), self.reader.place(&unit.span(), ""))),
         };
         let Some(command) = &declared.command else {
             if let Some(name) = &declared.policy
@@ -165,6 +170,7 @@ impl Derive<'_, '_> {
             port: draft.port.as_ref().map_or(0, |(port, _)| *port),
             shares_port: declared.shares_port,
             exposed: declared.exposed,
+            replaces: declared.replaces.map(Spanned::into_inner),
             priority: declared.priority.map_or(policy.priority, Spanned::into_inner),
             policy,
             tuning: declared.tuned.tuning,

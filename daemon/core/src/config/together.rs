@@ -22,6 +22,7 @@ pub(super) fn check(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
     check_aliases(drafts, errors);
     check_ports(drafts, errors);
     check_fallbacks(drafts, errors);
+    check_replaced(drafts, errors);
 }
 
 fn check_aliases(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
@@ -61,6 +62,17 @@ fn check_fallbacks(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
         };
         let message = format!("`fallback` of {name} must be another model that can serve");
         errors.push(ConfigError { message, places: vec![place.labelled(&wrong)], help: None });
+    }
+}
+
+/// A unit can have been one model only.
+fn check_replaced(drafts: &[Draft], errors: &mut Vec<ConfigError>) {
+    let mut taken: BTreeMap<&str, &Place> = BTreeMap::new();
+    for (unit, place) in drafts.iter().filter_map(|draft| draft.replaces.as_ref()) {
+        match taken.get(unit.as_str()) {
+            Some(first) => errors.push(clash(&format!("two models replace {unit}"), place, first)),
+            None => _ = taken.insert(unit, place),
+        }
     }
 }
 

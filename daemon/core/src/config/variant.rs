@@ -85,6 +85,7 @@ impl Derive<'_, '_> {
             name: base.name.clone(),
             aliases: base.aliases.clone(),
             fallback: base.fallback.clone(),
+            replaces: base.replaces.clone(),
             priority: base.priority,
             declared: base.declared.clone(),
             derived: base.derived.clone(),
@@ -111,12 +112,13 @@ impl Derive<'_, '_> {
             aliases,
             retired: base.retired,
             fallback,
+            replaces: None,
         })
     }
 
     fn varied(&mut self, written: &Written, name: ModelName, base: &Model) -> Model {
         let kind = base.backend;
-        let mut model = Model { name, aliases: Vec::new(), ..base.clone() };
+        let mut model = Model { name, aliases: Vec::new(), replaces: None, ..base.clone() };
         tuned::check_known(&written.tuned, kind, self.reader);
         let own: Vec<String> =
             written.args.iter().flat_map(Spanned::get_ref).map(|arg| arg.get_ref().clone()).collect();
@@ -277,6 +279,7 @@ pub fn with_settings(
     }
     model.name = base.name.with_settings(set)?;
     model.aliases = Vec::new();
+    model.replaces = None;
     Ok(model)
 }
 
@@ -291,7 +294,12 @@ impl Settings {
         let model = with_settings(self, base, &set).ok()?;
         if model == *base {
             // What was tried is what is declared by now, and may still serve or be home under this name.
-            return Some(Cow::Owned(Model { name: name.clone(), aliases: Vec::new(), ..model }));
+            return Some(Cow::Owned(Model {
+                name: name.clone(),
+                aliases: Vec::new(),
+                replaces: None,
+                ..model
+            }));
         }
         (model.name == *name).then_some(Cow::Owned(model))
     }

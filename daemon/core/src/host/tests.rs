@@ -66,6 +66,7 @@ impl Beelink {
                 Known::Value(pinned) => Known::Value(Brought { pinned, ..Brought::default() }),
                 Known::Unknown(why) => Known::Unknown(why),
             },
+            predecessor: None,
         };
         self.facts.units.insert(name(model), unit);
     }

@@ -44,6 +44,7 @@ fn model(name: &str) -> ModelStatus {
         short: None,
         last_error: None,
         drifted: Vec::new(),
+        predecessor: None,
         stands_in_for: None,
         guest: None,
         requests: Requests {

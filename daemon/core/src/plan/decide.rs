@@ -92,6 +92,9 @@ impl Context<'_> {
         if !home.models.contains(name) {
             home.models.push(name.clone());
         }
+        if home.default.is_none() {
+            home.default = Some(name.clone());
+        }
         if self.state.is_serving(name) {
             if home == self.state.home {
                 return Verdict::Nothing(format!("{name} serves already."));
@@ -109,9 +112,6 @@ impl Context<'_> {
         }
         if let Some(other) = self.state.home.models.iter().find(|other| self.same_port(model, other)) {
             return self.refuse(Verb::Start, name, Vec::new(), self.port_taken(model, other).into());
-        }
-        if home.default.is_none() {
-            home.default = Some(name.clone());
         }
         match self.places(model, &[], &[]) {
             Ok(places) => {

@@ -223,6 +223,9 @@ pub struct ModelStatus {
     /// What was declared anew since its server was started and holds after a restart of it; nothing where it isn't up.
     #[serde(default)]
     pub drifted: Vec<ValueChange>,
+    /// The unit as which it runs, where that is not its own yet but the one that it replaces.
+    #[serde(default)]
+    pub predecessor: Option<String>,
     /// In whose place it serves, where that is so.
     #[serde(default)]
     pub stands_in_for: Option<ModelName>,

@@ -274,7 +274,7 @@ fn held_by(world: &World, model: &ModelName) -> Bytes {
         .gpus()
         .iter()
         .flat_map(|gpu| gpu.processes.value().into_iter().flatten())
-        .filter(|process| process.model.as_ref() == Some(model))
+        .filter(|process| world.state.owner(process) == Some(model))
         .filter_map(|process| process.memory.value().copied())
         .sum()
 }

@@ -144,7 +144,8 @@ fn what_can_be_known_beforehand_is_refused() {
     out += &told(&tower, Verb::Switch, None);
     out += &told(&tower, Verb::Back, Some("genesis"));
     out += &told(&tower, Verb::Back, None);
-    let listener = Listener { address: "0.0.0.0".parse().unwrap(), port: 8022, uid: 1000, model: None };
+    let unit = Some("llama-swap.service".to_owned());
+    let listener = Listener { address: "0.0.0.0".parse().unwrap(), port: 8022, uid: 1000, model: None, unit };
     tower.preflight.insert(name("genesis"), Preflight { files: Vec::new(), port: Some(listener) });
     let missing = (PathBuf::from("/models/small.gguf"), "it does not exist; /models does".to_owned());
     tower.preflight.insert(name("small"), Preflight { files: vec![missing], port: None });

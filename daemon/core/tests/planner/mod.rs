@@ -5,4 +5,5 @@ mod health;
 mod ladder;
 mod limits;
 mod missing;
+mod predecessor;
 mod properties;

@@ -233,5 +233,6 @@ pub(crate) fn unit(invocation: &str, active: Active, pids: &[u32]) -> Unit {
         main_pid: pids.first().copied(),
         processes: Known::Value(pids.iter().map(|pid| (*pid, u64::from(*pid))).collect()),
         brought: Known::Value(Brought::default()),
+        predecessor: None,
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::*;
 
 fn processes_in(control_group: &str) -> Known<BTreeMap<u32, u64>> {
-    started_of(&cgroup_processes(control_group))
+    started_of(&cgroup_processes(&Groups::of(control_group.to_owned())))
 }
 
 /// A child that sleeps, ended when dropped.
@@ -153,9 +153,10 @@ fn lists_a_cgroup_and_those_below_until_they_are_gone() {
     assert_eq!(processes_in(&group.path), Known::Value(expected));
     assert_eq!(control_group_of(inner_child.0.id()).as_deref(), Some(inner.path.as_str()));
 
-    let ids = cgroup_ids(&group.path);
+    let ids_of = |path: &str| cgroup_ids(&Groups::of(path.to_owned()));
+    let ids = ids_of(&group.path);
     assert_eq!(ids.len(), 2);
-    assert!(ids.is_superset(&cgroup_ids(&inner.path)));
+    assert!(ids.is_superset(&ids_of(&inner.path)));
 
     drop(inner_child);
     drop(outer_child);
@@ -164,7 +165,7 @@ fn lists_a_cgroup_and_those_below_until_they_are_gone() {
     drop(inner);
     drop(group);
     assert_eq!(processes_in(&path), Known::Value(BTreeMap::new()), "gone is empty");
-    assert_eq!(cgroup_ids(&path), BTreeSet::new());
+    assert_eq!(ids_of(&path), BTreeSet::new());
     assert_eq!(processes_in(""), Known::Value(BTreeMap::new()));
 }
 
@@ -221,7 +222,7 @@ fn what_a_process_uses_grows() {
     let stat = Process::myself().unwrap().stat().unwrap();
     let now = used(std::process::id()).unwrap();
     assert!(now.faulted.0 / procfs::page_size() >= stat.majflt, "{now:?} {stat:?}");
-    let own = control_group_of(std::process::id()).unwrap();
+    let own = Groups::of(control_group_of(std::process::id()).unwrap());
     let brought = brought_by(&cgroup_processes(&own), &own);
     assert!(brought.value().is_some_and(|brought| brought.resident > Bytes::mib(128)), "{brought:?}");
     drop(held);

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-fn own_cgroups() -> BTreeSet<u64> {
+fn own() -> Makers {
     let own = proc::control_group_of(std::process::id()).unwrap();
-    proc::cgroup_ids(&own)
+    Makers::of(&Groups::of(own))
 }
 
 #[test]
@@ -24,16 +24,19 @@ fn finds_who_listens_and_in_which_cgroup() {
             "one bound to an IPv6 address takes no IPv4"
         );
         assert_eq!(socket.uid, nix::unistd::getuid().as_raw());
-        assert!(socket.is_of(&own_cgroups()), "{socket:?} {:?}", own_cgroups());
-        assert!(!socket.is_of(&BTreeSet::new()));
+        assert!(own().made(socket), "{socket:?} {:?}", own());
+        assert!(!Makers::default().made(socket));
+        let moved = |uid| Makers { uid: Some(uid), ..Makers::default() };
+        assert!(moved(socket.uid).made(socket) && !moved(socket.uid + 1).made(socket));
         assert_eq!(would_answer(bound).unwrap().as_ref(), Some(socket));
         assert_eq!(socket.holders()[0].pid, std::process::id());
         assert!(listeners(None).unwrap().contains(socket));
 
         let model: ModelName = "genesis".parse().unwrap();
-        let fact =
-            listeners_on(bound.port(), |id| own_cgroups().contains(&id).then(|| model.clone())).unwrap();
-        assert_eq!(fact[0].model, Some(model));
+        let fact = listeners_on(bound.port(), |socket| own().made(socket).then(|| model.clone())).unwrap();
+        assert_eq!((fact[0].model.as_ref(), &fact[0].unit), (Some(&model), &None));
+        let foreign = listeners_on(bound.port(), |_| None).unwrap();
+        assert_eq!(foreign[0].unit, proc::describe(std::process::id()).unwrap().unit);
 
         drop(listener);
         // A child that another test has just forked keeps it open until it executes its program.
@@ -52,7 +55,8 @@ fn a_model_s_sockets_are_found_and_those_that_others_reach_have_a_name() {
     let own = proc::control_group_of(std::process::id()).unwrap();
     let sockets = ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"].map(|at| TcpListener::bind(at).unwrap());
     let other = "aeon".parse().unwrap();
-    let groups = BTreeMap::from([(model.clone(), own), (other, "/no/such/group".to_owned())]);
+    let groups =
+        BTreeMap::from([(model.clone(), Groups::of(own)), (other, Groups::of("/no/such/group".to_owned()))]);
     let found = of_models(&groups).unwrap();
     assert_eq!(found.keys().collect::<Vec<_>>(), [&model]);
     for socket in &sockets {
@@ -108,10 +112,10 @@ fn a_connection_s_server_end_is_found_before_and_after_it_is_accepted() {
     let server = listener.local_addr().unwrap();
     let client = TcpStream::connect(server).unwrap();
     let end = answers(server, client.local_addr().unwrap()).unwrap().unwrap();
-    assert!(!end.listens && end.is_of(&own_cgroups()), "{end:?}");
+    assert!(!end.listens && own().made(&end), "{end:?}");
     let (accepted, _) = listener.accept().unwrap();
     let end = answers(server, client.local_addr().unwrap()).unwrap().unwrap();
-    assert!(!end.listens && end.is_of(&own_cgroups()), "{end:?}");
+    assert!(!end.listens && own().made(&end), "{end:?}");
     drop((accepted, client));
 }
 
@@ -130,13 +134,13 @@ fn clients_are_counted_whether_accepted_or_not() {
     for address in ["127.0.0.1:0", "[::]:0"] {
         let listener = TcpListener::bind(address).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let count = || clients(port, &own_cgroups()).unwrap();
+        let count = || clients(port, &own()).unwrap();
         assert_eq!(count(), 0, "who listens is no client");
         let connect = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
         let (first, second) = (connect(), connect());
         let accepted = listener.accept().unwrap();
         assert_eq!(count(), 2);
-        assert_eq!(clients(port, &BTreeSet::new()).unwrap(), 0, "another's are not counted");
+        assert_eq!(clients(port, &Makers::default()).unwrap(), 0, "another's are not counted");
         drop(first);
         assert_eq!(count(), 1, "the server has not closed its end");
         drop((second, accepted));

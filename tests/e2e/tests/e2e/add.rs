@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_core::backend;
+use berth_core::bytes::Bytes;
 use berth_core::config::{self, SourceFile, Sources};
 use berth_core::layout::Layout;
 use berth_core::name::ModelName;
-use berth_tests::{Berth, STARTED, Started};
+use berth_core::report::{ModelState, ModelStatus};
+use berth_tests::{Berth, STARTED, Started, post};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -206,7 +208,7 @@ fn two_services_and_a_process_become_models_and_go_back() {
     _ = berth.systemctl(&["daemon-reload"]).with_code(0);
     _ = berth.systemctl(&["enable", "genesis.service", "aeon.service"]).with_code(0);
     _ = berth.systemctl(&["start", "genesis.service"]).with_code(0);
-    let folders = "/etc/systemd /etc/berth";
+    let folders = "/etc/systemd /etc/berth /etc/polkit-1";
     let before = files(&berth, folders);
 
     // Who may not, whom nobody can ask, and what is nowhere, changes nothing.
@@ -226,11 +228,11 @@ fn two_services_and_a_process_become_models_and_go_back() {
         assert_eq!(files(&berth, folders), before, "{arguments:?} changed something");
     }
 
-    // It goes on, and holds its memory against Berth until its operator stops it.
+    // It goes on, as the model.
     let pid = berth.property("genesis.service", "MainPID");
     let added = berth.ctl(&["add", "genesis.service", "--yes"]).with_code(0);
     for said in
-        ["genesis.service serves", "sudo systemctl stop genesis.service", "HF_TOKEN", "14300 MiB + 14300 MiB"]
+        ["genesis.service serves", "goes on, as the model genesis", "HF_TOKEN", "14300 MiB + 14300 MiB"]
     {
         assert!(added.stdout.contains(said), "{said}: {added}");
     }
@@ -240,15 +242,26 @@ fn two_services_and_a_process_become_models_and_go_back() {
     _ = berth.ctl(&["add", "genesis.service", "--yes"]).with_code(2);
     // What it held was measured, since nobody can read it anywhere.
     assert!(declared(&berth, "genesis").contains("[memory]\ngpu = [\"14300 MiB\", \"14300 MiB\"]\n"));
-    let plan = berth.ctl(&["plan", "switch", "genesis"]).with_code(3);
-    assert!(plan.to_string().contains("8022 is taken"), "{plan}");
+    let genesis = berth.wait_for("it is the model", SOON, |berth| {
+        let status = berth.status();
+        let genesis = status.models.into_iter().find(|model| model.state == ModelState::Serving)?;
+        let whole = genesis.memory == Some(Bytes::mib(28_600)) && genesis.gpus == [0, 1];
+        (whole && status.home == [genesis.name.clone()]).then_some(genesis)
+    });
+    assert_eq!(genesis.pid.map(|pid| pid.to_string()), Some(pid.clone()));
+    assert_eq!(genesis.predecessor.as_deref(), Some("genesis.service"));
+    let shown = berth.ctl(&["status"]).stdout;
+    for said in ["genesis runs as genesis.service still", "Last: start genesis, "] {
+        assert!(shown.contains(said), "{said}: {shown}");
+    }
+    assert!(berth.ctl(&["logs", "genesis"]).with_code(0).stdout.contains("Started genesis.service"));
 
-    _ = berth.systemctl(&["stop", "genesis.service"]).with_code(0);
     let added = berth.ctl(&["add", "aeon.service", "--yes"]).with_code(0);
     assert!(added.stdout.contains("[memory] gpu"), "{added}");
     let memory = "\n[memory]\ngpu = [\"14300 MiB\", \"14300 MiB\"]\n";
     berth.configure("models.d/aeon.toml", (declared(&berth, "aeon") + memory).as_bytes());
     _ = berth.ctl(&["reload"]).with_code(0);
+    taken_over(&berth, &pid);
     berth.switch("genesis");
     let run = berth.run_of("genesis").main_pid.to_string();
     let environ = berth.run(None, &["cat", &format!("/proc/{run}/environ")]).with_code(0).stdout;
@@ -269,14 +282,59 @@ fn two_services_and_a_process_become_models_and_go_back() {
     }
     assert!(berth.status().models.is_empty());
 
-    // A service that serves, stopped because its operator says so.
+    // One that goes on as the model goes on by itself when it leaves.
     _ = berth.systemctl(&["start", "genesis.service"]).with_code(0);
+    let pid = berth.property("genesis.service", "MainPID");
+    _ = berth.ctl(&["add", "genesis.service", "--yes"]).with_code(0);
+    berth.wait_serving("genesis", SOON);
+    let removed = berth.ctl(&["remove", "genesis", "--yes"]).with_code(0);
+    assert!(removed.stdout.contains("genesis.service serves on"), "{removed}");
+    assert_eq!(berth.property("genesis.service", "MainPID"), pid);
+    assert!(berth.status().models.is_empty() && berth.status().home.is_empty());
+    assert_eq!(files(&berth, folders), before);
+
+    // What ends without being asked to comes back, and from then on as Berth starts it.
+    _ = berth.ctl(&["add", "genesis.service", "--yes"]).with_code(0);
+    berth.wait_serving("genesis", SOON);
+    _ = berth.run(None, &["kill", "-KILL", &pid]).with_code(0);
+    berth.wait_for("it serves again", SOON, |berth| {
+        let genesis = berth.status().models.into_iter().find(|model| model.state == ModelState::Serving)?;
+        (genesis.predecessor.is_none() && berth.run_of("genesis").main_pid > 0).then_some(())
+    });
+    berth.assert_no_failed_allocation();
+    _ = berth.ctl(&["stop", "genesis"]).with_code(0);
+    _ = berth.ctl(&["remove", "genesis", "--yes"]).with_code(0);
+    assert_eq!(files(&berth, folders), before);
+    _ = berth.systemctl(&["start", "genesis.service"]).with_code(0);
+
+    // A service that serves, stopped because its operator says so.
     _ = berth.ctl(&["add", "genesis.service", "--yes", "--stop"]).with_code(0);
     assert_eq!(berth.property("genesis.service", "ActiveState"), "inactive");
     _ = berth.ctl(&["remove", "genesis", "--yes"]).with_code(0);
     assert_eq!(files(&berth, folders), before);
 
     a_process(&berth);
+}
+
+/// Clients reach it at Berth's address. berthd dies and its successor finds the service again; then it is stopped for another model as any model is, and
+/// nothing is started in its memory before that is back.
+fn taken_over(berth: &Berth, pid: &str) {
+    let body = json!({ "model": "default", "prompt": "count", "max_tokens": 4 });
+    let answer = post(berth.pid1().unwrap(), 8010, "/v1/completions", &body, SOON).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    _ = berth.systemctl(&["kill", "--signal", "KILL", "berthd.service"]).with_code(0);
+    berth.wait_for_berthd(SOON).unwrap();
+    berth.wait_for("the next berthd has it", SOON, |berth| {
+        let found = berth.status().models.into_iter().find(|model| model.state == ModelState::Serving)?;
+        (found.pid.map(|pid| pid.to_string()).as_deref() == Some(pid)).then_some(())
+    });
+    _ = berth.gpu(&["linger", "700ms"]);
+    let swap = berth.switch("aeon");
+    _ = berth.gpu(&["linger", "0"]);
+    assert_eq!(swap.stops.iter().map(ToString::to_string).collect::<Vec<_>>(), ["genesis"]);
+    assert!(swap.early_start_would_fail, "{swap:?}");
+    assert_eq!(berth.property("genesis.service", "ActiveState"), "inactive");
+    berth.assert_no_failed_allocation();
 }
 
 /// A process of no service's, and back as a service of its own.
@@ -300,7 +358,18 @@ fn a_process(berth: &Berth) {
     ] {
         assert!(text.contains(said), "{said}: {text}");
     }
-    _ = berth.run(None, &["kill", &pid]).with_code(0);
+    // It is the model, until Berth starts that.
+    let mine =
+        |berth: &Berth| berth.status().models.into_iter().find(|model| model.state == ModelState::Serving);
+    let whole = |mine: &ModelStatus| mine.memory == Some(Bytes::mib(12_000));
+    let as_it_was = berth.wait_for("it is the model", SOON, |berth| mine(berth).filter(whole));
+    assert_eq!(as_it_was.predecessor.as_deref(), Some("berth-taken-mine.scope"));
+    _ = berth.ctl(&["restart", "mine"]).with_code(0);
+    let started = mine(berth).unwrap();
+    assert_eq!(started.predecessor, None);
+    assert!(started.pid.is_some_and(|now| now.to_string() != pid), "{started:?}");
+    berth.assert_no_failed_allocation();
+    _ = berth.ctl(&["stop", "mine"]).with_code(0);
     _ = berth.ctl(&["remove", "mine", "--unit", "--yes"]).with_code(0);
     _ = berth.systemctl(&["start", "mine.service"]).with_code(0);
     let pid = berth.property("mine.service", "MainPID");
@@ -317,4 +386,29 @@ fn a_process(berth: &Berth) {
     let environ = berth.run(None, &["cat", &format!("/proc/{pid}/environ")]).with_code(0).stdout;
     assert!(environ.contains("A=b c\0") && environ.contains("HF_TOKEN=abc\0"), "{environ}");
     _ = berth.systemctl(&["stop", "mine.service"]).with_code(0);
+
+    // One that takes no notice of SIGTERM is killed when its time is over, and nothing else may be.
+    let script =
+        "setsid /usr/bin/fakellm --vram-each 6000MiB --port 8056 --ignore-sigterm >/dev/null 2>&1 & echo $!";
+    _ = berth.run(Some("frank"), &["sh", "-c", script]).with_code(0);
+    let pid = berth.wait_for("it holds memory", SOON, |berth| {
+        let holds = berth.gpu(&["show"]).contains("used 6000.00 MiB");
+        let found = berth.run(None, &["pgrep", "-x", "fakellm"]).stdout;
+        found.lines().next().filter(|_| holds).map(str::to_owned)
+    });
+    _ = berth.ctl(&["add", &pid, "--name", "stubborn", "--yes"]).with_code(0);
+    berth.wait_serving("stubborn", SOON);
+    let patience = "\n[deadlines]\nstop = \"1 s\"\n";
+    berth.configure("models.d/stubborn.toml", (declared(berth, "stubborn") + patience).as_bytes());
+    _ = berth.ctl(&["reload"]).with_code(0);
+    let as_berthd = |verb: &str, unit: &str| {
+        let argv = ["systemctl", "--no-ask-password", verb, unit];
+        berth.run(Some("berth"), &argv)
+    };
+    for (verb, unit) in [("stop", "gpusim.service"), ("start", "berth-taken-stubborn.scope")] {
+        assert_ne!(as_berthd(verb, unit).code, 0, "berthd may {verb} {unit}");
+    }
+    _ = berth.ctl(&["stop", "stubborn"]).with_code(0);
+    assert_ne!(berth.run(None, &["kill", "-0", &pid]).code, 0, "it runs on");
+    _ = berth.ctl(&["remove", "stubborn", "--yes"]).with_code(0);
 }

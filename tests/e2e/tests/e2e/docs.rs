@@ -95,6 +95,7 @@ const CASES: &[(&str, How)] = &[
     ("berthctl fit", Verb),
     ("berthctl key", Verb),
     ("berthctl plan", Verb),
+    ("berthctl restart", Verb),
     ("berthctl setup", Verb),
     ("berthctl stop", Verb),
     ("berthctl switch", Verb),
@@ -112,13 +113,11 @@ const CASES: &[(&str, How)] = &[
     (
         "berthctl cancel",
         After(
-            "berthctl setup --yes && berthctl switch genesis && touch /run/slow && \
-             systemd-run --quiet berthctl restart genesis && sleep 0.5 && rm /run/slow",
+            "berthctl stop --all; rm /etc/berth/models.d/genesis.toml && berthctl setup --yes && berthctl switch genesis && \
+             touch /run/slow && systemd-run --quiet berthctl restart genesis && sleep 0.5 && rm /run/slow",
         ),
     ),
     // Coming from elsewhere
-    ("sudo systemctl stop genesis.service", After("systemctl start genesis && berthctl setup --yes")),
-    ("berthctl add genesis.service --dry-run", After("berthctl stop --all; berthctl setup --undo --yes")),
     (
         "sudo berthctl add ./genesis.service",
         After("berthctl remove genesis --yes && cp /etc/systemd/system/genesis.service /home/frank/"),

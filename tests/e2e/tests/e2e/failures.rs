@@ -229,7 +229,7 @@ fn a_port_that_another_process_answers() {
     assert_fell_back(&berth, &told, "late", FailureClass::PortTaken, &[bind]);
     // Asked for again, it is refused before anything is stopped.
     let refused = berth.ctl(&["switch", "late"]).with_code(3).to_string();
-    assert!(refused.contains("port 8150 is taken by a foreign process"), "{refused}");
+    assert!(refused.contains("port 8150 is taken by usurper.service"), "{refused}");
     gone();
 
     let child = begun(&berth, &["switch", "elsewhere"], Step::Released);

@@ -45,8 +45,12 @@ fn two_services_by_hand_become_models_and_come_back() {
         .sandbox
         .write_file("/home/frank/models/gemma.gguf", std::fs::read(weights.path()).unwrap())
         .unwrap();
+    // One that loads several models by itself, and would at boot.
+    let ollama = "[Service]\nExecStart=/opt/ollama/ollama serve\n\n[Install]\nWantedBy=multi-user.target\n";
+    machine.sandbox.write_file("/etc/systemd/system/ollama.service", ollama).unwrap();
+    machine.root("mkdir /opt/ollama && ln -s /usr/bin/fakellm /opt/ollama/ollama");
     machine.root("chown -R frank: /home/frank/models; systemctl daemon-reload");
-    machine.root("systemctl enable --quiet genesis aeon && systemctl start genesis");
+    machine.root("systemctl enable --quiet genesis aeon ollama && systemctl start genesis");
     let without_berth = machine.etc();
     machine.root("DEBIAN_FRONTEND=noninteractive apt-get install -qq -y /opt/berth.deb 2>&1");
     let installed = machine.etc();
@@ -64,8 +68,11 @@ fn two_services_by_hand_become_models_and_come_back() {
     for expected in [
         "Start berthd now and at each boot",
         "genesis.service becomes the model genesis",
+        "ollama.service stays as it is",
+        "ollama.service no longer starts at boot",
         "aeon and genesis are Berth's",
-        "Next: sudo systemctl stop genesis.service, then berthctl switch genesis",
+        "It serves on, and Berth stops it when its memory is wanted.",
+        "Next: berthctl status",
         "Undo: sudo berthctl setup --undo",
     ] {
         let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -76,19 +83,13 @@ fn two_services_by_hand_become_models_and_come_back() {
     for unit in ["genesis", "aeon"] {
         assert_eq!(machine.run(&format!("systemctl is-enabled {unit}")).stdout.trim(), "masked");
     }
-    // Once more there is nothing to change, and what is left to do is still said.
+    assert_eq!(machine.run("systemctl is-enabled ollama").stdout.trim(), "disabled");
     let again = machine.root("berthctl setup --yes");
-    assert!(
-        again.contains("nothing to change") && again.contains("systemctl stop genesis.service"),
-        "{again}"
-    );
-    machine.root("systemctl stop genesis && berthctl switch genesis");
+    assert!(again.contains("nothing to change"), "{again}");
+    // What served serves on, and clients reach it at Berth's address.
+    machine.root("berthctl switch genesis");
     assert_eq!(machine.ask("default").status, 200);
-    assert!(
-        machine
-            .root("ps -o user= -p $(systemctl show -p MainPID --value berth-model@genesis)")
-            .starts_with("frank")
-    );
+    assert_eq!(main("genesis"), genesis);
 
     machine.sandbox.cut().unwrap();
     machine.sandbox.boot().unwrap();
@@ -98,7 +99,9 @@ fn two_services_by_hand_become_models_and_come_back() {
         machine.run("berthctl status").stdout.contains("genesis serves").then_some(())
     });
     assert_eq!(machine.ask("default").status, 200);
-    for unit in ["genesis", "aeon", "berth-model@aeon"] {
+    let user = machine.root("ps -o user= -p $(systemctl show -p MainPID --value berth-model@genesis)");
+    assert!(user.starts_with("frank"), "{user}");
+    for unit in ["genesis", "aeon", "ollama", "berth-model@aeon"] {
         assert_eq!(machine.run(&format!("systemctl is-active {unit}")).stdout.trim(), "inactive", "{unit}");
     }
 
@@ -110,7 +113,7 @@ fn two_services_by_hand_become_models_and_come_back() {
     machine.root("berthctl setup --undo --yes");
     same(&machine.etc(), &before);
     assert!(!machine.run("systemctl is-active berthd").status.success());
-    machine.root("systemctl is-enabled genesis aeon");
+    machine.root("systemctl is-enabled genesis aeon ollama");
     let nothing = machine.root("berthctl setup --undo --yes");
     assert!(nothing.contains("changed nothing"), "{nothing}");
 
@@ -151,8 +154,10 @@ fn looks_and_changes_nothing(machine: &Machine) {
     assert_eq!(document["gpus"].as_array().unwrap().len(), 2);
     let changes: Vec<_> =
         document["changes"].as_array().unwrap().iter().map(|one| one["unit"].as_str().unwrap()).collect();
-    assert_eq!(changes, ["berthd.service", "aeon.service", "genesis.service"]);
-    let [aeon, genesis] = document["services"].as_array().unwrap().as_slice() else { panic!("{document}") };
+    assert_eq!(changes, ["berthd.service", "aeon.service", "genesis.service", "ollama.service"]);
+    let [aeon, genesis, _] = document["services"].as_array().unwrap().as_slice() else {
+        panic!("{document}")
+    };
     assert_eq!((&genesis["runs"], &genesis["held_bytes"]), (&true.into(), &(9000_u64 << 21).into()));
     assert_eq!(aeon["runs"], false);
     assert!(aeon["at_boot"].as_str().unwrap().contains("enabled for boot (Restart=always)"), "{aeon}");
@@ -170,8 +175,8 @@ fn looks_and_changes_nothing(machine: &Machine) {
     }
     let nobody = with_code(machine, "berthctl setup </dev/null", 2);
     assert!(nobody.stderr.contains("--yes"), "{}", nobody.stderr);
-    let no = with_code(machine, "yes n | head -3 | script -qec 'berthctl setup' /dev/null", 3);
-    assert_eq!(no.stdout.matches("Do it? [Y/n]").count(), 3, "{}", no.stdout);
+    let no = with_code(machine, "yes n | head -4 | script -qec 'berthctl setup' /dev/null", 3);
+    assert_eq!(no.stdout.matches("Do it? [Y/n]").count(), 4, "{}", no.stdout);
     assert!(no.stdout.contains("Nothing was changed."), "{}", no.stdout);
     let frank = machine.sandbox.exec_as("frank", &["berthctl", "setup", "--yes"]).unwrap();
     assert!(frank.stderr.contains("only root"), "{}{}", frank.stdout, frank.stderr);

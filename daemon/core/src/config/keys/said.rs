@@ -235,6 +235,12 @@ const MODEL: &[Said] = &[
         "its processes may listen at other addresses than `host` and `port`, which is a problem otherwise: see \
          [`exposed`](operations.md#problems-and-what-to-do)",
     ),
+    or(
+        "replaces",
+        "none",
+        "the unit that served this model before it was Berth's: while that runs, it is the model; \
+         [`berthctl add`](coming-from.md#what-runs-goes-on) writes it",
+    ),
     key("shares_port", "this model may have another's port: the two never run at once"),
     or(
         "policy",

@@ -29,7 +29,7 @@ page = dashboard/dist/index.html
 page_from = $(shell find dashboard -type f -not -path '*/node_modules/*' -not -path '*/dist/*' -not -name '*.md' -not -name '*.test.ts')
 
 .PHONY: build dashboard install install-user install-files install-programs deb deb-files package stage stage-faults bench soak crash demo test \
-    lint lint-dashboard deps assets
+    lint lint-dashboard deps assets reference
 
 build: dashboard
 	$(CARGO) build $(cargo_profile) --workspace
@@ -82,6 +82,7 @@ install-files: install-programs
 	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && set -ex && \
 	    $(target)/berthctl generate "$$made" && $(target)/berthd --man >"$$made/berthd.8" && \
 	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 "$$made"/man/*.1 && \
+	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man5 "$$made"/man/*.5 && \
 	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man8 "$$made/berthd.8" && \
 	    install -D -m 644 "$$made/completions/berthctl.bash" $(DESTDIR)$(PREFIX)/share/bash-completion/completions/berthctl && \
 	    install -D -m 644 -t $(zsh_to) "$$made/completions/_berthctl" && \
@@ -152,6 +153,12 @@ lint: $(if $(node),lint-dashboard)
 
 lint-dashboard: $(modules)
 	cd dashboard && npm run --silent lint && npm run --silent test
+
+# docs/reference.md, of what the programs themselves read, and in docs/policies.md what they say.
+reference:
+	@made=$$(mktemp -d) && trap 'rm -r "$$made"' EXIT && \
+	    $(CARGO) run -q -p berthctl -- generate "$$made" && cp "$$made/reference.md" docs/reference.md
+	@BERTH_RENEW=1 $(CARGO) test -q -p berthctl --bin berthctl policies_tests >/dev/null
 
 # Installs what tests and demo need and this machine lacks, with apt. `make bench` installs nginx too.
 deps:

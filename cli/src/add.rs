@@ -18,16 +18,18 @@ mod setting;
 mod show;
 mod taken;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead as _, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
 use berth_core::backend;
 use berth_core::config::{self, BackendKind, Memory, Settings, SourceFile, Sources};
+use berth_core::facts::Known;
 use berth_core::name::ModelName;
 use berth_core::report::{Accepted, Request, Verb};
 use nix::unistd::geteuid;
 
+use crate::access::{self, Identity, Refused, Step, Want};
 use crate::args::AddOptions;
 use crate::changes::{self, Change};
 use crate::check;
@@ -36,13 +38,19 @@ use crate::exit::Exit;
 use crate::out::Out;
 use crate::systemd::{self, Loaded};
 use crate::verbs::Context;
+use berth_observe::proc::{self, Groups};
 use berth_observe::scope::Scope;
+
+use taken::Port;
 
 pub(crate) use draft::{Draft, Note, drop_in_folder, secrets_path};
 use from_unit::Refusal;
 
 /// Where records of what `add` changed lie.
 const RECORDS: &str = "/etc/berth/added";
+
+/// The user that berthd runs as.
+const BERTHD: &str = "berth";
 
 /// Where an administrator's units lie.
 const UNITS: &str = "/etc/systemd/system";
@@ -128,7 +136,10 @@ pub(crate) async fn add(what: &str, options: &AddOptions, berth: &Context) -> Re
     }
     match reload(berth).await {
         Ok(()) => after.extend(prepared.keep(berth).await),
-        Err(why) => after.push(not_taken_up(&why)),
+        Err(why) => {
+            after.push(not_taken_up(&why));
+            after.extend(prepared.not_kept());
+        }
     }
     shown.tell(berth.out, Some(&after));
     Ok(if after.is_empty() { Exit::Done } else { Exit::Degraded })
@@ -159,12 +170,20 @@ pub(crate) async fn prepare(what: &str, options: &AddOptions, out: Out) -> Resul
         vacant(&draft.name, &sources)?;
     }
     let placed = placed(&mut addition, &sources, options.let_berth_place);
-    let settings = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
-    let undeclared = addition.drafts.iter().any(|draft| is_undeclared(draft, &settings));
-    if undeclared && measured::declare(&mut addition).await {
-        _ = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
-    } else if undeclared {
-        addition.drafts.iter_mut().filter(|draft| is_undeclared(draft, &settings)).for_each(to_declare);
+    let mut settings = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
+    if finds_port(&mut addition, &settings) {
+        settings = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
+    }
+    let berthd = Identity::of_unit(BERTHD, "", &[]).ok();
+    let why = |draft: &Draft| undeclared(draft, &settings, berthd.as_ref());
+    let whys: Vec<_> = addition.drafts.iter().map(why).collect();
+    if whys.iter().any(Option::is_some) {
+        if measured::declare(&mut addition).await {
+            _ = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
+        } else {
+            let silent = addition.drafts.iter_mut().zip(whys);
+            silent.for_each(|(draft, why)| why.into_iter().for_each(|why| draft.note("memory", why)));
+        }
     }
     let changes = to_change(&addition);
     Ok(Prepared { addition, placed, changes, settings })
@@ -199,6 +218,12 @@ impl Prepared {
         enabled && self.addition.drafts.iter().any(|draft| draft.replaces().is_some())
     }
 
+    /// What is left to do where berthd has not taken it up.
+    pub(crate) fn not_kept(&self) -> Option<String> {
+        let draft = self.addition.drafts.first().filter(|_| self.stays())?;
+        Some(format!("then `berthctl start {}`, or it does not come back after a boot", draft.name))
+    }
+
     /// Lets what came back after a boot do so as Berth's; berthd has taken it up. Gives what is left to do.
     pub(crate) async fn keep(&self, berth: &Context) -> Option<String> {
         let draft = self.addition.drafts.first().filter(|_| self.stays())?;
@@ -208,6 +233,50 @@ impl Prepared {
         let why = Complaint::from(kept.err()?).title;
         Some(format!("{why}; `berthctl start {}`, or it does not come back after a boot", draft.name))
     }
+}
+
+/// Where what runs names no port, clients are led to the one at which it listens; where there is none, or more than one, it
+/// can't be the model. Whether its declaration is another one now.
+fn finds_port(addition: &mut Addition, settings: &Settings) -> bool {
+    let pids: BTreeSet<u32> = match (&addition.service, addition.process) {
+        (Some(service), _) => {
+            let group = Groups::of(service.loaded.control_group.clone());
+            proc::cgroup_processes(&group).value().into_iter().flat_map(BTreeMap::keys).copied().collect()
+        }
+        (None, Some(pid)) => taken::family(pid).into_iter().collect(),
+        (None, None) => return false,
+    };
+    let [draft] = addition.drafts.as_mut_slice() else { return false };
+    let Some(model) = settings.models.get(&draft.name).filter(|_| draft.replaces().is_some()) else {
+        return false;
+    };
+    if !model.derived.iter().any(|derived| derived.key == "port") {
+        return false;
+    }
+    // As llama-server and vLLM do where nothing is said.
+    let usual = match model.backend {
+        BackendKind::LlamaCpp => Some(8080),
+        BackendKind::Vllm => Some(8000),
+        BackendKind::Command => None,
+    };
+    let why = match taken::port(&pids, usual) {
+        Ok(Port::At(port)) => {
+            draft.set_port(port);
+            return true;
+        }
+        Ok(Port::Nowhere) => "it listens nowhere yet".to_owned(),
+        Ok(Port::Several) => "it listens at several ports, and none is the usual one".to_owned(),
+        Err(error) => format!("where it listens can't be seen ({error})"),
+    };
+    draft.replaces_nothing();
+    draft.note(
+        "port",
+        format!(
+            "{why}, so clients can't be led to it: until it ends its memory and port count as somebody else's. End it \
+             before `berthctl switch`"
+        ),
+    );
+    true
 }
 
 /// Makes the changes of every draft, or of none.
@@ -300,19 +369,30 @@ fn valid_sources() -> Result<Sources, Complaint> {
     }
 }
 
-/// Whether the model can't be started until its memory is declared.
-fn is_undeclared(draft: &Draft, settings: &Settings) -> bool {
-    settings.models.get(&draft.name).is_some_and(|model| {
-        model.backend == BackendKind::Command
-            && model.memory == Memory::Undeclared
-            && model.policy.uses_gpus()
-    })
+/// Why the model can't be started until its memory is declared; None where it can. `berthd` is who reads its files then.
+fn undeclared(draft: &Draft, settings: &Settings, berthd: Option<&Identity>) -> Option<String> {
+    const DECLARE: &str = "add [memory] gpu = \"… GiB\"";
+    let model = settings.models.get(&draft.name)?;
+    if model.memory != Memory::Undeclared || !model.policy.uses_gpus() {
+        return None;
+    }
+    if model.backend == BackendKind::Command {
+        return Some(format!("Berth can't read how much this program takes: {DECLARE} before you start it"));
+    }
+    let (file, berthd) = (model.file.as_deref()?, berthd?);
+    let closed = closed(file, berthd)?;
+    let (shown, let_in) = (closed.shown(), closed.let_alone_in(berthd, Want::Read));
+    Some(format!(
+        "berthd can't read how much the model takes ({shown}): {let_in}, or {DECLARE}, before you start it"
+    ))
 }
 
-fn to_declare(draft: &mut Draft) {
-    let why =
-        "Berth can't read how much this program takes: add [memory] gpu = \"… GiB\" before you start it";
-    draft.note("memory", why);
+/// What keeps somebody from reading a file.
+fn closed(file: &Path, who: &Identity) -> Option<Step> {
+    match access::judge(&access::look(file), who, Want::Read) {
+        Known::Value(Err(Refused::By(step))) => Some(step),
+        _ => None,
+    }
 }
 
 /// Refuses a name that is taken.

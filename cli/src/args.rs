@@ -297,7 +297,7 @@ pub(crate) enum Command {
     ///
     /// Shows the declaration that it comes to, all that will change, and what can't be taken over with the reason; then
     /// asks. Every flag is kept. A service is disabled and masked, so that nothing but Berth starts it, and not stopped:
-    /// until it ends its memory counts as somebody else's. What is changed is recorded, for `berthctl remove`.
+    /// it goes on as the model. What is changed is recorded, for `berthctl remove`.
     #[command(
         after_help = "Examples:\n  sudo berthctl add genesis.service\n  berthctl add ./genesis.service --dry-run\n  \
         sudo berthctl add ~/models/gemma-4-26b.gguf --name gemma\n  sudo berthctl add 4711\n  \

@@ -460,5 +460,8 @@ fn refused(refusal: Refusal, what: &Path) -> Complaint {
 }
 
 #[cfg(test)]
+#[path = "fit/policies_tests.rs"]
+mod policies_tests;
+#[cfg(test)]
 #[path = "fit/tests.rs"]
 mod tests;

@@ -1,5 +1,7 @@
 //! `berthctl generate`, hidden: what an installation has beside the programs, made of the same definitions as those.
 
+mod reference;
+
 use std::fs;
 use std::path::Path;
 
@@ -12,8 +14,8 @@ use crate::args::Cli;
 use crate::complaint::Complaint;
 use crate::exit::Exit;
 
-/// Writes into a folder: `man`, with a page for berthctl and for each verb; `completions` of the three shells; `schema`, of
-/// the kinds of configuration files.
+/// Writes into a folder: `man`, with a page for berthctl and for each verb, and one for the configuration; `completions` of
+/// the three shells; `schema`, of the kinds of configuration files; and `reference.md`, of all their keys.
 pub(crate) fn generate(folder: &Path) -> Result<Exit, Complaint> {
     write(folder).map_err(|error| {
         Complaint::new(Exit::Usage, "unwritable", format!("nothing was generated: {error:#}"), &[])
@@ -34,6 +36,8 @@ fn write(folder: &Path) -> anyhow::Result<()> {
         let text = fs::read_to_string(&path)?.replace(".SH EXTRA\n", ".SH NOTES\n.nf\n");
         fs::write(&path, text)?;
     }
+    fs::write(man.join("berth.toml.5"), reference::manual())?;
+    fs::write(folder.join("reference.md"), reference::page())?;
     let completions = inside("completions")?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(shell, &mut typed(), "berthctl", &completions)?;
@@ -59,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_verb_has_a_page_and_is_completed() {
+    fn all_is_made_and_every_verb_is_in_it() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path()).unwrap();
         let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
@@ -75,6 +79,12 @@ mod tests {
         }
         assert!(read("man/berthctl.1").contains(".SH NOTES\n.nf\nExamples:\n"), "columns are kept");
         assert!(read("man/berthctl-plan-switch.1").contains("KEY=VALUE"));
+        assert!(read("man/berth.toml.5").contains("\n.SS [proxy.keys.NAME]\n"));
+        let kept = include_str!("../../docs/reference.md");
+        assert!(
+            kept == read("reference.md"),
+            "docs/reference.md is not of this code: `make reference` makes it"
+        );
         for kind in FileKind::ALL {
             let text = read(&format!("schema/{}.json", kind.name()));
             assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), schema(kind));

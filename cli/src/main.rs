@@ -3,6 +3,7 @@
 //! [`args`] is what can be typed, [`verbs`] asks berthd through [`client`], [`follow`] watches a swap, and
 //! [`render`] turns reports into text. What berthd is and decides is not known here: only its reports are.
 
+mod access;
 mod add;
 mod args;
 mod changes;

@@ -39,9 +39,11 @@ struct Document<'a> {
 /// A model that would leave, with all that this changes; nothing is changed yet.
 pub(crate) struct Prepared {
     name: ModelName,
-    /// The service that it was, and whether that runs on.
+    /// The service that it was.
     was: Option<String>,
-    goes_on: bool,
+    /// The unit that it is still, where that runs.
+    goes_on: Option<String>,
+    declaration: PathBuf,
     has_record: bool,
     pub(crate) removed: Vec<PathBuf>,
     /// A service of its own, where one is asked for.
@@ -110,13 +112,14 @@ pub(crate) async fn prepare(name: ModelName, unit: bool) -> Result<Prepared, Com
         let title = format!("{name} was {was}, which comes back as it was");
         return Err(Complaint::new(Exit::Usage, "comes_back", title, &["leave --unit out".to_owned()]));
     }
-    let goes_on = match &was {
-        Some(was) => systemd::loaded(was).await.is_ok_and(|loaded| loaded.runs()),
-        None => false,
+    let replaces = settings.models.get(&name).and_then(|model| model.replaces.clone());
+    let goes_on = match replaces.or_else(|| was.clone()) {
+        Some(unit) if systemd::loaded(&unit).await.is_ok_and(|loaded| loaded.runs()) => Some(unit),
+        _ => None,
     };
     let own = if unit { service(&name, &settings)? } else { Vec::new() };
     let removed = paths(&name, &path);
-    Ok(Prepared { name, was, goes_on, has_record, removed, own })
+    Ok(Prepared { name, was, goes_on, declaration: path, has_record, removed, own })
 }
 
 impl Prepared {
@@ -126,6 +129,28 @@ impl Prepared {
         self.was.clone().or_else(own)
     }
 
+    /// Has berthd let go of what runs, while that is still the model's to it: afterwards it would be missed.
+    async fn let_go(&self, unit: &str, berth: &Context) -> Result<(), Complaint> {
+        let mut aside = self.declaration.clone().into_os_string();
+        aside.push(".removed");
+        let moved = |from: &Path, to: &Path| {
+            std::fs::rename(from, to).map_err(|error| {
+                let title = format!("{} can't be moved: {error}", from.display());
+                Complaint::new(Exit::Usage, "not_written", title, &[])
+            })
+        };
+        moved(&self.declaration, Path::new(&aside))?;
+        if let Err(why) = reload(berth).await {
+            moved(Path::new(&aside), &self.declaration)?;
+            let title = format!(
+                "{unit} runs, and berthd can't let go of it as {}: {}. Nothing was changed.",
+                self.name, why.title
+            );
+            return Err(Complaint::new(Exit::Refused, "in_use", title, &why.hints));
+        }
+        moved(Path::new(&aside), &self.declaration)
+    }
+
     fn before(&self) -> String {
         before(self.was.as_deref(), &self.removed, &self.own)
     }
@@ -133,6 +158,9 @@ impl Prepared {
     /// Makes the changes. Gives what is left to do.
     pub(crate) async fn carry_out(&self, berth: &Context) -> Result<Vec<String>, Complaint> {
         let (name, mut left) = (&self.name, Vec::new());
+        if let Some(unit) = &self.goes_on {
+            self.let_go(unit, berth).await?;
+        }
         for change in &self.own {
             changes::carry_out(change).map_err(|failed| cannot_write(&failed))?;
         }
@@ -337,10 +365,13 @@ fn after(prepared: &Prepared, left: &[String]) -> String {
     for what in left {
         out.push_str(&paragraph("still to do: ", &clean(what)));
     }
-    match prepared.service() {
-        Some(service) if prepared.goes_on => out.push_str(&paragraph("", &format!("{service} serves on."))),
-        Some(service) => out.push_str(&paragraph("", &format!("Next: sudo systemctl start {service}"))),
-        None => {}
+    if let Some(unit) = &prepared.goes_on {
+        out.push_str(&paragraph("", &format!("{unit} serves on.")));
+    }
+    if let Some(service) = prepared.service().filter(|service| prepared.goes_on.as_ref() != Some(service)) {
+        let first = prepared.goes_on.as_ref().map(|unit| format!("sudo systemctl stop {unit}, then "));
+        let first = first.unwrap_or_default();
+        out.push_str(&paragraph("", &format!("Next: {first}sudo systemctl start {service}")));
     }
     out
 }

@@ -85,6 +85,9 @@ struct Passed {
     unit: String,
     why: String,
     next: String,
+    /// Whether nothing that can be mended is in the way.
+    #[serde(skip)]
+    for_good: bool,
 }
 
 /// All that could be changed, and what could not.
@@ -171,7 +174,10 @@ pub(crate) async fn setup(options: &SetupOptions, berth: &Context) -> Result<Exi
                     left.extend(addition.prepared.keep(berth).await);
                 }
             }
-            Err(why) => left.push(not_taken_up(&why)),
+            Err(why) => {
+                left.push(not_taken_up(&why));
+                left.extend(added.iter().filter_map(|addition| addition.prepared.not_kept()));
+            }
         }
     }
     if came.iter().all(|came| *came == Came::Declined) {
@@ -216,7 +222,11 @@ async fn propose(basis: &Basis, machine: &mut Machine, stop: bool, berth: &Conte
             Err(passed) => {
                 // What holds much memory and is no model server may be a desktop: that is only told.
                 let links = add::links(&service.unit);
-                if service.at_boot.is_some() && service.server.is_some() && !links.is_empty() {
+                if passed.for_good
+                    && service.at_boot.is_some()
+                    && service.server.is_some()
+                    && !links.is_empty()
+                {
                     plan.changes.push(Change::Disable(Rival { unit: service.unit.clone(), links }));
                 }
                 plan.passed.push(passed);
@@ -240,15 +250,17 @@ async fn offered(service: &Service, stop: bool, berth: &Context) -> Result<Optio
             "llama-swap" => "sudo berthctl add ITS-CONFIGURATION.yaml, then".to_owned(),
             _ => "sudo berthctl add A-MODEL'S-FILE, then".to_owned(),
         };
-        return Err(Passed { unit: unit.clone(), why, next: format!("{next} {}", disable()) });
+        let next = format!("{next} {}", disable());
+        return Err(Passed { unit: unit.clone(), why, next, for_good: true });
     }
     // What is wrong with it becomes one line among others.
     let quiet = Out { json: true, ..berth.out };
     match add::prepare(unit, &AddOptions { stop, ..AddOptions::default() }, quiet).await {
         Ok(prepared) => Ok(Some(prepared)),
         Err(why) => {
+            let for_good = why.code == "not_addable";
             let next = why.hints.into_iter().chain([disable()]).collect::<Vec<_>>().join("; or ");
-            Err(Passed { unit: unit.clone(), why: why.title, next })
+            Err(Passed { unit: unit.clone(), why: why.title, next, for_good })
         }
     }
 }
@@ -269,7 +281,14 @@ async fn make(
         Change::Disable(Rival { unit, links }) => {
             journal.push(Step::Disabled { unit: unit.clone() })?;
             let removed: Vec<_> = links.iter().map(changes::Change::remove).collect();
-            if let Err(failed) = changes::make(&removed, &disabled(unit), ABOUT, Some(unit)) {
+            let again = changes::read(&disabled(unit)).is_ok_and(|record| record.is_some());
+            let done = if again {
+                // It was enabled anew since: what it was before the first time is known.
+                removed.iter().try_for_each(changes::carry_out)
+            } else {
+                changes::make(&removed, &disabled(unit), ABOUT, Some(unit))
+            };
+            if let Err(failed) = done {
                 journal.pop()?;
                 return Err(add::cannot_write(&failed));
             }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use berth_observe::proc::{self, Groups};
 use berth_observe::systemd::{
-    self, Listed, MANAGER, Reader, SERVICE, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call,
+    self, Listed, MANAGER, Reader, SCOPE, SERVICE, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call,
 };
 use tokio::process::Command;
 use tokio::time::{Instant, timeout};
@@ -35,6 +36,8 @@ impl From<SystemdError> for Failed {
 pub(crate) struct Loaded {
     /// `loaded`, `not-found`, `masked`, `bad-setting` …
     pub(crate) load: String,
+    /// Its own name, where it was asked for by another one.
+    pub(crate) id: String,
     /// Its own file, and its drop-ins in the order in which they count.
     pub(crate) files: Vec<PathBuf>,
     /// `active`, `inactive`, `failed` …
@@ -48,6 +51,8 @@ pub(crate) struct Loaded {
     /// The assignments of `Environment=`.
     pub(crate) environment: Vec<String>,
     pub(crate) main_pid: u32,
+    /// Its cgroup as systemd names it; empty where it does not run.
+    pub(crate) control_group: String,
 }
 
 impl Loaded {
@@ -73,6 +78,7 @@ pub(crate) async fn loaded(unit: &str) -> Result<Loaded, SystemdError> {
     let files = std::iter::once(own).chain(drop_ins).filter(|path| !path.is_empty());
     let mut loaded = Loaded {
         load,
+        id: reader.get(UNIT, "Id").await?,
         files: files.map(PathBuf::from).collect(),
         active: reader.get(UNIT, "ActiveState").await?,
         stale: reader.get(UNIT, "NeedDaemonReload").await?,
@@ -84,6 +90,7 @@ pub(crate) async fn loaded(unit: &str) -> Result<Loaded, SystemdError> {
         loaded.start = start.into_iter().map(|(_, argv, ..)| argv).collect();
         loaded.environment = reader.get(SERVICE, "Environment").await?;
         loaded.main_pid = reader.get(SERVICE, "MainPID").await?;
+        loaded.control_group = reader.get(SERVICE, "ControlGroup").await?;
     }
     Ok(loaded)
 }
@@ -151,13 +158,20 @@ pub(crate) async fn daemon_reload() -> Result<(), Failed> {
 /// One property of a transient unit.
 type Property<'a> = (&'a str, Variant<'a>);
 
-/// Moves processes into a scope of their own, which is made for it.
-pub(crate) async fn into_scope(scope: &str, about: &str, pids: &[u32]) -> Result<(), Failed> {
+/// Moves a process into a scope of its own, which is made for it where it is not in it already.
+pub(crate) async fn into_scope(scope: &str, about: &str, pid: u32) -> Result<(), Failed> {
     let doing = format!("make {scope}");
     let bus = systemd::connect(None).await?;
+    let reader = Reader::of(&bus, scope);
+    if reader.get::<String>(UNIT, "ActiveState").await.is_ok_and(|state| state == "active") {
+        let group: String = reader.get(SCOPE, "ControlGroup").await?;
+        if proc::cgroup_processes(&Groups::of(group)).value().is_some_and(|all| all.contains_key(&pid)) {
+            return Ok(());
+        }
+    }
     let properties: Vec<Property<'_>> = vec![
         ("Description", Variant::from(about)),
-        ("PIDs", Variant::from(pids.to_vec())),
+        ("PIDs", Variant::from(vec![pid])),
         ("CollectMode", Variant::from("inactive-or-failed")),
         // Without it none can be added later.
         ("Delegate", Variant::from(true)),
@@ -166,24 +180,30 @@ pub(crate) async fn into_scope(scope: &str, about: &str, pids: &[u32]) -> Result
     let body = (scope, "fail", properties, none);
     let _: OwnedObjectPath =
         call(&bus, &doing, SYSTEMD, SYSTEMD_PATH, MANAGER, "StartTransientUnit", &body).await?;
-    // The job is queued; what it comes to is that they are there.
+    // systemd answers before it does it, and until then it is inactive.
     let until = Instant::now() + RELOAD;
-    let reader = Reader::of(&bus, scope);
-    while reader.get::<String>(UNIT, "ActiveState").await? == "activating" && Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    match reader.get::<String>(UNIT, "ActiveState").await? {
-        state if state == "active" => Ok(()),
-        state => Err(Failed(format!("systemd can't {doing}: it is {state}"))),
+    loop {
+        let state: String = reader.get(UNIT, "ActiveState").await?;
+        let (job, _): (u32, OwnedObjectPath) = reader.get(UNIT, "Job").await?;
+        match state.as_str() {
+            "active" => return Ok(()),
+            _ if job == 0 || Instant::now() >= until => {
+                return Err(Failed(format!("systemd can't {doing}: it is {state}")));
+            }
+            _ => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
     }
 }
 
-/// Moves more processes into a scope that there is.
-pub(crate) async fn also_into(scope: &str, pids: &[u32]) -> Result<(), Failed> {
+/// Moves another process into a scope that there is; one that has ended is no failure.
+pub(crate) async fn also_into(scope: &str, pid: u32) -> Result<(), Failed> {
     let bus = systemd::connect(None).await?;
-    let doing = format!("move processes into {scope}");
-    Ok(call(&bus, &doing, SYSTEMD, SYSTEMD_PATH, MANAGER, "AttachProcessesToUnit", &(scope, "", pids))
-        .await?)
+    let doing = format!("move process {pid} into {scope}");
+    let body = (scope, "", vec![pid]);
+    match call(&bus, &doing, SYSTEMD, SYSTEMD_PATH, MANAGER, "AttachProcessesToUnit", &body).await {
+        Err(error) if PathBuf::from(format!("/proc/{pid}")).exists() => Err(error.into()),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Stops a unit, and waits until it has ended.

@@ -72,10 +72,10 @@ const RECORD_AGAIN: Duration = Duration::from_secs(5);
 pub enum Message {
     /// A full reading of the GPUs.
     Gpus(Known<Vec<Gpu>>),
-    /// All units that systemd knows.
-    Units(BTreeMap<ModelName, Unit>),
-    /// One unit changed; None when systemd no longer knows it.
-    Unit(ModelName, Option<Unit>),
+    /// All units that systemd knows, read while models replaced the units of this generation.
+    Units(u64, BTreeMap<ModelName, Unit>),
+    /// One unit changed; None when systemd no longer knows it. Likewise.
+    Unit(u64, ModelName, Option<Unit>),
     /// What came of an action of this swap.
     Swap(u64, Event),
     /// The processors of the host that are online.
@@ -161,6 +161,8 @@ pub struct Driver {
     /// When the GPUs, and when something about units, was observed last.
     gpus_at: Moment,
     units_at: Moment,
+    /// Whether other units count as models' since a reload, and have not been read yet.
+    units_awaited: bool,
     /// When the ledger was written to last, or was tried to.
     recorded_at: Moment,
     proofs: Proofs,
@@ -220,6 +222,7 @@ impl Driver {
             facts,
             gpus_at: monotonic_now(),
             units_at: monotonic_now(),
+            units_awaited: false,
             recorded_at: monotonic_now(),
             proofs: Proofs::default(),
             soundness: Soundness::default(),
@@ -292,13 +295,17 @@ impl Driver {
                 self.observed();
                 self.restore();
             }
-            Message::Units(units) => {
+            // Of what models are now it says nothing.
+            Message::Units(read, _) | Message::Unit(read, ..)
+                if read != self.hands.systemd.predecessors_generation() => {}
+            Message::Units(_, units) => {
                 self.units_at = monotonic_now();
+                self.units_awaited = false;
                 self.facts.units = units;
                 self.observed();
                 self.restore();
             }
-            Message::Unit(model, unit) => {
+            Message::Unit(_, model, unit) => {
                 self.units_at = monotonic_now();
                 match unit {
                     Some(unit) => self.facts.units.insert(model, unit),

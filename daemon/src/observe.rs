@@ -180,10 +180,10 @@ async fn units(
     let mut listening_at: Option<Instant> = None;
     loop {
         if all_at.is_none_or(|at| at.elapsed() >= ALL_UNITS) {
-            generation = systemd.predecessors_generation();
+            let declared = systemd.predecessors_generation();
             // While the bus is away the last that was known stays; what is not known is not gone.
             match systemd.units().await {
-                Ok(read) => known = read,
+                Ok(read) => (known, generation) = (read, declared),
                 Err(error) => tracing::warn!(%error, "the units can't be listed"),
             }
             all_at = Some(Instant::now());
@@ -192,12 +192,7 @@ async fn units(
             }
         }
         let units = known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect();
-        if generation != systemd.predecessors_generation() {
-            // A model that runs as another unit would be taken for one that is down.
-            all_at = None;
-            continue;
-        }
-        if driver.send(Message::Units(units)).await.is_err() {
+        if driver.send(Message::Units(generation, units)).await.is_err() {
             return;
         }
         if listening_at.is_none_or(|at| at.elapsed() >= LISTENING) {
@@ -221,6 +216,7 @@ async fn units(
                         changed.iter().filter(|(_, due)| **due <= now).map(|(model, _)| model.clone()).collect();
                     changed.retain(|_, due| *due > now);
                     for model in due {
+                        let read = systemd.predecessors_generation();
                         let unit = match systemd.unit(&model).await {
                             Ok(Some(reading)) => {
                                 let unit = refreshed(&reading);
@@ -238,7 +234,7 @@ async fn units(
                                 continue;
                             }
                         };
-                        if driver.send(Message::Unit(model, unit)).await.is_err() {
+                        if driver.send(Message::Unit(read, model, unit)).await.is_err() {
                             return;
                         }
                         unit_changed.notify_one();

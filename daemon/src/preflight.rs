@@ -18,7 +18,7 @@ use crate::files::Files;
 use crate::nvml::Nvml;
 use crate::observe;
 use crate::proc::{Groups, monotonic_now};
-use crate::sockets::{self, Makers, Socket};
+use crate::sockets::{self, Socket};
 use crate::systemd::Systemd;
 
 /// How long the looking up of files may take: a network file system can hang for minutes.
@@ -147,15 +147,8 @@ fn silent(deadline: Duration) -> String {
 
 /// Who listens on the model's port now.
 fn on_port(model: &Model, control_groups: &BTreeMap<ModelName, Groups>) -> Option<Listener> {
-    let owner = |socket: &Socket| {
-        let made = |groups: &Groups| Makers::of(groups).made(socket);
-        // One that is moved is known by its user alone, so any other comes first.
-        let owner = |moved: bool| {
-            let mut groups = control_groups.iter().filter(|(_, groups)| groups.moved.is_some() == moved);
-            groups.find(|(_, groups)| made(groups)).map(|(name, _)| name.clone())
-        };
-        owner(false).or_else(|| owner(true).filter(|name| *name == model.name))
-    };
+    let port = |name: &ModelName| (*name == model.name).then_some(model.port);
+    let owner = |socket: &Socket| sockets::owner(socket, control_groups, port).cloned();
     match sockets::listeners_on(model.port, owner) {
         Ok(listeners) => listeners
             .into_iter()

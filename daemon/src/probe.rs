@@ -314,6 +314,9 @@ impl Attempt<'_> {
             }
             Err(_) => return Err(NoAnswer::Late(format!("{server} listens and accepts no connection"))),
         };
+        if makers.were_moved() {
+            return Ok(stream);
+        }
         // Another socket may have taken the port meanwhile, or share it: this very connection is what counts.
         let end = stream.local_addr().and_then(|client| sockets::answers(server, client));
         match owner(end, &makers) {

@@ -177,11 +177,14 @@ impl Systemd {
         self.inner.changes.subscribe()
     }
 
-    /// From now on these units count as the models' while they run.
-    pub fn set_predecessors(&self, units: BTreeMap<ModelName, String>) {
-        self.inner.predecessors().declare(units);
-        // No receiver is no error.
-        _ = self.inner.changes.send(Change::Predecessors);
+    /// From now on these units count as the models' while they run. Whether they are others than before.
+    pub fn set_predecessors(&self, units: BTreeMap<ModelName, String>) -> bool {
+        let news = self.inner.predecessors().declare(units);
+        if news {
+            // No receiver is no error.
+            _ = self.inner.changes.send(Change::Predecessors);
+        }
+        news
     }
 
     /// Changes whenever other units count as models'; what was read before says nothing of them.
@@ -198,21 +201,14 @@ impl Systemd {
     pub async fn units(&self) -> Result<BTreeMap<ModelName, UnitReading>, SystemdError> {
         let connection = self.connection("list the models' units")?;
         let declared = self.inner.predecessors().declared().clone();
-        let readings = fault::call("ListUnits", read::all(&connection, &declared)).await?;
-        for (model, reading) in &readings {
-            self.inner.predecessors().note(model, reading.unit.predecessor.is_some());
-        }
-        Ok(readings)
+        fault::call("ListUnits", read::all(&connection, &declared)).await
     }
 
     /// The unit of one model; None when systemd hasn't loaded it.
     pub async fn unit(&self, model: &ModelName) -> Result<Option<UnitReading>, SystemdError> {
         let connection = self.connection(&format!("read {}", model.unit()))?;
         let units = self.units_of(model);
-        let reading = fault::call("Get", read::one(&connection, model, &units)).await?;
-        let predecessor = reading.as_ref().is_some_and(|reading| reading.unit.predecessor.is_some());
-        self.inner.predecessors().note(model, predecessor);
-        Ok(reading)
+        fault::call("Get", read::one(&connection, model, &units)).await
     }
 
     /// Why a unit was stopped at this moment, not by berthd: by hand, or since systemd goes down or has gone down, which
@@ -237,20 +233,18 @@ impl Systemd {
     ///
     /// A stop that is still running is not overruled: that start is refused.
     pub async fn start(&self, model: &ModelName, deadline: Instant) -> Result<Job, SystemdError> {
-        // What is started is always the model's own unit.
-        self.inner.predecessors().note(model, false);
-        self.queue(model, Wanted::Up, "start", "Start", "fail", deadline).await
+        self.queue(model.unit(), Wanted::Up, "start", "Start", "fail", deadline).await
     }
 
     /// Stops the model's unit. Returns once the job is queued; `deadline` is for the job's end. A start that is
     /// still running is called off.
     pub async fn stop(&self, model: &ModelName, deadline: Instant) -> Result<Job, SystemdError> {
-        self.queue(model, Wanted::Down, "stop", "Stop", "replace", deadline).await
+        self.queue(self.unit_now(model).await?, Wanted::Down, "stop", "Stop", "replace", deadline).await
     }
 
     /// Sends a signal to all processes of the model's unit.
     pub async fn kill(&self, model: &ModelName, signal: i32) -> Result<(), SystemdError> {
-        let unit = self.inner.unit_now(model);
+        let unit = self.unit_now(model).await?;
         self.on_unit(&unit, &format!("send signal {signal} to {unit}"), "Kill", &("all", signal)).await
     }
 
@@ -270,21 +264,26 @@ impl Systemd {
 
     /// Forgets that the model's unit failed.
     pub async fn reset_failed(&self, model: &ModelName) -> Result<(), SystemdError> {
-        let unit = self.inner.unit_now(model);
+        let unit = model.unit();
         self.on_unit(&unit, &format!("reset the failure of {unit}"), "ResetFailed", &()).await
     }
 
-    /// Keeps systemd from forgetting the last run of the model's unit, and of the one that it runs as, while this
+    /// Keeps systemd from forgetting the last run of the model's unit, and of the one that it replaces, while this
     /// connection lasts. Doing it twice is once; after a loss of the bus it is done again.
     pub async fn reference(&self, model: &ModelName) -> Result<(), SystemdError> {
-        for unit in BTreeSet::from([model.unit(), self.inner.unit_now(model)]) {
+        let mut done = Ok(());
+        for unit in self.units_of(model) {
             if self.inner.referenced().contains(&unit) {
                 continue;
             }
-            self.on_unit(&unit, &format!("hold on to {unit}"), "Ref", &()).await?;
-            self.inner.referenced().insert(unit);
+            match self.on_unit(&unit, &format!("hold on to {unit}"), "Ref", &()).await {
+                Ok(()) => _ = self.inner.referenced().insert(unit),
+                // One that a model replaces may be gone for good.
+                Err(SystemdError::NoSuchUnit { .. }) => {}
+                Err(error) => done = done.and(Err(error)),
+            }
         }
-        Ok(())
+        done
     }
 
     /// Lets systemd forget the model's units when they are down.
@@ -318,16 +317,25 @@ impl Systemd {
         fault::call("GetProperties", read::have(&connection, model, properties)).await
     }
 
+    /// The unit as which a model runs or ran last. Where it replaces none that is its own, whatever systemd says.
+    async fn unit_now(&self, model: &ModelName) -> Result<String, SystemdError> {
+        let own = model.unit();
+        if !self.inner.predecessors().declared().contains_key(model) {
+            return Ok(own);
+        }
+        let reading = self.unit(model).await?;
+        Ok(reading.and_then(|reading| reading.unit.predecessor).unwrap_or(own))
+    }
+
     async fn queue(
         &self,
-        model: &ModelName,
+        unit: String,
         wanted: Wanted,
         verb: &str,
         member: &str,
         mode: &str,
         deadline: Instant,
     ) -> Result<Job, SystemdError> {
-        let unit = self.inner.unit_now(model);
         let doing = format!("{verb} {unit}");
         let connection = self.connection(&doing)?;
         // Before the call: the job can end before its name is known here.
@@ -366,11 +374,6 @@ impl Inner {
 
     fn predecessors(&self) -> MutexGuard<'_, Predecessors> {
         self.predecessors.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The unit as which a model runs or ran last.
-    fn unit_now(&self, model: &ModelName) -> String {
-        self.predecessors().unit_now(model)
     }
 
     fn referenced(&self) -> MutexGuard<'_, BTreeSet<String>> {

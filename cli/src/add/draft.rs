@@ -72,6 +72,14 @@ impl Draft {
         self.keys.insert(REPLACES.to_owned(), Value::from(unit));
     }
 
+    pub(crate) fn replaces_nothing(&mut self) {
+        self.keys.remove(REPLACES);
+    }
+
+    pub(crate) fn set_port(&mut self, port: u16) {
+        self.keys.insert("port".to_owned(), Value::from(i64::from(port)));
+    }
+
     pub(crate) fn note(&mut self, what: impl Into<String>, why: impl Into<String>) {
         let (what, why) = (what.into(), why.into());
         match self.notes.iter_mut().find(|note| note.why == why) {

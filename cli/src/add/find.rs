@@ -57,6 +57,9 @@ async fn of_machine(unit: &str, name: Option<&str>) -> Result<Addition, Complain
         )
     };
     let loaded = systemd::loaded(unit).await.map_err(no_systemd)?;
+    // systemd tells of a unit by its own name alone, and not by one that leads to it.
+    let own = loaded.id.clone();
+    let unit = if own.is_empty() { unit } else { own.as_str() };
     let wrong = match loaded.load.as_str() {
         _ if ModelName::from_unit(unit).is_some() => {
             Some(("is one of Berth's own".to_owned(), "berthctl status".to_owned()))

@@ -151,8 +151,14 @@ pub(super) fn read(pid: u32, name: Option<&str>) -> Result<Draft, Refusal> {
 /// The service of a user's own systemd that runs it.
 fn of_user(pid: u32) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let (_, below) = text.lines().find_map(|line| line.strip_prefix("0::"))?.split_once("/user@")?;
-    below.rsplit('/').find(|part| part.ends_with(".service") && below.contains('/')).map(str::to_owned)
+    service_below(text.lines().find_map(|line| line.strip_prefix("0::"))?)
+}
+
+fn service_below(control_group: &str) -> Option<String> {
+    // What a terminal started there is in a scope of its own.
+    let (_, below) = control_group.split_once("/user@")?.1.split_once('/')?;
+    let unit = below.split('/').find(|part| part.strip_suffix(".slice").is_none())?;
+    unit.ends_with(".service").then(|| unit.to_owned())
 }
 
 /// The variables that are the server's, and the names of those that are not.
@@ -196,6 +202,17 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+
+    #[test]
+    fn only_a_service_of_a_user_s_own_would_start_it_again() {
+        let user = "/user.slice/user-1000.slice/user@1000.service";
+        let of = |below: &str| service_below(&format!("{user}{below}"));
+        assert_eq!(of("/app.slice/llama.service").as_deref(), Some("llama.service"));
+        assert_eq!(of("/app.slice/tmux-spawn-1.scope"), None);
+        assert_eq!(of("/init.scope"), None);
+        assert_eq!(of(""), None);
+        assert_eq!(service_below("/user.slice/user-1000.slice/session-3.scope"), None);
+    }
 
     #[test]
     fn a_process_is_read_as_it_was_started() {

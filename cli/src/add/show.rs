@@ -122,6 +122,12 @@ impl Shown<'_> {
         out
     }
 
+    /// Whether what runs goes on beside the model.
+    fn runs_beside(&self) -> bool {
+        let runs = self.addition.service.as_ref().is_some_and(|service| service.loaded.runs());
+        (runs && !self.options.stop) || self.addition.process.is_some()
+    }
+
     /// What becomes of a service that runs.
     fn running(&self) -> String {
         let Some(service) = self.addition.service.as_ref().filter(|service| service.loaded.runs()) else {
@@ -132,14 +138,13 @@ impl Shown<'_> {
             pid => format!(" (pid {pid})"),
         };
         let unit = &service.unit;
+        let taken = self.addition.drafts.iter().any(|draft| draft.replaces().is_some());
         let name = self.addition.drafts.first().map(|draft| draft.name.as_str()).unwrap_or_default();
         let boot = if self.stays { ", which comes back after a boot" } else { "" };
         let text = if self.options.stop {
             format!("{unit} serves{pid} and is stopped now.")
-        } else if self.addition.drafts.iter().any(|draft| draft.apart) {
-            format!(
-                "{unit} serves{pid} and goes on until you end it: --stop, or sudo systemctl stop {unit} later."
-            )
+        } else if !taken {
+            format!("{unit} serves{pid} and goes on, and not as the model: see above.")
         } else {
             format!(
                 "{unit} serves{pid} and goes on, as the model {name}{boot}. Berth stops it when its memory is wanted, and \
@@ -163,6 +168,12 @@ impl Shown<'_> {
         let next = match (goes_on, self.stays) {
             (true, true) => "Next: berthctl status".to_owned(),
             (true, false) => format!("Next: berthctl switch {first}, and it comes back after a boot"),
+            _ if self.runs_beside() => {
+                let unit = self.addition.service.as_ref().map(|service| service.unit.as_str());
+                let end =
+                    unit.map_or("end the process".to_owned(), |unit| format!("sudo systemctl stop {unit}"));
+                format!("Next: {end}, then berthctl switch {first}")
+            }
             _ => format!("Next: berthctl plan switch {first}"),
         };
         out.push_str(&paragraph("", &next));

@@ -1,9 +1,11 @@
 //! What runs goes on as the model: berthd may stop its unit, and a process gets a unit to be stopped by.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::PathBuf;
 
 use berth_core::name::ModelName;
+use berth_observe::sockets::{self, Socket};
 
 use crate::changes::Change;
 use crate::systemd;
@@ -36,15 +38,46 @@ pub(super) fn rule(name: &ModelName, unit: &str) -> Change {
 
 /// Gives a process and all that it started the unit `scope`.
 pub(super) async fn take(pid: u32, scope: &str, name: &ModelName) -> Result<(), systemd::Failed> {
-    let about = format!("Model {name}, taken over by Berth");
-    systemd::into_scope(scope, &about, &family(pid)).await?;
-    // Those that were born meanwhile.
-    let late = family(pid);
-    systemd::also_into(scope, &late).await
+    systemd::into_scope(scope, &format!("Model {name}, taken over by Berth"), pid).await?;
+    let mut taken = BTreeSet::from([pid]);
+    // Until none was born meanwhile.
+    loop {
+        let late: Vec<u32> = family(pid).into_iter().filter(|pid| taken.insert(*pid)).collect();
+        if late.is_empty() {
+            return Ok(());
+        }
+        for pid in late {
+            systemd::also_into(scope, pid).await?;
+        }
+    }
+}
+
+/// Where a service or a process listens, and at which of its ports clients are to be led to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Port {
+    At(u16),
+    /// At none yet.
+    Nowhere,
+    /// At several, of which none is the usual one.
+    Several,
+}
+
+/// The port of what runs: of several the one that such a server takes where nothing is said.
+pub(super) fn port(pids: &BTreeSet<u32>, usual: Option<u16>) -> io::Result<Port> {
+    let own = |socket: &Socket| socket.holders().iter().any(|process| pids.contains(&process.pid));
+    let ports: BTreeSet<u16> =
+        sockets::listeners(None)?.into_iter().filter(own).map(|socket| socket.port).collect();
+    let usual = usual.filter(|usual| ports.contains(usual));
+    Ok(match (usual, ports.first(), ports.len()) {
+        (Some(usual), ..) => Port::At(usual),
+        (None, Some(only), 1) => Port::At(*only),
+        (None, None, _) => Port::Nowhere,
+        _ => Port::Several,
+    })
 }
 
 /// A process and all those that it started, and those that they started.
-fn family(pid: u32) -> Vec<u32> {
+pub(super) fn family(pid: u32) -> Vec<u32> {
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for process in procfs::process::all_processes().into_iter().flatten().flatten() {
         if let Ok(stat) = process.stat()

@@ -60,8 +60,8 @@ fn told(draft: Draft) -> String {
     let (draft, wrong) = match valid(&addition, &Sources::default()) {
         Ok(settings) => {
             let draft = &mut addition.drafts[0];
-            if is_undeclared(draft, &settings) {
-                to_declare(draft);
+            if let Some(why) = undeclared(draft, &settings, None) {
+                draft.note("memory", why);
             }
             let model = settings.models.values().next().unwrap();
             // What is read back is what systemd would run.
@@ -124,4 +124,30 @@ fn each_quadlet_file_is_translated_or_refused_with_the_reason() {
         format!("== {file}\n{text}")
     });
     insta::assert_snapshot!(all.collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn what_berthd_may_not_read_is_named_with_the_way_in() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let (home, file) = (folder.path().join("frank"), folder.path().join("frank/q.gguf"));
+    std::fs::create_dir(&home).unwrap();
+    std::fs::write(&file, "x").unwrap();
+    let mode = |mode| std::fs::set_permissions(&home, std::fs::Permissions::from_mode(mode)).unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let berthd = Identity { user: "berth".into(), uid: 4_000_000, gids: [4_000_000].into() };
+    let argv = ["/opt/llama.cpp/llama-server", "-m", file.to_str().unwrap()].map(str::to_owned).to_vec();
+    let draft = Draft::new("q".parse().unwrap(), String::new(), argv);
+    let why = || {
+        let addition =
+            Addition { drafts: vec![draft.clone()], service: None, process: None, notes: Vec::new() };
+        undeclared(&draft, &valid(&addition, &Sources::default()).unwrap(), Some(&berthd))
+    };
+    mode(0o755);
+    assert_eq!(why(), None);
+    mode(0o750);
+    let why = why().unwrap();
+    assert!(why.contains(&format!("sudo setfacl -m u:berth:x {}", home.display())), "{why}");
+    assert!(why.contains("drwxr-x---") && why.contains("[memory] gpu"), "{why}");
 }

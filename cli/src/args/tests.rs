@@ -1,4 +1,4 @@
-//! The command line, its help, and what the docs tell people to type.
+//! The command line and its help.
 #![allow(clippy::unwrap_used)]
 use clap::CommandFactory;
 
@@ -16,51 +16,6 @@ fn every_verb_is_in_the_grouped_help_and_has_an_example() {
         let example = verb.get_after_help().unwrap().to_string();
         assert!(example.contains(&format!("berthctl {}", verb.get_name())), "{example}");
     }
-}
-
-/// Whatever the docs tell people to type can be typed.
-#[test]
-fn the_commands_of_the_docs_are_understood() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
-    let mut tried = 0;
-    for page in pages.chain([root.join("README.md")]) {
-        let text = std::fs::read_to_string(&page).unwrap();
-        for command in
-            code_of(&text).iter().flat_map(|code| code.split(['|', ';', '&'])).filter_map(command_in)
-        {
-            let words = shell_words::split(&command).unwrap_or_else(|e| panic!("{command}: {e}"));
-            let told = Cli::try_parse_from(&words).err();
-            // A verb alone stands for all that it does.
-            let known = |verb: &String| Cli::command().find_subcommand(verb).is_some();
-            let wrong = told.filter(|error| error.use_stderr() && !(words.len() == 2 && known(&words[1])));
-            assert!(wrong.is_none(), "{}: `{command}`: {}", page.display(), wrong.unwrap());
-            tried += 1;
-        }
-    }
-    assert!(tried > 60, "only {tried} commands were found");
-}
-
-/// What stands in a page as code: lines of blocks, and words in a text.
-fn code_of(page: &str) -> Vec<String> {
-    let mut code = Vec::new();
-    for (i, part) in page.split("```").enumerate() {
-        if i % 2 == 1 {
-            code.extend(part.lines().map(str::to_owned));
-        } else {
-            code.extend(part.split('`').skip(1).step_by(2).map(|words| words.replace('\n', " ")));
-        }
-    }
-    code
-}
-
-/// A command of berthctl at the beginning of a text, without prompt, sudo and what is said of it; none that is cut short.
-fn command_in(text: &str) -> Option<String> {
-    let text = text.trim_start_matches(['#', '$', ' ']).trim_start_matches("sudo ");
-    let command = text.split("  ").next()?.split(" #").next()?.trim();
-    let whole = !command.contains(['…', '[', '<', '>', '·', '→']) && !command.ends_with('\\');
-    (command.starts_with("berthctl ") && whole).then(|| command.to_owned())
 }
 
 #[test]

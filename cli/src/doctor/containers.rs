@@ -12,8 +12,8 @@ use berth_observe::systemd::{Reader, SERVICE, SystemdError};
 use tokio::process::Command;
 use zbus::Connection;
 
-use super::access::{self, Identity, Want, Way};
 use super::{Check, Finding, Ground, check};
+use crate::access::{self, Identity, Want, Way};
 
 /// Where docker is asked.
 const SOCKET: &str = "/run/docker.sock";

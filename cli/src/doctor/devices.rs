@@ -200,7 +200,11 @@ fn gone(devices: &Devices) -> Vec<Finding> {
         Known::Value(before) => before,
         Known::Unknown(why) => {
             let text = format!("which GPUs were here before can't be told: {why}");
-            return vec![Finding::unknown("gpu_gone", "", text).next("sudo berthctl doctor")];
+            let next = match Scope::this() {
+                Scope::System => "sudo berthctl doctor".to_owned(),
+                Scope::User => format!("ls -l {}", Scope::User.state().display()),
+            };
+            return vec![Finding::unknown("gpu_gone", "", text).next(next)];
         }
     };
     let gone = before.iter().filter(|(_, id)| !here(id));

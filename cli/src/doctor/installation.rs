@@ -38,20 +38,13 @@ struct Folder {
     never: u32,
     /// What that would let others do.
     why: &'static str,
-    /// The command that makes it.
-    made_by: String,
 }
 
 /// The folders that a Berth has. Units make the state's folder, and an installation or its user the others.
 fn expected(scope: Scope) -> Vec<Folder> {
     let (config, state) = (scope.config(), scope.state());
-    let folder = |path: PathBuf, owner: &str, never, why| {
-        let made_by = match scope {
-            Scope::System => "sudo systemd-tmpfiles --create; sudo systemctl restart berthd".to_owned(),
-            Scope::User => format!("mkdir -p {}; systemctl --user restart berthd", path.display()),
-        };
-        Folder { path, owner: owner.to_owned(), never, why, made_by }
-    };
+    let folder =
+        |path: PathBuf, owner: &str, never, why| Folder { path, owner: owner.to_owned(), never, why };
     let (runs, knows) = ("say what runs as another user", "read or change what berthd has written down");
     match scope {
         Scope::System => vec![
@@ -75,7 +68,7 @@ fn expected(scope: Scope) -> Vec<Folder> {
 type Is = Known<Option<(String, u32)>>;
 
 /// What was seen.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Installation {
     scope: Scope,
     systemd: Known<String>,
@@ -383,27 +376,23 @@ fn lingering(here: &Installation) -> Option<Finding> {
     }
 }
 
-fn people(here: &Installation) -> Vec<Finding> {
+/// Users and groups, in one finding: whatever makes one of them makes all.
+fn people(here: &Installation) -> Option<Finding> {
     let missing = |kind: &str, list: &[(&'static str, bool)]| {
         let gone = list.iter().filter(|(_, there)| !there);
-        gone.map(|(name, _)| {
-            let text = format!("there is no {kind} {name}");
-            Finding::error("no_user", &format!("{kind} {name}"), text).next("sudo systemd-sysusers")
-        })
-        .collect::<Vec<_>>()
+        gone.map(|(name, _)| format!("{kind} {name}")).collect::<Vec<_>>()
     };
-    [missing("user", &here.users), missing("group", &here.groups)].concat()
+    let gone = [missing("user", &here.users), missing("group", &here.groups)].concat();
+    let [first, ..] = gone.as_slice() else { return None };
+    let text = format!("there is no {}", gone.join(", no "));
+    Some(Finding::error("no_user", first, text).next("sudo systemd-sysusers"))
 }
 
 fn folders(here: &Installation) -> Vec<Finding> {
     let found = here.folders.iter().filter_map(|(folder, is)| {
-        let Folder { path, owner, never, why, made_by } = folder;
+        let Folder { path, owner, never, why } = folder;
         let (path, sudo) = (path.display(), here.scope.sudo());
         match is {
-            Known::Value(None) => {
-                let text = format!("{path} is not there");
-                Some(Finding::error("folder", &path, text).next(made_by))
-            }
             Known::Value(Some((is, mode))) if is != owner || mode & never != 0 => {
                 let text = if is == owner {
                     format!("others than {owner} may {why}: {path} has mode {mode:04o}")
@@ -417,14 +406,34 @@ fn folders(here: &Installation) -> Vec<Finding> {
                 };
                 Some(Finding::error("folder", &path, text).next(next))
             }
-            Known::Value(Some(_)) => None,
+            Known::Value(_) => None,
             Known::Unknown(why) => {
                 let text = format!("{path} can't be looked at: {why}");
-                Some(Finding::unknown("folder", &path, text).next("sudo berthctl doctor"))
+                let next = match here.scope {
+                    Scope::System => "sudo berthctl doctor".to_owned(),
+                    Scope::User => format!("ls -ld {path}"),
+                };
+                Some(Finding::unknown("folder", &path, text).next(next))
             }
         }
     });
-    found.collect()
+    missing(here).into_iter().chain(found).collect()
+}
+
+/// The folders that are not there, in one finding.
+fn missing(here: &Installation) -> Option<Finding> {
+    let gone = here.folders.iter().filter(|(_, is)| *is == Known::Value(None));
+    let gone: Vec<String> = gone.map(|(folder, _)| folder.path.display().to_string()).collect();
+    let text = match gone.as_slice() {
+        [] => return None,
+        [only] => format!("{only} is not there"),
+        [rest @ .., last] => format!("{} and {last} are not there", rest.join(", ")),
+    };
+    let next = match here.scope {
+        Scope::System => "sudo systemd-tmpfiles --create; sudo systemctl restart berthd".to_owned(),
+        Scope::User => format!("mkdir -p {}; systemctl --user restart berthd", gone.join(" ")),
+    };
+    Some(Finding::error("folder", &gone[0], text).next(next))
 }
 
 fn space(here: &Installation) -> Option<Finding> {

@@ -20,8 +20,8 @@ use berth_observe::scope::Scope;
 use berth_observe::systemd::{MANAGER, Reader, SERVICE, SystemdError};
 use zbus::Connection;
 
-use super::access::{self, Identity, Refused, Want, Way};
 use super::{Check, Finding, Ground, apart, check};
+use crate::access::{self, Identity, Refused, Want, Way};
 use crate::fit::{self, Judged};
 use mounts::Mounts;
 
@@ -243,7 +243,11 @@ fn readable(seen: &Seen) -> Vec<Finding> {
     let name = &seen.model;
     let unknown = |why: &str| {
         let text = format!("whether {name} can open its files can't be told: {why}");
-        vec![Finding::unknown("unreadable", name, text).next("sudo berthctl doctor")]
+        let next = match Scope::this() {
+            Scope::System => "sudo berthctl doctor".to_owned(),
+            Scope::User => format!("systemctl --user cat {}", name.unit()),
+        };
+        vec![Finding::unknown("unreadable", name, text).next(next)]
     };
     let files = match &seen.files {
         Known::Value(files) => files,

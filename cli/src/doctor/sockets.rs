@@ -9,8 +9,8 @@ use berth_core::facts::{Known, Listening, Named};
 use berth_core::name::ModelName;
 use berth_observe::proc::{self, Groups};
 use berth_observe::scope::Scope;
-use berth_observe::sockets::{self, Makers, Socket};
-use berth_observe::systemd::{Reader, SCOPE, SERVICE};
+use berth_observe::sockets::{self, Socket};
+use berth_observe::systemd::{Reader, SCOPE, SERVICE, SystemdError};
 use zbus::Connection;
 
 use super::{Check, Finding, Ground, check};
@@ -79,7 +79,10 @@ async fn groups(ground: &Ground, settings: &Settings) -> Known<BTreeMap<ModelNam
         own.paths.extend(Some(proc::slice_of(name)).filter(|slice| proc::cgroup_id(slice).is_some()));
         let before = settings.models.get(name).and_then(|model| model.replaces.as_ref());
         let group = match before {
-            Some(unit) if own.paths.is_empty() => predecessor(bus, unit).await,
+            Some(unit) if own.paths.is_empty() => match predecessor(bus, unit).await {
+                Ok(groups) => groups,
+                Err(error) => return Known::Unknown(error.to_string()),
+            },
             _ => own,
         };
         groups.insert(name.clone(), group);
@@ -88,12 +91,15 @@ async fn groups(ground: &Ground, settings: &Settings) -> Known<BTreeMap<ModelNam
 }
 
 /// The cgroups of the unit that a model replaces; none where it does not run.
-async fn predecessor(bus: &Connection, unit: &str) -> Groups {
+async fn predecessor(bus: &Connection, unit: &str) -> Result<Groups, SystemdError> {
     let is_scope = unit.rsplit('.').next() == Some("scope");
-    let read = Reader::of(bus, unit).get(if is_scope { SCOPE } else { SERVICE }, "ControlGroup").await;
-    let groups = Groups::of(read.unwrap_or_default());
+    let kind = if is_scope { SCOPE } else { SERVICE };
+    let groups = match Reader::of(bus, unit).get(kind, "ControlGroup").await {
+        Err(SystemdError::NoSuchUnit { .. } | SystemdError::Refused { .. }) => Groups::default(),
+        read => Groups::of(read?),
+    };
     let first = proc::cgroup_processes(&groups).value().and_then(|all| all.keys().next().copied());
-    Groups { moved: first.filter(|_| is_scope).and_then(proc::uid_of), ..groups }
+    Ok(Groups { moved: first.filter(|_| is_scope).and_then(proc::uid_of), ..groups })
 }
 
 /// As berthd says, or as it has written down.
@@ -126,12 +132,15 @@ fn on_ports(
     wanted: &[(Option<&ModelName>, SocketAddr)],
     groups: &BTreeMap<ModelName, Groups>,
 ) -> Known<Vec<Listener>> {
-    let makers: Vec<(&ModelName, Makers)> =
-        groups.iter().map(|(model, groups)| (model, Makers::of(groups))).collect();
-    let wanted: BTreeSet<u16> = wanted.iter().map(|(_, address)| address.port()).collect();
+    let port = |name: &ModelName| {
+        let of = |(model, address): &(Option<&ModelName>, SocketAddr)| {
+            (*model == Some(name)).then(|| address.port())
+        };
+        wanted.iter().find_map(of)
+    };
+    let ports: BTreeSet<u16> = wanted.iter().map(|(_, address)| address.port()).collect();
     let listener = |socket: Socket| {
-        let makers = makers.iter().find(|(_, makers)| makers.made(&socket));
-        let model = makers.map(|(model, _)| (*model).clone());
+        let model = sockets::owner(&socket, groups, port).cloned();
         let address = SocketAddr::new(socket.address, socket.port);
         let by = if model.is_some() { Vec::new() } else { socket.holders() };
         let unit = by.first().and_then(|process| proc::describe(process.pid)?.unit);
@@ -141,7 +150,7 @@ fn on_ports(
         Known::Value(all) => all,
         Known::Unknown(why) => return Known::Unknown(why),
     };
-    Known::Value(all.into_iter().filter(|socket| wanted.contains(&socket.port)).map(listener).collect())
+    Known::Value(all.into_iter().filter(|socket| ports.contains(&socket.port)).map(listener).collect())
 }
 
 pub(super) fn judge(sockets: Option<&Sockets>) -> Vec<Check> {

@@ -15,7 +15,7 @@ use crate::render::PLAIN;
 use crate::render::text::{WIDTH, columns};
 
 /// The machine of which so much host memory is available.
-fn machine(gpus: Vec<Gpu>, available: u64) -> Ground {
+pub(super) fn machine(gpus: Vec<Gpu>, available: u64) -> Ground {
     let memory =
         HostMemory { read_at: Duration::ZERO, total: Bytes::mib(31_800), available: Bytes::mib(available) };
     let host = Host { memory: Known::Value(memory), ..Host::none_yet() };
@@ -24,7 +24,7 @@ fn machine(gpus: Vec<Gpu>, available: u64) -> Ground {
 }
 
 /// A card on which these processes hold so many MiB; those of models are named.
-fn card(index: u32, held: &[(&str, Option<&str>, u64)]) -> Gpu {
+pub(super) fn card(index: u32, held: &[(&str, Option<&str>, u64)]) -> Gpu {
     let used: u64 = held.iter().map(|(.., mib)| mib).sum();
     let processes = held.iter().zip(800..).map(|((program, model, mib), pid)| GpuProcess {
         pid,
@@ -48,7 +48,7 @@ fn card(index: u32, held: &[(&str, Option<&str>, u64)]) -> Gpu {
     }
 }
 
-fn written(folder: &TempDir, name: &str, file: &Gguf) -> PathBuf {
+pub(super) fn written(folder: &TempDir, name: &str, file: &Gguf) -> PathBuf {
     let path = folder.path().join(name);
     file.write_hollow(&path).unwrap();
     path

@@ -125,6 +125,9 @@ pub(super) async fn look(basis: &Basis, named: &[PathBuf]) -> Result<Machine, Co
     let (mut unseen, mut services) = (Vec::new(), BTreeMap::new());
     let gpus = basis.gpus.value().map_or(&[][..], Vec::as_slice);
     let mut processes = holders(gpus, &mut services);
+    // Those are models already.
+    let replaced = basis.settings.value().map(Settings::predecessors).unwrap_or_default();
+    processes.retain(|process| !replaced.values().any(|unit| process.unit.as_ref() == Some(unit)));
     if let Known::Value(bus) = &basis.bus {
         match enabled::all(bus).await {
             Ok(all) => at_boot(all, gpus, &mut services),

@@ -10,7 +10,7 @@ use berth_core::report::SCHEMA;
 use serde::Serialize;
 
 use super::look::{File, Machine, Models, Process, Service, Taken};
-use super::{Addition, Came, Change, Passed, Plan};
+use super::{Addition, Came, Change, NEEDED, Passed, Plan};
 use crate::add::{Note, declaration};
 use crate::doctor::{Basis, Finding};
 use crate::exit::Exit;
@@ -114,7 +114,13 @@ impl<'a> Shown<'a> {
     /// What could be changed, where nothing is.
     pub(super) fn proposed(&self) -> String {
         if self.plan.changes.is_empty() {
-            return self.next("There is nothing to change.", &[], &[]);
+            let cannot_work = self.basis.lacks.iter().any(|one| NEEDED.contains(&one.code.as_str()));
+            let said = if cannot_work {
+                "Berth can't work here before that is mended."
+            } else {
+                "There is nothing to change."
+            };
+            return self.next(said, &[], &[]);
         }
         self.plan.changes.iter().map(|one| change(one, self.stop)).collect::<String>()
             + "\nNothing was changed: sudo berthctl setup asks for each.\n"

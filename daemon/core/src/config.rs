@@ -8,6 +8,7 @@ mod difference;
 mod error;
 mod explain;
 mod history;
+mod keys;
 mod main_file;
 mod model_file;
 mod notify;
@@ -39,8 +40,9 @@ pub use command_line::{Parts, parts};
 pub use difference::{changes, difference, is_secret, run_values};
 pub use error::{ConfigError, Place, Warning};
 pub use explain::{Explained, Explanation, ModelExplanation, Origin, explain};
+pub use keys::{FileKind, Key, Section, reference, without_links};
 pub use notify::{Format, Notify, Target};
-pub use schema::{FileKind, schema};
+pub use schema::schema;
 pub use variant::{BadSet, with_settings};
 
 /// The port of the control API over TCP.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{self, PlacedGpu};
 use crate::bytes::Bytes;
 use crate::config::{Model, Settings};
-use crate::facts::{DeviceId, Facts, Gpu, Known, Moment, Preflight, Suspicion};
+use crate::facts::{DeviceId, Facts, Gpu, Known, Listener, Moment, Preflight, Suspicion};
 use crate::layout::Layout;
 use crate::name::ModelName;
 use crate::report::{Attempt, AttemptOutcome, Refusal, Request, Verb};
@@ -198,6 +198,7 @@ pub fn plan(
 pub fn admit(settings: &Settings, facts: &Facts, state: &State, start: &Start) -> Result<(), Box<Refusal>> {
     let preflight = BTreeMap::new();
     let context = Context::new(settings, facts, state, &preflight);
+    runs_unknown(facts, state, &start.model)?;
     let without = [start.model.clone()];
     let Some(model) = settings.models.get(&start.model) else {
         let text = format!("{} is not declared any more", start.model);
@@ -349,25 +350,32 @@ impl<'a> Context<'a> {
             let text = format!("{name} was stopped and its memory is not proved free yet");
             return fail("memory_held", text, vec!["berthctl status".to_owned()]);
         }
-        let unit = self.facts.units.get(name).filter(|unit| unit.active.is_up());
-        if let Some(unit) = unit.filter(|_| !self.state.claims.contains_key(name)) {
-            let by = unit.predecessor.as_ref().map(|unit| format!(" as {unit}")).unwrap_or_default();
-            let text = format!("{name} runs already{by}, and what it holds is not known yet");
-            return fail("not_taken_over", text, vec!["berthctl status, and again in a moment".to_owned()]);
-        }
+        runs_unknown(self.facts, self.state, name)?;
         let Some(preflight) = self.preflight.get(name) else { return Ok(()) };
         if let Some((file, why)) = preflight.files.first() {
             let text = format!("{name} can't start: {}: {why}", file.display());
             return fail("file_missing", text, vec![format!("correct {}", model.source.display())]);
         }
-        if let Some(listener) = preflight.port.as_ref().filter(|listener| listener.model.is_none()) {
-            let who = listener.unit.as_deref().unwrap_or("a foreign process");
+        let known = |other: &ModelName| self.state.claims.contains_key(other);
+        let foreign = |listener: &&Listener| !listener.model.as_ref().is_some_and(known);
+        if let Some(listener) = preflight.port.as_ref().filter(foreign) {
+            let of_model = listener.model.as_ref().map(ModelName::as_str);
+            let who = of_model.or(listener.unit.as_deref()).unwrap_or("a foreign process");
             let (port, address, uid) = (model.port, listener.address, listener.uid);
             let text = format!("port {port} is taken by {who} ({address}, user id {uid})");
             return fail("port_taken", text, vec![format!("sudo ss -ltnp sport = :{}", model.port)]);
         }
         Ok(())
     }
+}
+
+/// Refuses a model whose unit is not down and that has no claim: what it holds is not known yet.
+fn runs_unknown(facts: &Facts, state: &State, name: &ModelName) -> Result<(), Box<Refusal>> {
+    let unit = facts.units.get(name).filter(|unit| !unit.active.is_down());
+    let Some(unit) = unit.filter(|_| !state.claims.contains_key(name)) else { return Ok(()) };
+    let by = unit.predecessor.as_ref().map(|unit| format!(" as {unit}")).unwrap_or_default();
+    let text = format!("{name} runs already{by}, and what it holds is not known yet");
+    Err(Box::new(refusal("not_taken_over", text, vec!["berthctl status, and again in a moment".to_owned()])))
 }
 
 fn refusal(code: &str, text: String, hints: Vec<String>) -> Refusal {

@@ -384,19 +384,11 @@ impl State {
         };
         let mut gpus = Vec::new();
         for gpu in facts.gpus.value()? {
-            let (memory, processes) = (gpu.memory.value()?, gpu.processes.value()?);
-            let held: Option<Bytes> = processes
-                .iter()
-                .filter(|process| is_own(process))
-                .map(|process| process.memory.value().copied())
-                .sum();
-            let held = held?;
+            let own = gpu.processes.value()?.iter().filter(|process| is_own(process));
+            let held = own.map(|process| process.memory.value().copied()).sum::<Option<Bytes>>()?;
+            let part = seen_on(gpu, held)?;
             if held > Bytes::ZERO {
-                gpus.push(ClaimedGpu {
-                    placed: PlacedGpu { id: gpu.id.clone(), index: gpu.index, bytes: held },
-                    unlisted_before: gpu.listed().map(|listed| memory.used.less(listed)),
-                    free_before: memory.free.plus(held),
-                });
+                gpus.push(part);
             }
         }
         Some(Claim {
@@ -412,14 +404,19 @@ impl State {
         })
     }
 
+    /// Parts of a claim on all GPUs that can be seen, of no bytes.
+    pub fn nothing_on(facts: &Facts) -> Vec<ClaimedGpu> {
+        facts.gpus().iter().filter_map(|gpu| seen_on(gpu, Bytes::ZERO)).collect()
+    }
+
     /// Lets the claims of models that were found running grow with what they hold: some was still loading then. True where
     /// that is worth a write to the ledger.
     pub fn note_found(&mut self, facts: &Facts) -> bool {
         /// Less is not worth a write; admission counts what is held beyond a claim by itself.
         const GROWTH: Bytes = Bytes::mib(16);
         let mut news = false;
-        let found =
-            self.claims.iter_mut().filter(|(_, claim)| claim.run.is_none() && claim.phase == Phase::Serving);
+        // Of one that was started what was declared is known.
+        let found = self.claims.iter_mut().filter(|(_, claim)| claim.declared.is_empty());
         for (model, claim) in found {
             let now = Self::found(model, facts).filter(|now| now.invocation == claim.invocation);
             for part in now.into_iter().flat_map(|now| now.gpus) {
@@ -530,6 +527,16 @@ impl State {
             })
             .map(|(model, _)| model)
     }
+}
+
+/// What a model that is found running holds of a GPU, and what there would be without it; None where that is not known.
+fn seen_on(gpu: &Gpu, held: Bytes) -> Option<ClaimedGpu> {
+    let memory = gpu.memory.value()?;
+    Some(ClaimedGpu {
+        placed: PlacedGpu { id: gpu.id.clone(), index: gpu.index, bytes: held },
+        unlisted_before: gpu.listed().map(|listed| memory.used.less(listed)),
+        free_before: memory.free.plus(held),
+    })
 }
 
 #[cfg(test)]

@@ -196,7 +196,14 @@ fn drifted(model: &Model, settings: &Settings, claim: &Claim) -> Vec<ValueChange
 /// What is wrong with a model that serves, by its checks.
 fn unwell(view: &View, name: &ModelName) -> Option<String> {
     let settings = view.settings.models.get(name)?.health;
-    view.memory.unwell.get(name)?.warning(name, &settings, view.now)
+    let verdict = view.memory.unwell.get(name)?;
+    let before = view.facts.units.get(name).and_then(|unit| unit.predecessor.as_ref());
+    match (verdict, before) {
+        (Verdict::Hung(what), Some(unit)) => Some(format!(
+            "{name} runs as {unit} and {what}; that is left alone until berthctl restart {name}"
+        )),
+        _ => verdict.warning(name, &settings, view.now),
+    }
 }
 
 fn last_error(view: &View, name: &ModelName) -> Option<String> {
@@ -289,6 +296,18 @@ fn has_failed(view: &View, name: &ModelName) -> bool {
     let failed = view.state.troubles.get(name).and_then(|trouble| trouble.failures.back());
     let served = view.state.served.get(name).map_or(0, |served| served.at_ms);
     failed.is_some_and(|fault| fault.at_ms > served)
+}
+
+/// Why it is not known who holds what of the GPUs; None where it is.
+fn unlisted(facts: &Facts) -> Option<String> {
+    if let Known::Unknown(why) = &facts.gpus {
+        return Some(format!("the GPUs can't be seen: {why}"));
+    }
+    let unknown = |gpu: &Gpu| {
+        let why = gpu.processes.why_unknown().or(gpu.memory.why_unknown())?;
+        Some(format!("GPU {} does not say: {why}", gpu.index))
+    };
+    facts.gpus().iter().find_map(unknown)
 }
 
 /// What is wrong, worst first.
@@ -409,6 +428,19 @@ pub fn problems(view: &View) -> Vec<Problem> {
         if let Some(exposure) = exposure::of(model, told, sockets) {
             add("exposed", name.to_string(), exposure.text, exposure.next);
         }
+    }
+    for (name, unit) in view.facts.units.iter().filter(|(name, _)| !view.state.claims.contains_key(*name)) {
+        let Some(before) = unit.predecessor.as_ref().filter(|_| !unit.active.is_down()) else { continue };
+        let Some(why) = unlisted(view.facts) else { continue };
+        let text = format!(
+            "{before} runs, and is not taken over as {name}: what it holds is not known, since {why}"
+        );
+        add(
+            "not_taken_over",
+            name.to_string(),
+            text,
+            format!("sudo systemctl stop {before}; then berthctl start {name}"),
+        );
     }
     for why in &view.memory.history {
         add(&why.code, String::new(), why.text.clone(), why.hints.join("; or "));

@@ -135,13 +135,16 @@ impl Upkeep {
         let mut deeds = Vec::new();
         self.mark_fallen(world, &mut deeds);
         self.count_undiagnosed(world, &mut deeds);
+        let mut news = world.state.note_found(world.facts);
         if swapping {
+            if news {
+                deeds.push(Deed::Record);
+            }
             return deeds;
         }
-        let mut news = world.state.note_units(world.facts);
+        news |= world.state.note_units(world.facts);
         news |= !world.proofs.weigh(world.state, world.facts).is_empty();
         news |= take_over_found(world);
-        news |= world.state.note_found(world.facts);
         news |= world.state.note_guests();
         self.note_guests(world);
         if news {
@@ -494,6 +497,10 @@ fn take_over_found(world: &mut World) -> bool {
         }
         if let Some(mut claim) = State::found(model, world.facts) {
             claim.layout.host = host::of_files(declared, world.facts);
+            if claim.gpus.is_empty() && declared.policy.uses_gpus() {
+                // It may be loading: on each of them its memory is awaited when it ends.
+                claim.gpus = State::nothing_on(world.facts);
+            }
             // What is declared was read off what runs.
             claim.address = unit.predecessor.as_ref().map(|_| SocketAddr::new(declared.host, declared.port));
             world.state.claims.insert(model.clone(), claim);

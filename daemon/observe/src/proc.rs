@@ -120,7 +120,8 @@ fn units() -> (u64, u64) {
 
 /// The user that a process runs as; None when it is gone.
 pub fn uid_of(pid: u32) -> Option<u32> {
-    Some(std::fs::metadata(format!("/proc/{pid}")).ok()?.uid())
+    // Not who owns its folder: that is root for one that keeps its memory to itself.
+    Some(Process::new(i32::try_from(pid).ok()?).ok()?.status().ok()?.euid)
 }
 
 /// The name of a process's program; None when it is gone.

@@ -80,12 +80,32 @@ impl Makers {
         Self { cgroups: proc::cgroup_ids(groups), led: published::into(groups), uid: groups.moved }
     }
 
+    /// Whether they had sockets before they came there. Of a connection that is not accepted yet older kernels name no user
+    /// then, so that the socket that listens is all there is to go by.
+    pub fn were_moved(&self) -> bool {
+        self.uid.is_some()
+    }
+
     /// Whether the socket, at the model's port, was made by one of them.
     pub fn made(&self, socket: &Socket) -> bool {
         let led = |id| self.led.iter().any(|led| led.cgroup_id == id && led.at.port() == socket.port);
         self.uid == Some(socket.uid)
             || socket.cgroup_id.is_some_and(|id| self.cgroups.contains(&id) || led(id))
     }
+}
+
+/// Whose a socket is, of models in these cgroups. `port` is that of a model: one whose processes were moved is known at
+/// that alone, and everybody else comes first.
+pub fn owner<'a>(
+    socket: &Socket,
+    groups: &'a BTreeMap<ModelName, Groups>,
+    port: impl Fn(&ModelName) -> Option<u16>,
+) -> Option<&'a ModelName> {
+    let made = |(_, groups): &(&ModelName, &Groups)| Makers::of(groups).made(socket);
+    let moved =
+        |(name, groups): &(&ModelName, &Groups)| groups.moved.is_some() && port(name) == Some(socket.port);
+    let sure = groups.iter().filter(|(_, groups)| groups.moved.is_none());
+    sure.chain(groups.iter().filter(moved)).find(made).map(|(name, _)| name)
 }
 
 fn named(pid: u32) -> Named {

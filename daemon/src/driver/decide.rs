@@ -97,6 +97,7 @@ impl Driver {
         }
         if let Some(units) = looked.units.take().filter(|_| self.units_at <= looked.began) {
             self.facts.units = units;
+            self.units_awaited = false;
         }
         self.facts.files.clone_from(&looked.files);
         self.observed();
@@ -106,6 +107,10 @@ impl Driver {
         if decide.request.verb.is_own() {
             let text = format!("`{}` is berthd's own", decide.request.verb.as_str());
             return refused("bad_request", text, Vec::new());
+        }
+        if self.units_awaited {
+            let text = "what runs is being read anew since a reload".to_owned();
+            return refused("busy", text, vec!["the same again, in a moment".to_owned()]);
         }
         plan::plan(&self.settings, &self.facts, state, &decide.request, &decide.looked.preflight)
     }

@@ -42,6 +42,12 @@ impl Driver {
         match verdict {
             Verdict::Healthy => _ = self.memory.unwell.remove(&model),
             // What can't be recorded isn't begun, and one thing is done at a time; the verdict comes again.
+            // What ran before was never seen to pass: it may just be asked in another way than it answers.
+            Verdict::Hung(_)
+                if self.facts.units.get(&model).is_some_and(|unit| unit.predecessor.is_some()) =>
+            {
+                self.memory.unwell.insert(model, verdict);
+            }
             Verdict::Hung(what) if self.swap.is_none() && self.memory.ledger_error.is_none() => {
                 self.bring_down(&model, run, format!("it hung: it {what}"));
             }

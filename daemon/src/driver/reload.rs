@@ -7,15 +7,19 @@ use berth_core::config::{self, Settings};
 use berth_core::facts::{Facts, Unit};
 use berth_core::name::ModelName;
 use berth_core::report::{Changed, Refusal};
+use berth_core::state::{Phase, State};
 
 use super::{Driver, unnamed};
 use crate::proc::monotonic_now;
 
-/// Models that run as units which they do not replace any more: those go on by themselves, and Berth's they are not.
-fn given_back(facts: &Facts, settings: &Settings) -> BTreeSet<ModelName> {
+/// Models that run as units which they do not replace any more: those go on by themselves, and Berth's they are not. What
+/// one that is being stopped holds has to be proved free as ever.
+fn given_back(facts: &Facts, state: &State, settings: &Settings) -> BTreeSet<ModelName> {
     let predecessors = settings.predecessors();
     let back = |(name, unit): &(&ModelName, &Unit)| {
-        unit.predecessor.is_some() && unit.predecessor.as_ref() != predecessors.get(*name)
+        let ending = state.claims.get(*name).is_some_and(|claim| claim.phase != Phase::Serving);
+        let other = unit.predecessor.is_some() && unit.predecessor.as_ref() != predecessors.get(*name);
+        other && !unit.active.is_down() && !ending
     };
     facts.units.iter().filter(back).map(|(name, _)| name.clone()).collect()
 }
@@ -34,7 +38,7 @@ impl Driver {
                 hints: vec!["berthctl events --follow; when it has ended: berthctl reload".to_owned()],
             });
         }
-        let given_back = given_back(&self.facts, &settings);
+        let given_back = given_back(&self.facts, &self.state, &settings);
         let gone = |name: &&ModelName| {
             !settings.models.contains_key(*name) && name.settings().is_none() && !given_back.contains(*name)
         };
@@ -57,7 +61,9 @@ impl Driver {
             self.facts.units.remove(name);
         }
         self.settings = Arc::new(unnamed::settings_for(&settings, &self.state, &self.facts));
-        self.hands.systemd.set_predecessors(settings.predecessors());
+        if self.hands.systemd.set_predecessors(settings.predecessors()) {
+            (self.units_at, self.units_awaited) = (monotonic_now(), true);
+        }
         self.hands.declared.set(Arc::new(settings));
         self.memory.weigh_alone(&self.settings, &self.facts, &self.state, monotonic_now());
         if !given_back.is_empty() {

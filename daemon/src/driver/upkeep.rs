@@ -60,7 +60,11 @@ impl Driver {
 
     /// Begins to bring home back, where something of it is missing and can be started now.
     pub(super) fn restore(&mut self) {
-        if self.swap.is_some() || self.waiting.is_some() || self.memory.ledger_error.is_some() {
+        if self.swap.is_some()
+            || self.waiting.is_some()
+            || self.units_awaited
+            || self.memory.ledger_error.is_some()
+        {
             return;
         }
         let (begun, deeds) = self.with_world(Upkeep::next);

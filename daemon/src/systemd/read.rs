@@ -103,14 +103,17 @@ async fn read(
     units: &[String],
 ) -> Result<Option<UnitReading>, SystemdError> {
     let own = model.unit();
-    let mut all = try_join_all(units.iter().map(|unit| read_unit(connection, unit))).await?;
-    let last = (0..all.len()).max_by_key(|&at| {
-        let (up, is_own) = (!all[at].unit.active.is_down(), units[at] == own);
-        (up, up && is_own, all[at].unit.started_at, is_own)
-    });
-    let Some(last) = last else { return Ok(left(model)) };
+    let mut all = Vec::new();
+    for unit in units {
+        let is_own = *unit == own;
+        if is_own || cannot_be_started(connection, unit).await? {
+            let mut reading = read_unit(connection, unit).await?;
+            reading.unit.predecessor = Some(unit.clone()).filter(|_| !is_own);
+            all.push(reading);
+        }
+    }
+    let Some(last) = current(&all) else { return Ok(left(model)) };
     let mut reading = all.swap_remove(last);
-    reading.unit.predecessor = Some(units[last].clone()).filter(|unit| *unit != own);
     // What one that is down has left behind belongs to the model, too, until another runs in its place.
     let down = reading.unit.active.is_down();
     let others = all.into_iter().filter(|_| down).flat_map(|other| other.control_groups.paths);
@@ -131,6 +134,28 @@ async fn read(
     Ok(Some(reading))
 }
 
+/// Whether nobody can start this unit anew, so that it runs to its end and never beside the model: a masked service, or a
+/// scope, which is made of what runs already. One that can be is nobody's predecessor but a service as any other.
+async fn cannot_be_started(connection: &Connection, unit: &str) -> Result<bool, SystemdError> {
+    if is_scope(unit) {
+        return Ok(true);
+    }
+    Ok(Reader::of(connection, unit).get::<String>(UNIT, "LoadState").await? == "masked")
+}
+
+fn is_scope(unit: &str) -> bool {
+    unit.rsplit('.').next() == Some("scope")
+}
+
+/// Which of a model's units it is now: its own where that is up, else the other where that is, else the one that ran last.
+fn current(all: &[UnitReading]) -> Option<usize> {
+    (0..all.len()).max_by_key(|&at| {
+        let unit = &all[at].unit;
+        let (up, own) = (!unit.active.is_down(), unit.predecessor.is_none());
+        (up, up && own, unit.started_at, own)
+    })
+}
+
 async fn read_unit(connection: &Connection, unit: &str) -> Result<UnitReading, SystemdError> {
     let mut read = read_once(connection, unit).await?;
     for _ in 1..READINGS {
@@ -146,7 +171,7 @@ async fn read_unit(connection: &Connection, unit: &str) -> Result<UnitReading, S
 /// by `GetAll`: a service has 300 properties, some of which cost systemd a look into cgroups.
 async fn read_once(connection: &Connection, unit: &str) -> Result<(UnitReading, bool), SystemdError> {
     let reader = Reader::of(connection, unit);
-    if unit.rsplit('.').next() == Some("scope") {
+    if is_scope(unit) {
         return read_scope(&reader).await;
     }
     let (active, sub, invocation, result, code, status, started, pid, control_group, still, still_pid) = tokio::try_join!(
@@ -290,5 +315,51 @@ fn exit(code: i32, status: i32) -> Option<Exit> {
         nix::libc::CLD_EXITED => Some(Exit::Status(status)),
         nix::libc::CLD_KILLED | nix::libc::CLD_DUMPED => Some(Exit::Signal(status)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_core::facts::Known;
+
+    use super::*;
+
+    /// A unit in this state that was started then; its own, or the one that it replaces.
+    fn reading(active: Active, started: Option<u64>, own: bool) -> UnitReading {
+        let unit = Unit {
+            active,
+            sub: String::new(),
+            result: String::new(),
+            exit: None,
+            invocation: String::new(),
+            started_at: started.map(Moment::from_secs),
+            main_pid: None,
+            processes: Known::Value(BTreeMap::new()),
+            brought: Known::Unknown(String::new()),
+            predecessor: (!own).then(|| "genesis.service".to_owned()),
+        };
+        UnitReading { unit, control_groups: Groups::default() }
+    }
+
+    #[test]
+    fn a_model_is_the_unit_that_runs_or_ran_last() {
+        use Active::{Activating, Active as Up, Deactivating, Failed, Inactive};
+        let of = |own: (Active, Option<u64>), other: (Active, Option<u64>)| {
+            let all = [reading(own.0, own.1, true), reading(other.0, other.1, false)];
+            let reversed = [all[1].clone(), all[0].clone()];
+            let own = current(&all) == Some(0);
+            assert_eq!(current(&reversed) == Some(1), own, "whatever their order");
+            own
+        };
+        // Before it was Berth's, while that is stopped, and after.
+        assert!(!of((Inactive, None), (Up, Some(5))));
+        assert!(!of((Inactive, None), (Deactivating, Some(5))));
+        assert!(!of((Inactive, None), (Inactive, Some(5))));
+        assert!(of((Activating, Some(9)), (Inactive, Some(5))));
+        assert!(of((Failed, Some(9)), (Failed, Some(5))));
+        // Of two that run it is its own, and a unit that never ran is none.
+        assert!(of((Up, Some(2)), (Up, Some(5))));
+        assert!(of((Inactive, None), (Inactive, None)));
+        assert_eq!(current(&[]), None);
     }
 }

@@ -83,6 +83,11 @@ fn what_is_missing_or_open_to_others_is_said_with_the_command() {
     finds(&with(Some(("frank", 0o755))), Severity::Error, "folder", "sudo chown root /etc/berth");
     let next = "sudo systemd-tmpfiles --create; sudo systemctl restart berthd";
     finds(&with(None), Severity::Error, "folder", next);
+    let folders = expected(Scope::System).into_iter().map(|folder| (folder, Value(None))).collect();
+    let nothing = Installation { folders, ..sound() };
+    finds(&nothing, Severity::Error, "folder", next);
+    let all = "/etc/berth, /etc/berth/models.d, /var/lib/berth and /var/lib/berth-model are not there";
+    assert_eq!(super::folders(&nothing)[0].text, all);
     let next = "df -h /var/lib/berth; df -i /var/lib/berth";
     finds(
         &Installation { room: Value((Bytes::mib(3), 9_999)), ..sound() },
@@ -138,6 +143,8 @@ fn a_users_own_berth_needs_neither_polkit_nor_users() {
         ..sound()
     };
     assert_eq!(found(&own), []);
+    let folders = vec![(etc_berth(), Unknown("Permission denied".into()))];
+    finds(&Installation { folders, ..own.clone() }, Severity::Unknown, "folder", "ls -ld /etc/berth");
     let enabled = Value(Some("disabled".into()));
     let next = "systemctl --user enable berthd.service";
     finds(&Installation { enabled, ..own }, Severity::Warning, "not_enabled", next);

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
-use super::access::Step;
 use super::*;
+use crate::access::Step;
 use crate::doctor::Severity;
 use berth_core::config::{Settings, SourceFile, Sources, load};
 

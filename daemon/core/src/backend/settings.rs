@@ -36,6 +36,12 @@ impl Setting {
         }
     }
 
+    /// The flags that are added for it, one or, of a switch, the other.
+    pub(crate) fn added(&self) -> impl Iterator<Item = &'static str> {
+        let (on, off) = self.switches.unwrap_or((self.spelling.flags, &[]));
+        on.first().into_iter().chain(off.first()).copied()
+    }
+
     /// What is added to the command line for this value.
     pub(crate) fn words(&self, value: &str) -> Vec<String> {
         if let Some((on, off)) = self.switches {

@@ -123,7 +123,7 @@ pub(super) fn http(root: &mut Table<'_, '_>, reader: &Reader<'_>, http: &mut Htt
             reader.error(message, &name.span(), "`berthctl token` makes one");
         }
         let choices = rights.map(|rights| (rights.as_str(), rights));
-        let rights = token.choice("rights", &choices[1..]).map_or(Rights::Read, Spanned::into_inner);
+        let rights = token.choice_or("rights", &choices[1..], Rights::Read);
         if let Some(hash) = hash {
             let (name, hash) = (name.get_ref().clone(), hash.into_inner());
             http.tokens.push(Token { name, hash, rights });

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::reader::shown;
 use super::{BackendKind, Deadlines, Health, Memory, Model, Settings, Target, UnknownName};
 use crate::backend;
 use crate::layout::Layout;
@@ -178,7 +179,7 @@ pub fn explain(settings: &Settings) -> Explanation {
         values.add(key, shown(time), "default");
     }
     values.add("history.size", history.size.to_string(), "default");
-    values.add("ports.range", format!("{}-{}", settings.ports.first, settings.ports.last), "default");
+    values.add("ports.range", settings.ports.to_string(), "default");
     for policy in settings.policies.values() {
         if let Some(source) = &policy.source {
             let from = Origin::Derived { from: source.display().to_string() };
@@ -244,10 +245,6 @@ fn health(health: &Health) -> [(&'static str, String); 4] {
 
 fn guests(guests: super::Guests) -> [(&'static str, String); 2] {
     [("on_demand", guests.on_demand.as_str().to_owned()), ("guest_idle", shown(guests.idle))]
-}
-
-fn shown(time: Duration) -> String {
-    humantime::format_duration(time).to_string()
 }
 
 /// The values so far, and the lines on which keys stand.

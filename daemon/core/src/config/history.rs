@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::History;
-use super::reader::{Reader, Table};
+use super::reader::{Reader, Table, shown};
 use crate::bytes::Bytes;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -28,18 +28,18 @@ const SIZE: &str = "a size from \"8 MiB\" to \"64 GiB\"";
 pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, otherwise: History) -> History {
     let Some(mut table) = root.table("history") else { return otherwise };
     let minute = Duration::from_secs(60);
+    let second = Duration::from_secs(1);
     let every =
-        table.duration_within("every", Duration::from_secs(1)..=minute, "a time from \"1 s\" to \"1 min\"");
+        table.duration_within("every", second..=minute, "a time from \"1 s\" to \"1 min\"", otherwise.every);
+    let keep = "a time from \"1 day\" to \"10 years\"";
+    let keep = table.duration_within("keep", DAY..=10 * YEAR, keep, otherwise.keep);
+    let samples = "a time from \"1 h\" to \"10 years\"";
     let samples =
-        table.duration_within("samples", minute * 60..=10 * YEAR, "a time from \"1 h\" to \"10 years\"");
-    let keep = table.duration_within("keep", DAY..=10 * YEAR, "a time from \"1 day\" to \"10 years\"");
-    let mut history = History {
-        every: every.unwrap_or(otherwise.every),
-        samples: samples.unwrap_or(otherwise.samples.min(keep.unwrap_or(otherwise.keep))),
-        keep: keep.unwrap_or(otherwise.keep),
-        ..otherwise
-    };
-    if let Some(size) = table.parsed::<Bytes>("size", SIZE) {
+        table.duration_within("samples", minute * 60..=10 * YEAR, samples, otherwise.samples.min(keep));
+    let mut history = History { every, samples, keep, ..otherwise };
+    let size = table.parsed::<Bytes>("size", SIZE);
+    table.by_default("size", otherwise.size.to_string());
+    if let Some(size) = size {
         if (SMALLEST..=LARGEST).contains(size.get_ref()) {
             history.size = size.into_inner();
         } else {
@@ -49,7 +49,6 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>, otherwise: His
     if history.samples > history.keep {
         let span = table.span("samples").unwrap_or_default();
         let message = "`history.samples` can't be longer than `history.keep`";
-        let shown = |time| humantime::format_duration(time);
         let label = format!("samples are kept {}, all else {}", shown(history.samples), shown(history.keep));
         reader.error(message, &span, label);
     }

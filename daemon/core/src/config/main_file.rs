@@ -1,6 +1,7 @@
 //! `berth.toml`: what holds for the whole node. All of it may be left out.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
@@ -141,17 +142,16 @@ pub(super) fn read_keys(mut root: Table<'_, '_>, reader: &Reader<'_>, settings: 
     read_node(&mut root, reader, settings);
     settings.guests = guests(&mut root, settings.guests);
     if let Some(mut gpu) = root.table("gpu") {
-        if let Some(headroom) = gpu.parsed::<Bytes>("headroom", "a size, for example \"256 MiB\"") {
-            settings.headroom = headroom.into_inner();
-        }
-        settings.sound = gpu.duration("sound").unwrap_or(settings.sound);
+        let size = "a size, for example \"256 MiB\"";
+        settings.headroom = gpu.parsed_or("headroom", size, settings.headroom);
+        settings.sound = gpu.duration_or("sound", settings.sound);
         gpu.finish();
     }
     settings.deadlines = node_deadlines(&mut root, settings.deadlines);
     settings.restart = restart(&mut root, settings.restart);
     if let Some(mut boot) = root.table("boot") {
-        settings.boot.gpus = boot.duration("gpus").unwrap_or(settings.boot.gpus);
-        settings.boot.files = boot.duration("files").unwrap_or(settings.boot.files);
+        settings.boot.gpus = boot.duration_or("gpus", settings.boot.gpus);
+        settings.boot.files = boot.duration_or("files", settings.boot.files);
         boot.finish();
     }
     settings.health = health(&mut root, settings.health);
@@ -161,7 +161,9 @@ pub(super) fn read_keys(mut root: Table<'_, '_>, reader: &Reader<'_>, settings: 
     settings.notify = super::notify::read(&mut root, reader);
     settings.history = history::read(&mut root, reader, settings.history);
     if let Some(mut ports) = root.table("ports") {
-        if let Some(text) = ports.string("range", "two ports, for example \"8100-8199\"") {
+        let text = ports.string("range", "two ports, for example \"8100-8199\"");
+        ports.by_default("range", settings.ports.to_string());
+        if let Some(text) = text {
             match range(text.get_ref()) {
                 Ok(range) => settings.ports = range,
                 Err(why) => reader.error(
@@ -189,8 +191,8 @@ fn read_node(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Setti
 /// A model's `[deadlines]`, where it is given; else what holds already.
 pub(super) fn deadlines(root: &mut Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
     let Some(mut table) = root.table("deadlines") else { return otherwise };
-    let first_byte = table.duration("first_byte").unwrap_or(otherwise.first_byte);
-    let idle = table.duration("idle").unwrap_or(otherwise.idle);
+    let first_byte = table.duration_or("first_byte", otherwise.first_byte);
+    let idle = table.duration_or("idle", otherwise.idle);
     steps(table, Deadlines { first_byte, idle, ..otherwise })
 }
 
@@ -200,11 +202,11 @@ fn node_deadlines(root: &mut Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
 }
 
 fn steps(mut table: Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
-    let drain = table.duration("drain").unwrap_or(otherwise.drain);
-    let stop = table.duration("stop").unwrap_or(otherwise.stop);
-    let release = table.duration("release").unwrap_or(otherwise.release);
-    let start = table.duration("start").unwrap_or(otherwise.start);
-    let connect = table.duration("connect").unwrap_or(otherwise.connect);
+    let drain = table.duration_or("drain", otherwise.drain);
+    let stop = table.duration_or("stop", otherwise.stop);
+    let release = table.duration_or("release", otherwise.release);
+    let start = table.duration_or("start", otherwise.start);
+    let connect = table.duration_or("connect", otherwise.connect);
     table.finish();
     Deadlines { drain, stop, release, start, connect, ..otherwise }
 }
@@ -212,8 +214,8 @@ fn steps(mut table: Table<'_, '_>, otherwise: Deadlines) -> Deadlines {
 /// `on_demand` and `guest_idle`, where they are given; else what holds already.
 pub(super) fn guests(root: &mut Table<'_, '_>, otherwise: Guests) -> Guests {
     let choices = [OnDemand::Beside, OnDemand::Evict, OnDemand::Never].map(|how| (how.as_str(), how));
-    let on_demand = root.choice("on_demand", &choices).map_or(otherwise.on_demand, Spanned::into_inner);
-    Guests { on_demand, idle: root.duration("guest_idle").unwrap_or(otherwise.idle) }
+    let on_demand = root.choice_or("on_demand", &choices, otherwise.on_demand);
+    Guests { on_demand, idle: root.duration_or("guest_idle", otherwise.idle) }
 }
 
 /// `listen` of the table of this name, where it is given.
@@ -224,7 +226,9 @@ pub(super) fn listen(
     addresses: &mut Vec<SocketAddr>,
 ) {
     const ADDRESSES: &str = "addresses with ports, for example [\"127.0.0.1:8010\", \"[::1]:8010\"]";
-    let Some(listen) = table.strings("listen", ADDRESSES) else { return };
+    let listen = table.strings("listen", ADDRESSES);
+    table.by_default("listen", addresses.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let Some(listen) = listen else { return };
     addresses.clear();
     for text in listen.get_ref() {
         match text.get_ref().parse::<SocketAddr>() {
@@ -247,18 +251,15 @@ fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings)
     listen(&mut table, reader, "proxy", &mut proxy.listen);
     cors(&mut table, &mut proxy.cors);
     let unknown = [("refuse", UnknownName::Refuse), ("default", UnknownName::Default)];
-    proxy.unknown = table.choice("unknown", &unknown).map_or(proxy.unknown, Spanned::into_inner);
-    if let Some(body) = table.parsed::<Bytes>("body", "a size, for example \"256 MiB\"") {
-        proxy.body = body.into_inner();
-    }
+    proxy.unknown = table.choice_or("unknown", &unknown, proxy.unknown);
+    proxy.body = table.parsed_or("body", "a size, for example \"256 MiB\"", proxy.body);
     let whole = "a whole number from 1 to 100000";
-    proxy.queue = table.whole("queue", 1..=100_000, whole).map_or(proxy.queue, Spanned::into_inner);
-    proxy.connections =
-        table.whole("connections", 1..=100_000, whole).map_or(proxy.connections, Spanned::into_inner);
+    proxy.queue = table.whole_or("queue", 1..=100_000, whole, proxy.queue);
+    proxy.connections = table.whole_or("connections", 1..=100_000, whole, proxy.connections);
     for (name, mut key) in table.tables("keys") {
         let hash = key.parsed::<KeyHash>("sha256", "the SHA-256 of a key; `berthctl key` makes one");
         let models = key.strings("models", "an array of models' names");
-        let loads = key.boolean("loads").unwrap_or(true);
+        let loads = key.boolean_or("loads", true);
         if hash.is_none() && !key.has("sha256") {
             reader.error(
                 format!("the key `{}` has no `sha256`", name.get_ref()),
@@ -282,10 +283,10 @@ fn proxy(root: &mut Table<'_, '_>, reader: &Reader<'_>, settings: &mut Settings)
         let message = format!("whoever reaches {address} may ask every model");
         reader.warn(ConfigError::new(message, place).help("`berthctl key NAME` makes a key for a client"));
     }
-    proxy.wait = table.duration("wait").unwrap_or(proxy.wait);
-    proxy.turn = table.duration("turn").unwrap_or(proxy.turn);
-    deadlines.first_byte = table.duration("first_byte").unwrap_or(deadlines.first_byte);
-    proxy.idle = table.duration("idle").unwrap_or(proxy.idle);
+    proxy.wait = table.duration_or("wait", proxy.wait);
+    proxy.turn = table.duration_or("turn", proxy.turn);
+    deadlines.first_byte = table.duration_or("first_byte", deadlines.first_byte);
+    proxy.idle = table.duration_or("idle", proxy.idle);
     deadlines.idle = proxy.idle;
     table.finish();
 }
@@ -328,11 +329,11 @@ fn bad_origin(origin: &str) -> Option<&'static str> {
 fn restart(root: &mut Table<'_, '_>, otherwise: Restart) -> Restart {
     let Some(mut table) = root.table("restart") else { return otherwise };
     let restart = Restart {
-        first: table.duration("first").unwrap_or(otherwise.first),
-        longest: table.duration("longest").unwrap_or(otherwise.longest),
-        healthy: table.duration("healthy").unwrap_or(otherwise.healthy),
-        failures: failures(&mut table).unwrap_or(otherwise.failures),
-        window: table.duration("window").unwrap_or(otherwise.window),
+        first: table.duration_or("first", otherwise.first),
+        longest: table.duration_or("longest", otherwise.longest),
+        healthy: table.duration_or("healthy", otherwise.healthy),
+        failures: failures(&mut table, otherwise.failures),
+        window: table.duration_or("window", otherwise.window),
     };
     table.finish();
     restart
@@ -342,15 +343,15 @@ fn restart(root: &mut Table<'_, '_>, otherwise: Restart) -> Restart {
 pub(super) fn health(root: &mut Table<'_, '_>, otherwise: Health) -> Health {
     let Some(mut table) = root.table("health") else { return otherwise };
     let every = table.duration_or_off("every", otherwise.every);
-    let failures = failures(&mut table).unwrap_or(otherwise.failures);
+    let failures = failures(&mut table, otherwise.failures);
     let token = table.duration_or_off("token", otherwise.token);
-    let busy = table.duration("busy").unwrap_or(otherwise.busy);
+    let busy = table.duration_or("busy", otherwise.busy);
     table.finish();
     Health { every, failures, token, busy }
 }
 
-fn failures(table: &mut Table<'_, '_>) -> Option<u32> {
-    table.whole("failures", 1..=1000, "a number from 1 to 1000").map(Spanned::into_inner)
+fn failures(table: &mut Table<'_, '_>, otherwise: u32) -> u32 {
+    table.whole_or("failures", 1..=1000, "a number from 1 to 1000", otherwise)
 }
 
 fn range(text: &str) -> Result<PortRange, String> {
@@ -365,6 +366,12 @@ fn range(text: &str) -> Result<PortRange, String> {
             Some(port) => Err(format!("{port} is one of Berth's own")),
             None => Ok(range),
         },
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
     }
 }
 

@@ -69,8 +69,8 @@ pub(super) fn read(root: &mut Table<'_, '_>, reader: &Reader<'_>) -> Vec<Notify>
             reader.error(message, &name.span(), "");
         }
         let rules = Rules {
-            settle: table.duration("settle").unwrap_or(RULES.settle),
-            every: table.duration("every").unwrap_or(RULES.every),
+            settle: table.duration_or("settle", RULES.settle),
+            every: table.duration_or("every", RULES.every),
         };
         if let Some(target) = target(&mut table, reader, &name) {
             all.push(Notify { name: name.into_inner(), target, rules });
@@ -87,6 +87,7 @@ fn target(table: &mut Table<'_, '_>, reader: &Reader<'_>, name: &Spanned<String>
     let url = table.string("url", URL);
     let formats = [("json", Format::Json), ("ntfy", Format::Ntfy)];
     let format = table.choice("format", &formats);
+    table.by_default("format", formats[0].0);
     match (command, url) {
         (Some(command), None) => {
             if let Some(format) = format {
@@ -114,7 +115,7 @@ fn target(table: &mut Table<'_, '_>, reader: &Reader<'_>, name: &Spanned<String>
                 Some(Wrong::Other(why)) => table.complain("url", URL, &url.span(), why),
                 None => {}
             }
-            let format = format.map_or(Format::Json, Spanned::into_inner);
+            let format = format.map_or(formats[0].1, Spanned::into_inner);
             Some(Target::Post { url: url.into_inner(), format })
         }
         (Some(_), Some(url)) => {

@@ -48,12 +48,13 @@ pub(super) fn read(reader: &Reader<'_>, name: String, source: Option<PathBuf>) -
     let mut root = Table::root(reader, &table);
     let devices = devices(&mut root, reader);
     let spread = parsed_word(&mut root, "gpus", "\"fewest\", \"all\", \"one\" or a number of GPUs");
-    let fill = root.choice("fill", &[("even", Fill::Even), ("in order", Fill::InOrder)]);
+    root.by_default("gpus", FEWEST);
+    let fill = root.choice_or("fill", &[("even", Fill::Even), ("in order", Fill::InOrder)], Fill::Even);
     let headroom = root.parsed::<Bytes>("headroom", "a size, for example \"256 MiB\"");
-    let share = root.boolean("share");
-    let priority = root.whole("priority", -1000..=1000, "a whole number from -1000 to 1000");
-    let evict =
-        root.choice("evict", &[("any", Evicts::Any), ("lower", Evicts::Lower), ("none", Evicts::None)]);
+    let share = root.boolean_or("share", true);
+    let priority = root.whole_or("priority", -1000..=1000, "a whole number from -1000 to 1000", 0);
+    let evicts = [("any", Evicts::Any), ("lower", Evicts::Lower), ("none", Evicts::None)];
+    let evicts = root.choice_or("evict", &evicts, Evicts::Any);
     let ladder = ladder(&mut root, reader);
     let host = root.table("host").map(|table| host(table, reader)).unwrap_or_default();
     let policy = Policy {
@@ -61,11 +62,11 @@ pub(super) fn read(reader: &Reader<'_>, name: String, source: Option<PathBuf>) -
         source,
         devices,
         spread: spread.map_or(Spread::Fewest, |spread: Spanned<Gpus>| spread.into_inner().0),
-        fill: fill.map_or(Fill::Even, Spanned::into_inner),
+        fill,
         headroom: headroom.map(Spanned::into_inner),
-        shares: share.unwrap_or(true),
-        priority: priority.map_or(0, Spanned::into_inner),
-        evicts: evict.map_or(Evicts::Any, Spanned::into_inner),
+        shares: share,
+        priority,
+        evicts,
         ladder: ladder.iter().map(|rung| *rung.get_ref()).collect(),
         host,
     };
@@ -91,7 +92,9 @@ fn name(reader: &Reader<'_>) -> Option<String> {
 fn devices(root: &mut Table<'_, '_>, reader: &Reader<'_>) -> Vec<Devices> {
     const EXPECTED: &str =
         "\"all\", \"host\", an index, a UUID, a name pattern (\"RTX 5060*\"), or an array of GPUs";
-    let Some(words) = root.words("devices", EXPECTED) else { return vec![Devices::All] };
+    let words = root.words("devices", EXPECTED);
+    root.by_default("devices", Devices::All.to_string());
+    let Some(words) = words else { return vec![Devices::All] };
     let message = format!("`devices` must be {EXPECTED}");
     let devices = each::<Devices>(words.get_ref(), reader, &message);
     if words.get_ref().is_empty() {
@@ -106,6 +109,9 @@ fn devices(root: &mut Table<'_, '_>, reader: &Reader<'_>) -> Vec<Devices> {
     devices.into_iter().map(Spanned::into_inner).collect()
 }
 
+/// As few as hold it: what holds where nothing is said.
+const FEWEST: &str = "fewest";
+
 /// Over how many GPUs, as it is written.
 struct Gpus(Spread);
 
@@ -114,7 +120,7 @@ impl FromStr for Gpus {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(Self(match text {
-            "fewest" => Spread::Fewest,
+            FEWEST => Spread::Fewest,
             "all" => Spread::All,
             "one" => Spread::Exactly(1),
             number => match number.parse() {
@@ -166,11 +172,13 @@ fn host(mut table: Table<'_, '_>, reader: &Reader<'_>) -> HostRules {
         "\"all\", \"physical\", \"performance\", \"efficiency\", a list (\"0,2,4-9\") or a mask (\"0x3F5\")";
     let otherwise = HostRules::default();
     let cores = table.parsed::<Cores>("cores", CORES);
+    table.by_default("cores", otherwise.cores.to_string());
     let threads = table.whole("threads", 1..=4096_u32, "a number from 1 to 4096");
-    let lock = table.boolean("lock");
+    let lock = table.boolean_or("lock", otherwise.lock);
     let nice = table.whole("nice", -20..=19, "a number from -20 to 19");
+    table.by_default("nice", otherwise.nice);
     let memory = table.parsed::<Bytes>("memory", "a size, for example \"24 GiB\"");
-    let headroom = table.parsed::<Bytes>("headroom", "a size, for example \"2 GiB\"");
+    let headroom = table.parsed_or("headroom", "a size, for example \"2 GiB\"", otherwise.headroom);
     table.finish();
     if let Some(nice) = nice.as_ref().filter(|nice| *nice.get_ref() < 0) {
         let place = reader.place(&nice.span(), "measured: 67.4 instead of 69.8 tokens a second");
@@ -195,10 +203,10 @@ fn host(mut table: Table<'_, '_>, reader: &Reader<'_>) -> HostRules {
     HostRules {
         cores: cores.map_or(otherwise.cores, Spanned::into_inner),
         threads: threads.map(Spanned::into_inner),
-        lock: lock.unwrap_or(otherwise.lock),
+        lock,
         nice: nice.map_or(otherwise.nice, Spanned::into_inner),
         memory: memory.map(Spanned::into_inner),
-        headroom: headroom.map_or(otherwise.headroom, Spanned::into_inner),
+        headroom,
     }
 }
 

@@ -3,12 +3,13 @@
 //! Not by serde's derive, since that stops at the first error, and a person who mends a file wants to hear of
 //! all of them at once.
 
+mod times;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::{Range, RangeInclusive};
 use std::str::FromStr;
-use std::time::Duration;
 
 use serde_json::{Number, Value, json};
 use toml::Spanned;
@@ -17,14 +18,13 @@ use toml::de::{DeTable, DeValue};
 use super::SourceFile;
 use super::error::{ConfigError, Place, Warning};
 
-/// No step of a swap takes longer than this, so a longer deadline is a slip of the pen.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub(super) use times::shown;
 
 /// One file being read, and what is wrong with it so far.
 pub(super) struct Reader<'a> {
     pub(super) file: &'a SourceFile,
     found: RefCell<Found>,
-    /// What is asked for, by its whole key; kept for a schema alone.
+    /// What is asked for, by its whole key; kept where keys are only told of.
     asked: Option<RefCell<Asked>>,
 }
 
@@ -58,7 +58,7 @@ impl<'a> Reader<'a> {
         Self { file, found: RefCell::default(), asked: None }
     }
 
-    /// One that notes what is asked for.
+    /// One that notes what is asked for, and what holds otherwise.
     pub(super) fn noting(file: &'a SourceFile) -> Self {
         Self { asked: Some(RefCell::default()), ..Self::new(file) }
     }
@@ -66,6 +66,14 @@ impl<'a> Reader<'a> {
     fn ask(&self, table: &Table<'_, '_>, key: &str, may: impl FnOnce() -> May) {
         if let Some(asked) = &self.asked {
             asked.borrow_mut().insert(format!("{}{key}", table.prefix), may());
+        }
+    }
+
+    fn ask_default(&self, table: &Table<'_, '_>, key: &str, value: impl FnOnce() -> Value) {
+        if let Some(asked) = &self.asked
+            && let Some(May::Value(schema)) = asked.borrow_mut().get_mut(&format!("{}{key}", table.prefix))
+        {
+            schema["default"] = value();
         }
     }
 
@@ -311,6 +319,17 @@ impl<'r, 'a> Table<'r, 'a> {
         pairs.collect()
     }
 
+    /// Says what holds where a key that was asked for is not given.
+    pub(super) fn by_default(&self, key: &str, value: impl Into<Value>) {
+        self.reader.ask_default(self, key, || value.into());
+    }
+
+    pub(super) fn boolean_or(&mut self, key: &'static str, otherwise: bool) -> bool {
+        let given = self.boolean(key);
+        self.by_default(key, otherwise);
+        given.unwrap_or(otherwise)
+    }
+
     pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
         let value = self.take(key, || json!({ "type": "boolean" }))?;
         let found = value.get_ref().as_bool();
@@ -322,7 +341,10 @@ impl<'r, 'a> Table<'r, 'a> {
 
     pub(super) fn port(&mut self, key: &'static str) -> Option<Spanned<u16>> {
         const EXPECTED: &str = "a port number, for example 8022";
-        let value = self.take(key, || json!({ "type": "integer", "minimum": 1, "maximum": 65535 }))?;
+        let value = self.take(
+            key,
+            || json!({ "type": "integer", "minimum": 1, "maximum": 65535, "description": EXPECTED }),
+        )?;
         let Some(number) = value.get_ref().as_integer() else {
             self.wrong_type(key, value, EXPECTED);
             return None;
@@ -359,6 +381,30 @@ impl<'r, 'a> Table<'r, 'a> {
             self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), &value.span(), "");
         }
         number.map(|number| Spanned::new(value.span(), number))
+    }
+
+    pub(super) fn whole_or<T>(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<T>,
+        expected: &str,
+        otherwise: T,
+    ) -> T
+    where
+        T: TryFrom<i64> + Into<i64> + PartialOrd + Copy,
+    {
+        let given = self.whole(key, range, expected);
+        self.by_default(key, otherwise.into());
+        given.map_or(otherwise, Spanned::into_inner)
+    }
+
+    pub(super) fn parsed_or<T>(&mut self, key: &'static str, expected: &str, otherwise: T) -> T
+    where
+        T: FromStr<Err: Display> + Display,
+    {
+        let given = self.parsed(key, expected);
+        self.by_default(key, otherwise.to_string());
+        given.map_or(otherwise, Spanned::into_inner)
     }
 
     /// A value written as text: a size, an address …
@@ -414,49 +460,18 @@ impl<'r, 'a> Table<'r, 'a> {
             .then(|| Spanned::new(texts.span(), OneOrEach::Each(each)))
     }
 
-    pub(super) fn duration(&mut self, key: &'static str) -> Option<Duration> {
-        const EXPECTED: &str = "a time, for example \"90 s\", \"15 min\" or \"1h 30m\"";
-        let text = self.string(key, EXPECTED)?;
-        self.time(key, &text, EXPECTED)
-    }
-
-    /// A time, or None where it is written `"off"`; `otherwise` where it is not written.
-    pub(super) fn duration_or_off(
+    /// One of a few words; `otherwise` is what one of them stands for.
+    pub(super) fn choice_or<T: Copy + PartialEq>(
         &mut self,
         key: &'static str,
-        otherwise: Option<Duration>,
-    ) -> Option<Duration> {
-        const EXPECTED: &str = "a time, for example \"10 s\" or \"5 min\", or \"off\"";
-        let Some(text) = self.string(key, EXPECTED) else { return otherwise };
-        if text.get_ref() == "off" { None } else { self.time(key, &text, EXPECTED) }
-    }
-
-    /// A time within `range`; `expected` says what it is, with its bounds.
-    pub(super) fn duration_within(
-        &mut self,
-        key: &'static str,
-        range: RangeInclusive<Duration>,
-        expected: &str,
-    ) -> Option<Duration> {
-        let text = self.string(key, expected)?;
-        let label = match humantime::parse_duration(text.get_ref()) {
-            Ok(time) if range.contains(&time) => return Some(time),
-            Ok(_) => String::new(),
-            Err(error) => error.to_string(),
-        };
-        self.complain(key, expected, &text.span(), &label);
-        None
-    }
-
-    fn time(&self, key: &str, text: &Spanned<String>, expected: &str) -> Option<Duration> {
-        let label = match humantime::parse_duration(text.get_ref()) {
-            Ok(Duration::ZERO) => "nothing can be done in no time".to_owned(),
-            Ok(time) if time > LONGEST => "at most 24 h are allowed".to_owned(),
-            Ok(time) => return Some(time),
-            Err(error) => error.to_string(),
-        };
-        self.reader.error(format!("`{}{key}` must be {expected}", self.prefix), &text.span(), label);
-        None
+        choices: &[(&str, T)],
+        otherwise: T,
+    ) -> T {
+        let given = self.choice(key, choices);
+        if let Some((word, _)) = choices.iter().find(|(_, value)| *value == otherwise) {
+            self.by_default(key, *word);
+        }
+        given.map_or(otherwise, Spanned::into_inner)
     }
 
     /// One of a few words.

@@ -15,7 +15,7 @@ pub enum Severity {
 }
 
 /// Every code of a problem, and how bad it is.
-pub const CODES: [(&str, Severity); 17] = [
+pub const CODES: [(&str, Severity); 18] = [
     ("ledger_damaged", Severity::Error),
     ("ledger", Severity::Warning),
     ("quarantined", Severity::Error),
@@ -30,6 +30,7 @@ pub const CODES: [(&str, Severity); 17] = [
     ("history_damaged", Severity::Warning),
     ("history_error", Severity::Warning),
     ("exposed", Severity::Warning),
+    ("not_taken_over", Severity::Warning),
     ("rival", Severity::Warning),
     ("starting", Severity::Error),
     ("no_answer", Severity::Error),

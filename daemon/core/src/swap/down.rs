@@ -119,7 +119,8 @@ impl Swap {
             return;
         }
         if killed {
-            let who: Vec<String> = left.iter().map(|model| survivors(world.facts, model)).collect();
+            let who: Vec<String> =
+                left.iter().map(|model| survivors(world.state, world.facts, model)).collect();
             self.fail(
                 world,
                 format!("{}; a new server is not started over it", who.join("; ")),

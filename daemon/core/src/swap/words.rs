@@ -10,7 +10,7 @@ use crate::name::ModelName;
 use crate::plan::Plan;
 use crate::state::State;
 
-pub(super) fn survivors(facts: &Facts, model: &ModelName) -> String {
+pub(super) fn survivors(state: &State, facts: &Facts, model: &ModelName) -> String {
     let pids: Vec<String> = match facts.units.get(model).map(|unit| &unit.processes) {
         Some(Known::Value(processes)) => processes.keys().map(u32::to_string).collect(),
         _ => Vec::new(),
@@ -19,7 +19,7 @@ pub(super) fn survivors(facts: &Facts, model: &ModelName) -> String {
         .gpus()
         .iter()
         .flat_map(|gpu| gpu.processes.value().into_iter().flatten().map(move |process| (gpu.index, process)))
-        .filter(|(_, process)| process.model.as_ref() == Some(model))
+        .filter(|(_, process)| state.owner(process) == Some(model))
         .map(|(index, process)| {
             let bytes = process.memory.value().map_or("an unknown amount".to_owned(), Bytes::to_string);
             format!("pid {} ({}) holds {bytes} on GPU {index}", process.pid, process.program)

@@ -330,6 +330,30 @@ fn settings_that_became_the_declaration_keep_their_model() {
     assert!(declared.with_unnamed([&tried]).models.contains_key(&tried));
 }
 
+/// A server that takes a share of the GPU and somewhat more: where the share was all that there was, it takes a smaller one the
+/// next time, and is not refused the place that it has.
+#[test]
+fn what_a_share_is_exceeded_by_makes_the_next_share_smaller() {
+    let declared = [
+        ("m", "cmd = \"vllm serve /models/m --max-model-len 4096\"\nport = 9001\n"),
+        ("other", "cmd = \"serve\"\nport = 9002\n[memory]\ngpu = \"6 GiB\"\n"),
+    ];
+    let mut tower = with(Machine::bare(1), &declared, "/models/m", small()).serves("other", &[(0, 6144)]);
+    program(&mut tower, "m");
+    let share = |start: &Start| start.layout.tuning.utilization.unwrap();
+    let first = goes(&tower, Verb::Start, "m").starts[0].clone();
+    assert!((40..70).contains(&share(&first)), "{first:?}");
+    for (beyond, smaller) in [(2, 0), (400, 2)] {
+        let mut tower = tower.clone();
+        ran(&mut tower, &first, first.gpus[0].bytes.plus(Bytes::mib(beyond)));
+        let again = goes(&tower, Verb::Start, "m").starts[0].clone();
+        assert_eq!(share(&first) - share(&again), smaller, "{beyond}: {again:?}");
+        // What it exceeds its share by is kept for it, too.
+        let taken = Bytes((15_923 << 20) * u64::from(share(&again)) / 100);
+        assert!(again.gpus[0].bytes >= taken.plus(Bytes::mib(beyond)), "{beyond}: {again:?}");
+    }
+}
+
 /// What was learned on one GPU needs less there than its estimate elsewhere: nobody has to go for the rest.
 #[test]
 fn where_it_is_known_to_take_less_nobody_has_to_go() {

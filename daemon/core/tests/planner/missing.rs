@@ -13,7 +13,7 @@ use berth_core::upkeep::Upkeep;
 
 use crate::story::{Machine, name};
 
-fn problems(machine: &Machine, memory: &Memory) -> Vec<Problem> {
+pub(super) fn problems(machine: &Machine, memory: &Memory) -> Vec<Problem> {
     status::problems(&View {
         settings: &machine.settings,
         facts: &machine.facts,

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use berth_core::bytes::Bytes;
-use berth_core::facts::{Active, Known};
-use berth_core::plan::Verdict;
+use berth_core::facts::{Active, Known, Listener, Preflight};
+use berth_core::plan::{Verdict, admit};
 use berth_core::proxy::Clients;
 use berth_core::release::Proofs;
 use berth_core::report::Verb;
 use berth_core::state::Phase;
+use berth_core::status::Memory;
 use berth_core::swap::World;
 use berth_core::upkeep::Upkeep;
 
@@ -68,7 +69,8 @@ fn what_it_holds_is_the_models() {
 fn its_memory_is_awaited_where_it_came_later() {
     let mut tower = by_hand(0);
     observe(&mut tower);
-    assert_eq!(claimed(&tower), []);
+    // On which of them it will be is not known.
+    assert_eq!(claimed(&tower), [Bytes::ZERO; 2]);
     for (mib, expected) in [(9_000, 9_000), (5, 9_000), (5_000, 14_005)] {
         for gpu in [0, 1] {
             tower.holds(gpu, 812, "vllm", mib, None);
@@ -90,6 +92,37 @@ fn nothing_is_started_beside_it_before_it_is_known() {
     let Verdict::Refused { refusal, .. } = tower.plan(Verb::Switch, Some("genesis")) else { panic!("twice") };
     assert_eq!(refusal.code, "not_taken_over");
     assert!(refusal.text.starts_with("genesis runs already as genesis.service"), "{}", refusal.text);
+
+    // Whoever decided to start it, and however late: also while it is being stopped.
+    let bare = Machine::bare(2);
+    let Verdict::Go(plan) = bare.plan(Verb::Switch, Some("genesis")) else { panic!("it fits") };
+    for active in [Active::Activating, Active::Active, Active::Deactivating] {
+        let mut tower = by_hand(4_000);
+        tower.facts.units.get_mut(&name("genesis")).unwrap().active = active;
+        let refusal = admit(&tower.settings, &tower.facts, &tower.state, &plan.starts[0]).unwrap_err();
+        assert_eq!(refusal.code, "not_taken_over");
+    }
+    let mut tower = by_hand(0);
+    tower.facts.units.get_mut(&name("genesis")).unwrap().active = Active::Inactive;
+    assert_eq!(admit(&tower.settings, &tower.facts, &tower.state, &plan.starts[0]), Ok(()));
+
+    // Nor is another given its port, and why it is not known is said.
+    let mut tower = by_hand(4_000);
+    tower.gpu(1).processes = Known::Unknown("N/A".to_owned());
+    let (address, model) = ("127.0.0.1".parse().unwrap(), Some(name("genesis")));
+    let listener = Listener { address, port: 8022, uid: 1000, model, unit: None };
+    tower.preflight.insert(name("twin"), Preflight { files: Vec::new(), port: Some(listener) });
+    let Verdict::Refused { refusal, .. } = tower.plan(Verb::Start, Some("twin")) else {
+        panic!("8022 is taken")
+    };
+    assert_eq!(refusal.text, "port 8022 is taken by genesis (127.0.0.1, user id 1000)");
+    let problems = super::missing::problems(&tower, &Memory::default());
+    let [problem] = problems.as_slice() else { panic!("{problems:?}") };
+    assert_eq!(problem.code, "not_taken_over");
+    assert_eq!(
+        problem.text,
+        "genesis.service runs, and is not taken over as genesis: what it holds is not known, since GPU 1 does not say: N/A"
+    );
 }
 
 #[test]

@@ -317,6 +317,14 @@ fn two_services_and_a_process_become_models_and_go_back() {
     let pid = berth.property("genesis.service", "MainPID");
     _ = berth.ctl(&["add", "genesis.service", "--yes"]).with_code(0);
     berth.wait_serving("genesis", SOON);
+    // The next berthd would miss what nobody has let go of.
+    _ = berth.systemctl(&["stop", "berthd.service"]).with_code(0);
+    let added = files(&berth, folders);
+    let refused = berth.ctl(&["remove", "genesis", "--yes"]).with_code(3);
+    assert!(refused.to_string().contains("Nothing was changed"), "{refused}");
+    assert_eq!(files(&berth, folders), added);
+    _ = berth.systemctl(&["start", "berthd.service"]).with_code(0);
+    berth.wait_serving("genesis", SOON);
     let removed = berth.ctl(&["remove", "genesis", "--yes"]).with_code(0);
     assert!(removed.stdout.contains("genesis.service serves on"), "{removed}");
     assert_eq!(berth.property("genesis.service", "MainPID"), pid);
@@ -346,12 +354,17 @@ fn two_services_and_a_process_become_models_and_go_back() {
     a_process(&berth);
 }
 
+/// Clients reach the model at Berth's address.
+fn answers(berth: &Berth, model: &str) {
+    let body = json!({ "model": model, "prompt": "count", "max_tokens": 4 });
+    let answer = post(berth.pid1().unwrap(), 8010, "/v1/completions", &body, SOON).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
 /// Clients reach it at Berth's address. berthd dies and its successor finds the service again; then it is stopped for another model as any model is, and
 /// nothing is started in its memory before that is back.
 fn taken_over(berth: &Berth, pid: &str) {
-    let body = json!({ "model": "default", "prompt": "count", "max_tokens": 4 });
-    let answer = post(berth.pid1().unwrap(), 8010, "/v1/completions", &body, SOON).unwrap();
-    assert_eq!(answer.status, 200, "{}", answer.body);
+    answers(berth, "default");
     _ = berth.systemctl(&["kill", "--signal", "KILL", "berthd.service"]).with_code(0);
     berth.wait_for_berthd(SOON).unwrap();
     berth.wait_for("the next berthd has it", SOON, |berth| {
@@ -418,14 +431,21 @@ fn a_process(berth: &Berth) {
     _ = berth.systemctl(&["stop", "mine.service"]).with_code(0);
 
     // One that takes no notice of SIGTERM is killed when its time is over, and nothing else may be.
-    let script =
-        "setsid /usr/bin/fakellm --vram-each 6000MiB --port 8056 --ignore-sigterm >/dev/null 2>&1 & echo $!";
+    let script = "setsid /usr/bin/fakellm --vram-each 6000MiB --ignore-sigterm >/dev/null 2>&1 & echo $!";
     _ = berth.run(Some("frank"), &["sh", "-c", script]).with_code(0);
     let pid = berth.wait_for("it holds memory", SOON, |berth| {
         let holds = berth.gpu(&["show"]).contains("used 6000.00 MiB");
         let found = berth.run(None, &["pgrep", "-x", "fakellm"]).stdout;
         found.lines().next().filter(|_| holds).map(str::to_owned)
     });
+    // Once more after it was given back, and at the port that its command line does not name.
+    for _ in 0..2 {
+        _ = berth.ctl(&["add", &pid, "--name", "stubborn", "--yes"]).with_code(0);
+        berth.wait_serving("stubborn", SOON);
+        answers(berth, "stubborn");
+        let removed = berth.ctl(&["remove", "stubborn", "--yes"]).with_code(0);
+        assert!(removed.stdout.contains("berth-taken-stubborn.scope serves on"), "{removed}");
+    }
     _ = berth.ctl(&["add", &pid, "--name", "stubborn", "--yes"]).with_code(0);
     berth.wait_serving("stubborn", SOON);
     let patience = "\n[deadlines]\nstop = \"1 s\"\n";

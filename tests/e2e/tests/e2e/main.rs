@@ -15,6 +15,7 @@ mod containers;
 mod crash;
 mod dashboard;
 mod devices;
+mod docs;
 mod doctor;
 mod failures;
 mod health;

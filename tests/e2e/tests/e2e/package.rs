@@ -239,6 +239,7 @@ fn is_sound(machine: &Machine) {
     let verbs = machine.root("ls /usr/share/man/man1/ | grep -c ^berthctl-").trim().parse::<u32>().unwrap();
     assert!(verbs > 20, "{verbs} pages");
     machine.root("zcat /usr/share/man/man8/berthd.8.gz | grep -q 'SH NAME'");
+    machine.root("zcat /usr/share/man/man5/berth.toml.5.gz | grep -q 'SH NAME'");
     machine.root("grep -q json-schema.org /usr/share/berth/schema/model.json");
 }
 

@@ -173,6 +173,12 @@ fn looks_and_changes_nothing(machine: &Machine) {
         let expected = expected.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(flat.contains(&expected), "{expected}: {said}");
     }
+    // What can be mended keeps nothing from starting at boot.
+    machine.root("echo '# changed' >>/etc/systemd/system/genesis.service");
+    let unread = with_code(machine, "berthctl setup --dry-run", 0).stdout;
+    machine.root("sed -i '$d' /etc/systemd/system/genesis.service && systemctl daemon-reload");
+    assert!(unread.contains("genesis.service stays as it is"), "{unread}");
+    assert!(!unread.contains("genesis.service no longer starts"), "{unread}");
     let nobody = with_code(machine, "berthctl setup </dev/null", 2);
     assert!(nobody.stderr.contains("--yes"), "{}", nobody.stderr);
     let no = with_code(machine, "yes n | head -4 | script -qec 'berthctl setup' /dev/null", 3);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{DEFAULT_UTILIZATION, UTILIZATION};
 use crate::backend::Backend as _;
-use crate::backend::lay_out::{Ask, Laid, LayOut};
+use crate::backend::lay_out::{Ask, Laid, LayOut, fits};
 use crate::bytes::Bytes;
 use crate::config::Model;
 use crate::demand::{Demand, Parts, Source, What};
@@ -46,46 +46,75 @@ pub(super) fn lay_out<'a>(ask: &Ask<'a>) -> Result<LayOut<'a>, String> {
     Ok(Box::new(move |rooms| {
         let parts = needs.as_ref().map(|needs| needs.parts(rooms.len()));
         let needs = parts.as_ref().map_or(Bytes::ZERO, Parts::total);
+        let at = |share: f64, beyond: Bytes| laid(&ask, rooms, parts.as_ref(), tuning, (share, said), beyond);
         let share = said.unwrap_or_else(|| chosen(rooms, needs));
-        let mut demand = Demand { gpus: Vec::new(), host: Parts::default() };
-        let mut wrong = None;
-        for room in rooms {
-            let taken = share_of(room.usable, share);
-            let mut whole = Parts::default();
-            match &parts {
-                // It needs more than its share: what is short can be seen part by part.
-                Some(parts) if needs > taken => {
-                    whole = parts.clone();
-                    if needs <= room.available {
-                        wrong = Some(format!(
-                            "{taken} of each GPU leave no room for the KV cache of one request: it needs {needs}, so \
-                             raise the share ({UTILIZATION}) above {share:.2}, or lower the context"
-                        ));
-                    }
-                }
-                // What is left of its share becomes KV cache.
-                Some(parts) => {
-                    whole = parts.clone();
-                    whole.add(What::KvGlobal, taken.less(needs), Source::Exact);
-                }
-                None => whole.add(What::Whole, taken, Source::Exact),
-            }
-            demand.gpus.push(whole);
+        let first = at(share, Bytes::ZERO);
+        // What it took beyond its share when it ran like this it takes again, beyond a smaller one too.
+        let each = first.demand.gpus.iter().zip(rooms);
+        let beyond = each.map(|(parts, room)| parts.total().less(share_of(room.usable, share))).max();
+        let beyond = beyond.unwrap_or_default();
+        if said.is_some() || beyond == Bytes::ZERO || fits(&first.demand, rooms) {
+            return first;
         }
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let hundredths = (share * 100.0).round() as u32;
-        let settled = Tuning {
-            utilization: (said.is_none() && hundredths != 92).then_some(hundredths).or(tuning.utilization),
-            ..tuning
-        };
-        let layout = Layout { tuning: settled, ..Layout::default() };
-        ask.apply_learned(&layout, rooms, &mut demand);
-        // It starts only where its share is free, whatever it held when it ran.
-        for (parts, room) in demand.gpus.iter_mut().zip(rooms) {
-            parts.add(What::KvGlobal, share_of(room.usable, share).less(parts.total()), Source::Exact);
+        let mut less = rooms.to_vec();
+        for room in &mut less {
+            room.available = room.available.less(beyond);
         }
-        Laid { layout, demand, wrong, elastic: said.is_none() }
+        let smaller = at(chosen(&less, needs), beyond);
+        if smaller.wrong.is_none() && fits(&smaller.demand, rooms) { smaller } else { first }
     }))
+}
+
+/// Laid out with this share of each GPU, which may be the user's own word, and takes `beyond` of each besides.
+fn laid(
+    ask: &Ask<'_>,
+    rooms: &[Room<'_>],
+    parts: Option<&Parts>,
+    tuning: Tuning,
+    (share, said): (f64, Option<f64>),
+    beyond: Bytes,
+) -> Laid {
+    let needs = parts.map_or(Bytes::ZERO, Parts::total);
+    let mut demand = Demand { gpus: Vec::new(), host: Parts::default() };
+    let mut wrong = None;
+    for room in rooms {
+        let taken = share_of(room.usable, share);
+        let mut whole = Parts::default();
+        match parts {
+            // It needs more than its share: what is short can be seen part by part.
+            Some(parts) if needs > taken => {
+                whole = parts.clone();
+                if needs <= room.available {
+                    wrong = Some(format!(
+                        "{taken} of each GPU leave no room for the KV cache of one request: it needs {needs}, so \
+                         raise the share ({UTILIZATION}) above {share:.2}, or lower the context"
+                    ));
+                }
+            }
+            // What is left of its share becomes KV cache.
+            Some(parts) => {
+                whole = parts.clone();
+                whole.add(What::KvGlobal, taken.less(needs), Source::Exact);
+            }
+            None => whole.add(What::Whole, taken, Source::Exact),
+        }
+        demand.gpus.push(whole);
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let hundredths = (share * 100.0).round() as u32;
+    let settled = Tuning {
+        utilization: (said.is_none() && hundredths != 92).then_some(hundredths).or(tuning.utilization),
+        ..tuning
+    };
+    let layout = Layout { tuning: settled, ..Layout::default() };
+    ask.apply_learned(&layout, rooms, &mut demand);
+    // It starts only where its share is free, whatever it held when it ran.
+    for (parts, room) in demand.gpus.iter_mut().zip(rooms) {
+        let share = share_of(room.usable, share);
+        parts.add(What::KvGlobal, share.less(parts.total()), Source::Exact);
+        parts.add(What::Compute, share.plus(beyond).less(parts.total()), Source::Learned);
+    }
+    Laid { layout, demand, wrong, elastic: said.is_none() }
 }
 
 /// See [`Backend::numbers`](crate::backend::Backend::numbers). What the arguments say; else numbers that divide the heads

@@ -13,12 +13,12 @@ use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 /// Who wants to open it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     /// The user's name, or its number where it has none.
-    pub(super) user: String,
-    pub(super) uid: u32,
+    pub(crate) user: String,
+    pub(crate) uid: u32,
     /// All groups.
-    pub(super) gids: BTreeSet<u32>,
+    pub(crate) gids: BTreeSet<u32>,
 }
 
 impl Identity {
@@ -26,7 +26,7 @@ impl Identity {
     ///
     /// # Errors
     /// Who is not there, as a clause.
-    pub(super) fn of_unit(user: &str, group: &str, more: &[String]) -> Result<Self, String> {
+    pub(crate) fn of_unit(user: &str, group: &str, more: &[String]) -> Result<Self, String> {
         let systemds = Scope::this().user().unwrap_or(0).to_string();
         let name = if user.is_empty() { &systemds } else { user };
         let found = match name.parse::<u32>() {
@@ -55,7 +55,7 @@ fn gid_of(group: &str) -> Result<Gid, String> {
 
 /// What is wanted of the last of a path's parts; of folders on the way it is to be passed through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Want {
+pub(crate) enum Want {
     Read,
     ReadWrite,
     Execute,
@@ -71,7 +71,7 @@ impl Want {
         }
     }
 
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::ReadWrite => "open",
@@ -82,34 +82,34 @@ impl Want {
 
 /// A file or folder as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Step {
-    pub(super) path: PathBuf,
-    pub(super) folder: bool,
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct Step {
+    pub(crate) path: PathBuf,
+    pub(crate) folder: bool,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// It has an access control list, so that its mode alone does not say who may.
-    pub(super) listed: bool,
+    pub(crate) listed: bool,
 }
 
 /// The way to a file: what was passed through, the file last; and why it goes no further.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Way {
-    pub(super) steps: Vec<Step>,
+pub(crate) struct Way {
+    pub(crate) steps: Vec<Step>,
     /// The first that is not there, or that whoever looks may not see.
-    pub(super) ends: Option<(PathBuf, End)>,
+    pub(crate) ends: Option<(PathBuf, End)>,
 }
 
 /// Why nothing more is known of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     Missing,
     /// Why it can't be looked at.
     Hidden(String),
 }
 
 /// Looks at every part of a path, and of what it leads to where links are on it.
-pub(super) fn look(path: &Path) -> Way {
+pub(crate) fn look(path: &Path) -> Way {
     let mut way = Way::default();
     let whole = fs::canonicalize(path).ok().filter(|whole| whole != path);
     for path in [Some(path), whole.as_deref()].into_iter().flatten() {
@@ -156,14 +156,14 @@ fn has_list(path: &Path) -> bool {
 
 /// What keeps somebody from a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(crate) enum Refused {
     /// This does not let them.
     By(Step),
     Missing(PathBuf),
 }
 
 /// Whether they may do what they want with the file at the end of this way. Unknown with the reason.
-pub(super) fn judge(way: &Way, who: &Identity, want: Want) -> Known<Result<(), Refused>> {
+pub(crate) fn judge(way: &Way, who: &Identity, want: Want) -> Known<Result<(), Refused>> {
     let last = way.steps.len().saturating_sub(1);
     for (at, step) in way.steps.iter().enumerate() {
         let wanted = if at == last && way.ends.is_none() { want.bits(step.folder) } else { 0o1 };
@@ -194,7 +194,7 @@ pub(super) fn judge(way: &Way, who: &Identity, want: Want) -> Known<Result<(), R
 
 impl Step {
     /// `drwx------ frank frank /home/frank`.
-    pub(super) fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         let kind = if self.folder { 'd' } else { '-' };
         let bit = |at: u32, letter: char| if self.mode >> at & 1 == 1 { letter } else { '-' };
         let rights: String =
@@ -207,21 +207,25 @@ impl Step {
     }
 
     /// The command that lets them through, or lets them read.
-    pub(super) fn let_in(&self, who: &Identity, want: Want) -> String {
+    pub(crate) fn let_in(&self, who: &Identity, want: Want) -> String {
         let bits = if self.folder { 0o1 } else { want.bits(false) };
         let group = Group::from_gid(Gid::from_raw(self.gid)).ok().flatten().filter(|_| self.gid != 0);
         match group {
             Some(group) if self.mode >> 3 & bits == bits => {
                 format!("sudo usermod -aG {} {}", group.name, who.user)
             }
-            _ => {
-                let letters = [(0o4, "r"), (0o2, "w"), (0o1, "x")];
-                let letters: String =
-                    letters.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, letter)| *letter).collect();
-                let path = self.path.to_string_lossy().into_owned();
-                format!("sudo setfacl -m u:{}:{letters} {}", who.user, shell_words::quote(&path))
-            }
+            _ => self.let_alone_in(who, want),
         }
+    }
+
+    /// The command that does so for them and no group.
+    pub(crate) fn let_alone_in(&self, who: &Identity, want: Want) -> String {
+        let bits = if self.folder { 0o1 } else { want.bits(false) };
+        let letters = [(0o4, "r"), (0o2, "w"), (0o1, "x")];
+        let letters: String =
+            letters.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, letter)| *letter).collect();
+        let path = self.path.to_string_lossy().into_owned();
+        format!("sudo setfacl -m u:{}:{letters} {}", who.user, shell_words::quote(&path))
     }
 }
 

@@ -100,6 +100,14 @@ const CASES: &[(&str, How)] = &[
     ("berthctl stop", Verb),
     ("berthctl switch", Verb),
     ("berthctl token", Verb),
+    (
+        "berthctl add /etc/containers/systemd/vllm.container",
+        As(
+            "berthctl add /etc/containers/systemd/vllm.container --dry-run",
+            "mkdir -p /etc/containers/systemd; printf '[Container]\\nImage=vllm/vllm-openai\\nExec=--model a/b\\nNetwork=host\\n' \
+             >/etc/containers/systemd/vllm.container",
+        ),
+    ),
     // README
     ("sudo berthctl setup --undo", After("berthctl stop --all")),
     (

@@ -183,8 +183,9 @@ pub(crate) async fn into_scope(scope: &str, about: &str, pid: u32) -> Result<(),
     // systemd answers before it does it, and until then it is inactive.
     let until = Instant::now() + RELOAD;
     loop {
-        let state: String = reader.get(UNIT, "ActiveState").await?;
+        // First: what the state is after the job's end came of the job.
         let (job, _): (u32, OwnedObjectPath) = reader.get(UNIT, "Job").await?;
+        let state: String = reader.get(UNIT, "ActiveState").await?;
         match state.as_str() {
             "active" => return Ok(()),
             _ if job == 0 || Instant::now() >= until => {

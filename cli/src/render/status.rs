@@ -283,7 +283,7 @@ fn drifted(model: &ModelStatus) -> String {
 /// That a model serves as the unit that it replaces.
 fn predecessor(name: &ModelName, unit: &str) -> String {
     format!(
-        "{name} runs as {unit} still. As Berth starts it it runs from its next start: berthctl restart {name}"
+        "{name} still runs as {unit}; from its next start on it runs as it is declared: berthctl restart {name}"
     )
 }
 

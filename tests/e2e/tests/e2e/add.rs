@@ -281,7 +281,7 @@ fn two_services_and_a_process_become_models_and_go_back() {
     assert_eq!(genesis.pid.map(|pid| pid.to_string()), Some(pid.clone()));
     assert_eq!(genesis.predecessor.as_deref(), Some("genesis.service"));
     let shown = berth.ctl(&["status"]).stdout;
-    for said in ["genesis runs as genesis.service still", "Last: start genesis, "] {
+    for said in ["genesis still runs as genesis.service", "Last: start genesis, "] {
         assert!(shown.contains(said), "{said}: {shown}");
     }
     assert!(berth.ctl(&["logs", "genesis"]).with_code(0).stdout.contains("Started genesis.service"));

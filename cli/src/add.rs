@@ -18,7 +18,7 @@ mod setting;
 mod show;
 mod taken;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
@@ -38,10 +38,7 @@ use crate::exit::Exit;
 use crate::out::Out;
 use crate::systemd::{self, Loaded};
 use crate::verbs::Context;
-use berth_observe::proc::{self, Groups};
 use berth_observe::scope::Scope;
-
-use taken::Port;
 
 pub(crate) use draft::{Draft, Note, drop_in_folder, secrets_path};
 use from_unit::Refusal;
@@ -171,7 +168,7 @@ pub(crate) async fn prepare(what: &str, options: &AddOptions, out: Out) -> Resul
     }
     let placed = placed(&mut addition, &sources, options.let_berth_place);
     let mut settings = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
-    if finds_port(&mut addition, &settings) {
+    if taken::finds_port(&mut addition, &settings) {
         settings = valid(&addition, &sources).map_err(|errors| not_valid(&errors, out))?;
     }
     let berthd = Identity::of_unit(BERTHD, "", &[]).ok();
@@ -233,50 +230,6 @@ impl Prepared {
         let why = Complaint::from(kept.err()?).title;
         Some(format!("{why}; `berthctl start {}`, or it does not come back after a boot", draft.name))
     }
-}
-
-/// Where what runs names no port, clients are led to the one at which it listens; where there is none, or more than one, it
-/// can't be the model. Whether its declaration is another one now.
-fn finds_port(addition: &mut Addition, settings: &Settings) -> bool {
-    let pids: BTreeSet<u32> = match (&addition.service, addition.process) {
-        (Some(service), _) => {
-            let group = Groups::of(service.loaded.control_group.clone());
-            proc::cgroup_processes(&group).value().into_iter().flat_map(BTreeMap::keys).copied().collect()
-        }
-        (None, Some(pid)) => taken::family(pid).into_iter().collect(),
-        (None, None) => return false,
-    };
-    let [draft] = addition.drafts.as_mut_slice() else { return false };
-    let Some(model) = settings.models.get(&draft.name).filter(|_| draft.replaces().is_some()) else {
-        return false;
-    };
-    if !model.derived.iter().any(|derived| derived.key == "port") {
-        return false;
-    }
-    // As llama-server and vLLM do where nothing is said.
-    let usual = match model.backend {
-        BackendKind::LlamaCpp => Some(8080),
-        BackendKind::Vllm => Some(8000),
-        BackendKind::Command => None,
-    };
-    let why = match taken::port(&pids, usual) {
-        Ok(Port::At(port)) => {
-            draft.set_port(port);
-            return true;
-        }
-        Ok(Port::Nowhere) => "it listens nowhere yet".to_owned(),
-        Ok(Port::Several) => "it listens at several ports, and none is the usual one".to_owned(),
-        Err(error) => format!("where it listens can't be seen ({error})"),
-    };
-    draft.replaces_nothing();
-    draft.note(
-        "port",
-        format!(
-            "{why}, so clients can't be led to it: until it ends its memory and port count as somebody else's. End it \
-             before `berthctl switch`"
-        ),
-    );
-    true
 }
 
 /// Makes the changes of every draft, or of none.

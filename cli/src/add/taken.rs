@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 
+use berth_core::config::{BackendKind, Settings};
 use berth_core::name::ModelName;
+use berth_observe::proc::{self, Groups};
 use berth_observe::sockets::{self, Socket};
 
+use super::Addition;
 use crate::changes::Change;
 use crate::systemd;
 
@@ -52,9 +55,53 @@ pub(super) async fn take(pid: u32, scope: &str, name: &ModelName) -> Result<(), 
     }
 }
 
+/// Where what runs names no port, clients are led to the one at which it listens; where there is none, or more than one, it
+/// can't be the model. Whether its declaration is another one now.
+pub(super) fn finds_port(addition: &mut Addition, settings: &Settings) -> bool {
+    let pids: BTreeSet<u32> = match (&addition.service, addition.process) {
+        (Some(service), _) => {
+            let group = Groups::of(service.loaded.control_group.clone());
+            proc::cgroup_processes(&group).value().into_iter().flat_map(BTreeMap::keys).copied().collect()
+        }
+        (None, Some(pid)) => family(pid).into_iter().collect(),
+        (None, None) => return false,
+    };
+    let [draft] = addition.drafts.as_mut_slice() else { return false };
+    let Some(model) = settings.models.get(&draft.name).filter(|_| draft.replaces().is_some()) else {
+        return false;
+    };
+    if !model.derived.iter().any(|derived| derived.key == "port") {
+        return false;
+    }
+    // As llama-server and vLLM do where nothing is said.
+    let usual = match model.backend {
+        BackendKind::LlamaCpp => Some(8080),
+        BackendKind::Vllm => Some(8000),
+        BackendKind::Command => None,
+    };
+    let why = match port(&pids, usual) {
+        Ok(Port::At(port)) => {
+            draft.set_port(port);
+            return true;
+        }
+        Ok(Port::Nowhere) => "it listens nowhere yet".to_owned(),
+        Ok(Port::Several) => "it listens at several ports, and none is the usual one".to_owned(),
+        Err(error) => format!("where it listens can't be seen ({error})"),
+    };
+    draft.replaces_nothing();
+    draft.note(
+        "port",
+        format!(
+            "{why}, so clients can't be led to it: until it ends its memory and port count as somebody else's. End it \
+             before `berthctl switch`"
+        ),
+    );
+    true
+}
+
 /// Where a service or a process listens, and at which of its ports clients are to be led to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Port {
+enum Port {
     At(u16),
     /// At none yet.
     Nowhere,
@@ -63,7 +110,7 @@ pub(super) enum Port {
 }
 
 /// The port of what runs: of several the one that such a server takes where nothing is said.
-pub(super) fn port(pids: &BTreeSet<u32>, usual: Option<u16>) -> io::Result<Port> {
+fn port(pids: &BTreeSet<u32>, usual: Option<u16>) -> io::Result<Port> {
     let own = |socket: &Socket| socket.holders().iter().any(|process| pids.contains(&process.pid));
     let ports: BTreeSet<u16> =
         sockets::listeners(None)?.into_iter().filter(own).map(|socket| socket.port).collect();
@@ -77,7 +124,7 @@ pub(super) fn port(pids: &BTreeSet<u32>, usual: Option<u16>) -> io::Result<Port>
 }
 
 /// A process and all those that it started, and those that they started.
-pub(super) fn family(pid: u32) -> Vec<u32> {
+fn family(pid: u32) -> Vec<u32> {
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for process in procfs::process::all_processes().into_iter().flatten().flatten() {
         if let Ok(stat) = process.stat()

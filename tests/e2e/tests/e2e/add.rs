@@ -371,6 +371,7 @@ fn taken_over(berth: &Berth, pid: &str) {
         let found = berth.status().models.into_iter().find(|model| model.state == ModelState::Serving)?;
         (found.pid.map(|pid| pid.to_string()).as_deref() == Some(pid)).then_some(())
     });
+    _ = berth.systemctl(&["daemon-reexec"]).with_code(0);
     _ = berth.gpu(&["linger", "700ms"]);
     let swap = berth.switch("aeon");
     _ = berth.gpu(&["linger", "0"]);
@@ -407,6 +408,18 @@ fn a_process(berth: &Berth) {
     let whole = |mine: &ModelStatus| mine.memory == Some(Bytes::mib(12_000));
     let as_it_was = berth.wait_for("it is the model", SOON, |berth| mine(berth).filter(whole));
     assert_eq!(as_it_was.predecessor.as_deref(), Some("berth-taken-mine.scope"));
+    // Declared as nobody's it is nobody's, and not missed; and the model's again.
+    let whole = declared(berth, "mine");
+    let apart: String =
+        whole.lines().filter(|line| !line.starts_with("replaces")).map(|line| format!("{line}\n")).collect();
+    for (text, state) in [(apart, ModelState::Off), (whole, ModelState::Serving)] {
+        berth.configure("models.d/mine.toml", text.as_bytes());
+        _ = berth.ctl(&["reload"]).with_code(0);
+        berth.wait_for(&format!("it is {state:?}"), SOON, |berth| {
+            let status = berth.status();
+            (status.models[0].state == state && status.problems.is_empty()).then_some(())
+        });
+    }
     _ = berth.ctl(&["restart", "mine"]).with_code(0);
     let started = mine(berth).unwrap();
     assert_eq!(started.predecessor, None);

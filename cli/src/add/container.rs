@@ -169,7 +169,14 @@ fn podman(draft: &mut Draft) {
     }
     draft.note("podman", "a model's unit forbids what it needs, so the drop-in allows it");
     let user = draft.service.iter().find_map(|line| line.strip_prefix("User=")).unwrap_or("berth-model");
-    if !["", "root", "0"].contains(&user) {
+    let user = user.to_owned();
+    rootless(draft, &user);
+}
+
+/// Says what a user needs for podman.
+pub(super) fn rootless(draft: &mut Draft, user: &str) {
+    let by_podman = draft.argv.first().and_then(|program| Engine::of(program)) == Some(Engine::Podman);
+    if by_podman && !["", "root", "0"].contains(&user) {
         let why = format!(
             "podman without root needs ranges in /etc/subuid and /etc/subgid, and `loginctl enable-linger {user}`"
         );

@@ -38,7 +38,7 @@ pub(super) async fn find(what: &str, options: &AddOptions) -> Result<Addition, C
     }
     match kind.as_str() {
         "yaml" | "yml" => llama_swap::read(path, name).map_err(refused),
-        "container" | "kube" | "pod" => of_quadlet(path, name).await,
+        "container" | "kube" | "pod" => of_quadlet(path, options).await,
         "service" => of_file(path, name).await,
         _ if !path.exists() => Err(no_such(what)),
         _ => from_file::read(path, name).map(Addition::of).map_err(refused),
@@ -123,16 +123,22 @@ async fn of_file(path: &Path, name: Option<&str>) -> Result<Addition, Complaint>
 }
 
 /// Quadlet's file. Where podman has made a service of it, that is the one to be replaced.
-async fn of_quadlet(path: &Path, name: Option<&str>) -> Result<Addition, Complaint> {
+async fn of_quadlet(path: &Path, options: &AddOptions) -> Result<Addition, Complaint> {
     let shown = path.display().to_string();
     let (unit, file) =
         quadlet::service(path, read_unit(path)?.text).map_err(|refusal| refused(&shown, refusal))?;
     let around = around(systemd::environment().await.unwrap_or_default());
     let read = Unit::read(&unit, &[file]).map_err(|wrong| refused(&shown, wrong.into()))?;
-    let addition = Addition::of(of_unit(&read, name, &around)?);
+    let mut draft = of_unit(&read, options.name.as_deref(), &around)?;
+    let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if !quadlet::is_of_machine(&whole) {
+        quadlet::of_user(&mut draft, &whole, &unit, options.run_as.is_some())
+            .map_err(|refusal| refused(&shown, refusal))?;
+        return Ok(Addition::of(draft));
+    }
     let loaded = systemd::loaded(&unit).await.ok().filter(|loaded| quadlet::is_generated(&loaded.files));
     let service = loaded.map(|loaded| Service { links: super::links(&unit), unit, loaded });
-    Ok(Addition { service, ..addition })
+    Ok(Addition { service, ..Addition::of(draft) })
 }
 
 fn of_unit(unit: &Unit, name: Option<&str>, around: &Around) -> Result<Draft, Complaint> {

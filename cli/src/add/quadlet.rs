@@ -1,14 +1,21 @@
 //! Quadlet's `.container` files: the service that podman's generator makes of one, as a unit to be read like any other.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use super::draft::Draft;
 use super::from_unit::Refusal;
 use crate::remove::word;
 use crate::unit::{File, Setting, Unit, words};
 
 /// Where podman looks for them and systemd finds what comes of them.
 const GENERATED: &str = "/run/systemd/generator";
+
+/// Where files lie of which podman makes services of the machine's, and below them those of users'.
+const OF_MACHINE: [&str; 3] =
+    ["/etc/containers/systemd", "/run/containers/systemd", "/usr/share/containers/systemd"];
+const OF_USERS: &str = "users";
 
 const SECTION: &str = "Container";
 
@@ -125,6 +132,31 @@ pub(super) fn service(path: &Path, text: String) -> Result<(String, File), Refus
 /// Whether these are the files of the service that podman's generator has made on this machine.
 pub(super) fn is_generated(files: &[std::path::PathBuf]) -> bool {
     files.first().is_some_and(|file| file.starts_with(GENERATED))
+}
+
+/// Whether podman makes a service of the machine's of it, which runs as root.
+pub(super) fn is_of_machine(path: &Path) -> bool {
+    let below = OF_MACHINE.iter().find_map(|folder| path.strip_prefix(folder).ok());
+    below.is_some_and(|rest| !rest.starts_with(OF_USERS))
+}
+
+/// What a file comes to that is not the machine's: its container ran as a user, and root is not who it is to run as.
+pub(super) fn of_user(draft: &mut Draft, path: &Path, unit: &str, told: bool) -> Result<(), Refusal> {
+    let user = draft.service.iter().find_map(|line| line.strip_prefix("User=")).unwrap_or_default();
+    if !told && ["", "root", "0"].contains(&user) {
+        let owner = std::fs::metadata(path).ok().map(|meta| nix::unistd::Uid::from_raw(meta.uid()));
+        let owner = owner.filter(|uid| !uid.is_root()).and_then(|uid| nix::unistd::User::from_uid(uid).ok()?);
+        let owner = owner.map_or("USER".to_owned(), |owner| owner.name);
+        let what = "it is no file of the machine's, so its container runs as a user, and here it would run as root";
+        return Err(Refusal::new(what, format!("--run-as {owner}, or move it to {}", OF_MACHINE[0])));
+    }
+    let why = format!(
+        "a user's own systemd may have made {unit} of it, which goes on and comes back: move {} away, then as that user \
+         `systemctl --user daemon-reload` and `systemctl --user stop {unit}`",
+        path.display()
+    );
+    draft.note(unit, why);
+    Ok(())
 }
 
 /// A word of the command as it stands in a unit, where specifiers and variables are replaced as in the file.

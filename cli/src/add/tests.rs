@@ -127,6 +127,44 @@ fn each_quadlet_file_is_translated_or_refused_with_the_reason() {
 }
 
 #[test]
+fn a_user_s_quadlet_file_does_not_become_root_s() {
+    use std::os::unix::fs::chown;
+
+    for (path, of_machine) in [
+        ("/etc/containers/systemd/vllm.container", true),
+        ("/run/containers/systemd/llm/vllm.container", true),
+        ("/usr/share/containers/systemd/vllm.container", true),
+        ("/etc/containers/systemd/users/1000/vllm.container", false),
+        ("/home/frank/.config/containers/systemd/vllm.container", false),
+        ("/etc/containers/systemd2/vllm.container", false),
+    ] {
+        assert_eq!(quadlet::is_of_machine(Path::new(path)), of_machine, "{path}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vllm.container");
+    let text = "[Container]\nImage=vllm/vllm-openai\nExec=--model a/b\nPublishPort=8022:8000\n";
+    std::fs::write(&path, text).unwrap();
+    let draft = || {
+        let (name, file) = quadlet::service(&path, text.to_owned()).unwrap();
+        translated(&name, &[file]).unwrap()
+    };
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    if geteuid().is_root() {
+        chown(&path, Some(nobody.uid.as_raw()), None).unwrap();
+        let refusal = quadlet::of_user(&mut draft(), &path, "vllm.service", false).unwrap_err();
+        assert!(refusal.instead.unwrap().starts_with("--run-as nobody, "), "{}", refusal.what);
+    }
+    assert!(quadlet::of_user(&mut draft(), &path, "vllm.service", false).is_err());
+    let mut draft = draft();
+    quadlet::of_user(&mut draft, &path, "vllm.service", true).unwrap();
+    runs_as(&mut draft, "nobody").unwrap();
+    assert_eq!(draft.service[0], "User=nobody");
+    let told: String = draft.notes.iter().map(|note| format!("{}: {}\n", note.what, note.why)).collect();
+    assert!(told.contains("systemctl --user stop vllm.service"), "{told}");
+    assert!(told.contains("User=nobody: podman without root needs ranges"), "{told}");
+}
+
+#[test]
 fn what_berthd_may_not_read_is_named_with_the_way_in() {
     use std::os::unix::fs::PermissionsExt as _;
 

@@ -2,7 +2,7 @@
 //! let do what the engine needs.
 
 use berth_core::config::is_secret;
-use berth_core::container::{Container, Engine, without};
+use berth_core::container::{Container, Engine, elsewhere, without};
 
 use super::draft::Draft;
 use super::from_unit::Refusal;
@@ -68,6 +68,9 @@ pub(super) fn settle(draft: &mut Draft, engine: Engine) -> Result<(), Refusal> {
     if let Some(Err(unfit)) = Container::read(&program, &args) {
         let what = format!("`{engine}` can't run a model like this: {}", unfit.why);
         return Err(Refusal::new(what, unfit.instead));
+    }
+    if let Some((why, instead)) = draft.env.iter().find_map(|(name, value)| elsewhere(engine, name, value)) {
+        return Err(Refusal::new(why, instead));
     }
     ends(draft);
     // The variables so far are the engine's own; those of the file would go into the container.

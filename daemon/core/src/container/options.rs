@@ -62,8 +62,12 @@ const GLOBAL_SWITCHES: &[&str] = &[
     "--transient-store",
 ];
 
-/// Options before `run` that can lead to another machine.
+/// Options before `run` that can lead to another machine, or to another engine of this one.
 const ELSEWHERE: &[&str] = &["-c", "--connection", "--context", "-H", "--host", "--remote", "-r", "--url"];
+
+/// Variables that do the same.
+const ELSEWHERE_BY_ENV: &[&str] =
+    &["DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINER_CONNECTION"];
 
 /// One option of `run`.
 struct Given<'a> {
@@ -186,22 +190,18 @@ fn unfit(at: usize, why: impl Into<String>, instead: impl Into<String>) -> Unfit
 fn verb(engine: Engine, args: &[String]) -> Result<usize, Unfit> {
     let instead = format!("write it as `{engine} run … IMAGE …`");
     let mut at = 0;
-    while let Some(arg) = args.get(at) {
-        let (name, value) = split(arg);
-        if !name.starts_with('-') {
-            break;
-        }
-        let value = value
-            .or_else(|| args.get(at + 1).map(String::as_str).filter(|_| !GLOBAL_SWITCHES.contains(&name)));
-        let here = value.is_some_and(|value| value.starts_with("unix://"))
-            && !name.ends_with("remote")
-            && name != "-r";
+    while let Some(arg) = args.get(at).filter(|arg| arg.starts_with('-')) {
+        let (name, value) = global(arg);
+        let takes = value.is_none() && !GLOBAL_SWITCHES.contains(&name.as_str());
+        let value = if takes { args.get(at + 1).map(String::as_str) } else { value };
+        // docker's daemon on this machine; with podman it would not run below the unit.
+        let here = ["-H", "--host"].contains(&name.as_str()) && value.is_some_and(is_here);
         // podman's `-c` is docker's `--context`.
-        if ELSEWHERE.contains(&name) && !here {
+        if ELSEWHERE.contains(&name.as_str()) && !here {
             let why = format!("`{name}` may run the server on another machine");
             return Err(unfit(at, why, "leave it out: Berth runs what is on this machine"));
         }
-        at += if arg.contains('=') || GLOBAL_SWITCHES.contains(&name) { 1 } else { 2 };
+        at += if takes { 2 } else { 1 };
     }
     let word = |at: usize| args.get(at).map_or("", String::as_str);
     match (word(at), word(at + 1)) {
@@ -219,6 +219,39 @@ fn verb(engine: Engine, args: &[String]) -> Result<usize, Unfit> {
         }
         (other, _) => Err(unfit(at, format!("`{engine} {other}` runs no server"), instead)),
     }
+}
+
+/// Whether an engine at this address is on this machine.
+fn is_here(address: &str) -> bool {
+    address.starts_with("unix://")
+}
+
+/// Which of these variables may lead the engine to another machine, and what to do.
+pub fn elsewhere(engine: Engine, name: &str, value: &str) -> Option<(String, &'static str)> {
+    let here = engine == Engine::Docker && name == "DOCKER_HOST" && is_here(value);
+    (ELSEWHERE_BY_ENV.contains(&name) && !here).then(|| {
+        let why = format!("`{name}` may have {engine} run the server on another machine");
+        (why, "leave it out: Berth runs what is on this machine")
+    })
+}
+
+/// An option before `run`, by the name that decides, and its value where that stands in the same word.
+fn global(arg: &str) -> (String, Option<&str>) {
+    if arg.starts_with("--") {
+        let (name, value) = split(arg);
+        return (name.to_owned(), value);
+    }
+    // Letters of switches, then one that takes the rest or the next word.
+    let mut name = arg.to_owned();
+    for (place, letter) in arg.char_indices().skip(1) {
+        name = format!("-{letter}");
+        let rest = &arg[place + letter.len_utf8()..];
+        let decides = ELSEWHERE.contains(&name.as_str()) || !GLOBAL_SWITCHES.contains(&name.as_str());
+        if decides {
+            return (name, Some(rest.strip_prefix('=').unwrap_or(rest)).filter(|value| !value.is_empty()));
+        }
+    }
+    (name, None)
 }
 
 /// `--name=value` as its parts.

@@ -40,6 +40,7 @@ fn options_are_told_from_the_image_and_the_server() {
         ("podman --storage-driver vfs --log-level=warn container run --init --name n -- img run", "img", 10),
         ("/usr/bin/podman run -iq -it=false -iv /a:/b img", "img", 6),
         ("docker -H unix:///run/docker.sock run img", "img", 4),
+        ("docker -D -linfo -Hunix:///run/docker.sock run img", "img", 5),
     ] {
         let (container, at) = read(line).unwrap();
         assert_eq!((container.image.as_str(), at), (image, before), "{line}");
@@ -90,7 +91,15 @@ fn what_berth_could_not_see_ask_or_end_is_refused_at_its_place() {
         ("docker", 0, "nothing to do"),
         ("docker run --rm", 0, "no image"),
         ("docker -H tcp://other run i", 0, "another machine"),
+        ("docker -H=tcp://other run i", 0, "another machine"),
+        ("docker -Htcp://other run i", 0, "another machine"),
+        ("docker -c=other run i", 0, "another machine"),
+        ("docker -Dcother run i", 0, "another machine"),
+        ("docker -l info -c other run i", 2, "another machine"),
         ("podman --remote run i", 0, "another machine"),
+        ("podman --url unix:///run/podman/podman.sock run i", 0, "another machine"),
+        ("podman --connection=unix://a run i", 0, "another machine"),
+        ("podman -cunix://a run i", 0, "another machine"),
         ("docker --context=other run i", 0, "another machine"),
     ] {
         let unfit = read(line).unwrap_err();
@@ -218,6 +227,9 @@ fn which_port_is_the_server_s_has_to_be_clear() {
     };
     assert_eq!(model(&vllm("-p 1234:9000 -p 8022:8000", "")).port, 8022);
     assert_eq!(model(&(vllm("-p 8022:8000 -p 8023:8000", "") + "port = 8023")).port, 8023);
+    // The daemon of this machine, and what the server inside asks.
+    let here = vllm("-e CONTAINER_HOST=tcp://a -p 8022:8000", "").replace("\"docker", "\"DOCKER_HOST=unix:///d docker");
+    assert_eq!(model(&here).port, 8022);
     for (text, said) in [
         (vllm("", ""), "no port of this machine"),
         (vllm("-p 8022:8000 -p 8023:8000", ""), "several ports"),
@@ -225,6 +237,8 @@ fn which_port_is_the_server_s_has_to_be_clear() {
         (vllm("-p 8022:8000", "--host 127.0.0.1"), "is the container's own"),
         (vllm("-p 8022:8000", "") + "port = 8023", "contradict each other"),
         (vllm("-d -p 8022:8000", ""), "leave `-d` out"),
+        (vllm("-p 8022:8000", "").replace("docker", "DOCKER_HOST=tcp://a docker"), "`DOCKER_HOST` may have docker"),
+        (vllm("-p 8022:8000", "") + "env = { DOCKER_CONTEXT = \"a\" }", "`DOCKER_CONTEXT` may have docker"),
         (
             "cmd = \"docker run -p 1:8000 vllm/vllm-openai\"\nmodel = \"/models/a\"".to_owned(),
             "mount it: `-v /models:/models:ro`",

@@ -2,7 +2,7 @@
 //! let do what the engine needs.
 
 use berth_core::config::is_secret;
-use berth_core::container::{Container, Engine, elsewhere, without};
+use berth_core::container::{Container, Engine, elsewhere, gpus, is_all, without};
 
 use super::draft::Draft;
 use super::from_unit::Refusal;
@@ -136,12 +136,7 @@ pub(super) fn without_gpus(engine: &[String]) -> (Vec<String>, Vec<String>) {
         return (Vec::new(), Vec::new());
     }
     without(engine, |name, value| {
-        let which = match (name, value) {
-            ("--gpus", which) => which,
-            ("--device", Some(device)) => device.split_once("/gpu=").map(|(_, which)| which),
-            _ => None,
-        };
-        which.is_some_and(|which| which != "all")
+        value.and_then(|value| gpus(name, value)).is_some_and(|which| !is_all(which))
     })
 }
 

@@ -145,9 +145,11 @@ pub(super) fn of_user(draft: &mut Draft, path: &Path, unit: &str, told: bool) ->
     let user = draft.service.iter().find_map(|line| line.strip_prefix("User=")).unwrap_or_default();
     if !told && ["", "root", "0"].contains(&user) {
         let owner = std::fs::metadata(path).ok().map(|meta| nix::unistd::Uid::from_raw(meta.uid()));
-        let owner = owner.filter(|uid| !uid.is_root()).and_then(|uid| nix::unistd::User::from_uid(uid).ok()?);
+        let owner =
+            owner.filter(|uid| !uid.is_root()).and_then(|uid| nix::unistd::User::from_uid(uid).ok()?);
         let owner = owner.map_or("USER".to_owned(), |owner| owner.name);
-        let what = "it is no file of the machine's, so its container runs as a user, and here it would run as root";
+        let what =
+            "it is no file of the machine's, so its container runs as a user, and here it would run as root";
         return Err(Refusal::new(what, format!("--run-as {owner}, or move it to {}", OF_MACHINE[0])));
     }
     let why = format!(

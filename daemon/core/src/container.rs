@@ -16,7 +16,7 @@ use crate::backend::{Clear, Launch, PlacedGpu};
 use crate::config::{BackendKind, Model};
 use crate::name::ModelName;
 
-pub use options::{elsewhere, without};
+pub use options::{elsewhere, gpus, is_all, without};
 
 /// A program that runs containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -33,8 +33,9 @@ pub(super) fn take_off(declared: Declared, reader: &Reader<'_>) -> Declared {
             reader.note(ConfigError::new(message, reader.place(&span, unfit.why)).help(unfit.instead));
             Declared { command: None, ..declared }
         }
-        Some(Ok((container, before))) => {
+        Some(Ok((mut container, before))) => {
             for (name, value) in &command.env {
+                container.gpus_by_env(name.get_ref(), value.get_ref());
                 if let Some((why, instead)) = elsewhere(container.engine, name.get_ref(), value.get_ref()) {
                     let message = format!("`{}` can't be run as it is", command.key);
                     reader.note(ConfigError::new(message, reader.place(&name.span(), why)).help(instead));

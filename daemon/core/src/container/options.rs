@@ -69,6 +69,9 @@ const ELSEWHERE: &[&str] = &["-c", "--connection", "--context", "-H", "--host", 
 const ELSEWHERE_BY_ENV: &[&str] =
     &["DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINER_CONNECTION"];
 
+/// The variable by which NVIDIA's runtime is told the GPUs.
+const BY_ENV: &str = "NVIDIA_VISIBLE_DEVICES";
+
 /// One option of `run`.
 struct Given<'a> {
     /// Where it begins, and where among the letters of that word it stands.
@@ -118,17 +121,17 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
             }
             "--network" | "--net" => container.host_network = value == "host",
             "--env" => match value.split_once('=') {
-                Some((name, value)) => _ = container.env.insert(name.to_owned(), value.to_owned()),
+                Some((name, value)) => {
+                    container.gpus_by_env(name, value);
+                    container.env.insert(name.to_owned(), value.to_owned());
+                }
                 None => _ = container.passed.insert(value.to_owned()),
             },
             "--volume" => container.mounts.extend(volume(value)),
             "--mount" => container.mounts.extend(mount(value)),
-            "--gpus" => container.gpus = container.gpus.with(value == "all" || value == "-1"),
-            "--device" => {
-                if let Some((_, which)) = value.split_once('=').filter(|(kind, _)| kind.ends_with("/gpu")) {
-                    container.gpus = container.gpus.with(which == "all");
-                } else if value.starts_with("/dev/nvidia") {
-                    container.gpus = Gpus::Chosen;
+            "--gpus" | "--device" => {
+                if let Some(which) = gpus(&name, value) {
+                    container.gpus = container.gpus.with(which);
                 }
             }
             "--publish" => {
@@ -142,11 +145,38 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
     Ok((container, image + 1))
 }
 
+/// Which GPUs an option of `run` names, as they are written; None where it is about something else.
+pub fn gpus<'a>(option: &str, value: &'a str) -> Option<&'a str> {
+    match option {
+        "--gpus" => Some(value),
+        "--device" if value.starts_with("/dev/nvidia") => Some(value),
+        "--device" => {
+            value.split_once('=').filter(|(kind, _)| kind.ends_with("/gpu")).map(|(_, which)| which)
+        }
+        "--env" => value.split_once('=').filter(|(name, _)| *name == BY_ENV).map(|(_, which)| which),
+        _ => None,
+    }
+}
+
+/// Whether these are all GPUs, whatever follows of what the server may do with them.
+pub fn is_all(which: &str) -> bool {
+    ["all", "-1"].contains(&which.split(',').next().unwrap_or_default())
+}
+
 impl Gpus {
-    fn with(self, all: bool) -> Self {
-        match (self, all) {
-            (Self::Unsaid | Self::All, true) => Self::All,
+    fn with(self, which: &str) -> Self {
+        match self {
+            Self::Unsaid | Self::All if is_all(which) => Self::All,
             _ => Self::Chosen,
+        }
+    }
+}
+
+impl Container {
+    /// What a variable says of its GPUs, which NVIDIA's own runtime alone reads.
+    pub(crate) fn gpus_by_env(&mut self, name: &str, value: &str) {
+        if name == BY_ENV && has(&self.options, "--runtime", "nvidia") {
+            self.gpus = self.gpus.with(value);
         }
     }
 }

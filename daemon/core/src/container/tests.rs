@@ -111,6 +111,31 @@ fn what_berth_could_not_see_ask_or_end_is_refused_at_its_place() {
 }
 
 #[test]
+fn gpus_are_seen_however_they_are_chosen() {
+    for (options, gpus) in [
+        ("", Gpus::Unsaid),
+        ("--gpus all", Gpus::All),
+        ("--gpus=all,capabilities=utility", Gpus::All),
+        ("--gpus 2", Gpus::Chosen),
+        ("--gpus '\"device=0,1\"'", Gpus::Chosen),
+        ("--device nvidia.com/gpu=all", Gpus::All),
+        ("--device nvidia.com/gpu=0", Gpus::Chosen),
+        ("--device /dev/nvidia0", Gpus::Chosen),
+        ("--device /dev/kvm", Gpus::Unsaid),
+        ("--runtime=nvidia -e NVIDIA_VISIBLE_DEVICES=1", Gpus::Chosen),
+        ("-e NVIDIA_VISIBLE_DEVICES=all --runtime nvidia", Gpus::All),
+        ("-e NVIDIA_VISIBLE_DEVICES=1", Gpus::Unsaid),
+    ] {
+        let line = format!("docker run {options} -p 8022:8000 vllm/vllm-openai --model a/b");
+        assert_eq!(read(&line).unwrap().0.gpus, gpus, "{options}");
+    }
+    let text = "cmd = \"docker run --runtime=nvidia -p 8022:8000 vllm/vllm-openai --model a/b\"\n";
+    let declared = text.to_owned() + "env = { NVIDIA_VISIBLE_DEVICES = \"0\" }";
+    assert_eq!(model(text).container.unwrap().gpus, Gpus::Unsaid);
+    assert_eq!(model(&declared).container.unwrap().gpus, Gpus::Chosen);
+}
+
+#[test]
 fn options_are_dropped_however_they_are_written() {
     let drop = |name: &str, value: Option<&str>| {
         ["--detach", "--tty", "--restart", "--name"].contains(&name) && value != Some("kept")
@@ -228,7 +253,8 @@ fn which_port_is_the_server_s_has_to_be_clear() {
     assert_eq!(model(&vllm("-p 1234:9000 -p 8022:8000", "")).port, 8022);
     assert_eq!(model(&(vllm("-p 8022:8000 -p 8023:8000", "") + "port = 8023")).port, 8023);
     // The daemon of this machine, and what the server inside asks.
-    let here = vllm("-e CONTAINER_HOST=tcp://a -p 8022:8000", "").replace("\"docker", "\"DOCKER_HOST=unix:///d docker");
+    let here = vllm("-e CONTAINER_HOST=tcp://a -p 8022:8000", "")
+        .replace("\"docker", "\"DOCKER_HOST=unix:///d docker");
     assert_eq!(model(&here).port, 8022);
     for (text, said) in [
         (vllm("", ""), "no port of this machine"),
@@ -237,7 +263,10 @@ fn which_port_is_the_server_s_has_to_be_clear() {
         (vllm("-p 8022:8000", "--host 127.0.0.1"), "is the container's own"),
         (vllm("-p 8022:8000", "") + "port = 8023", "contradict each other"),
         (vllm("-d -p 8022:8000", ""), "leave `-d` out"),
-        (vllm("-p 8022:8000", "").replace("docker", "DOCKER_HOST=tcp://a docker"), "`DOCKER_HOST` may have docker"),
+        (
+            vllm("-p 8022:8000", "").replace("docker", "DOCKER_HOST=tcp://a docker"),
+            "`DOCKER_HOST` may have docker",
+        ),
         (vllm("-p 8022:8000", "") + "env = { DOCKER_CONTEXT = \"a\" }", "`DOCKER_CONTEXT` may have docker"),
         (
             "cmd = \"docker run -p 1:8000 vllm/vllm-openai\"\nmodel = \"/models/a\"".to_owned(),

@@ -290,9 +290,9 @@ fn through<'a>(path: &Path, folders: impl Iterator<Item = (&'a PathBuf, &'a Path
     Some(if rest.as_os_str().is_empty() { to.clone() } else { to.join(rest) })
 }
 
-/// What Berth marks a model's container with.
+/// What Berth marks a model's container with. podman 4 takes a comma for the end of what is looked for; no name has a `+`.
 fn label(model: &ModelName) -> String {
-    format!("berth.model={model}")
+    format!("berth.model={}", model.as_str().replace(',', "+"))
 }
 
 #[cfg(test)]

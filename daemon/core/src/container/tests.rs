@@ -220,6 +220,12 @@ fn podman_runs_within_the_unit_and_what_it_left_is_known_by_its_label() {
     let clear = started.clear.unwrap();
     assert_eq!(clear.find, words("podman ps --all --quiet --filter=label=berth.model=genesis"));
     assert_eq!(clear.remove, words("podman rm --force"));
+    // podman 4 reads a comma as the end of what is looked for.
+    let unnamed = Model { name: "genesis:ctx=1,kv=q8_0".parse().unwrap(), ..model(text) };
+    let found = launch(&unnamed, &[], &Layout::default());
+    let label = "berth.model=genesis:ctx=1+kv=q8_0";
+    assert!(found.argv.contains(&format!("--label={label}")), "{:?}", found.argv);
+    assert_eq!(found.clear.unwrap().find.last(), Some(&format!("--filter=label={label}")));
     // What bounds the server, the engine has to be told.
     let layout = Layout { cores: vec![0, 2], lock: true, host: Bytes::mib(64), ..Layout::default() };
     let started = launch(&model(text), &[], &layout);

@@ -269,6 +269,20 @@ impl Container {
         self.verb.iter().chain(&self.options).chain([&self.image]).cloned().collect()
     }
 
+    /// The engine's command line without Berth: its marks left out, and all GPUs given where it says nothing of them.
+    pub fn without_berth(&self, model: &Model, argv: &mut Vec<String>) {
+        let all = match self.engine {
+            Engine::Docker => "--gpus=all",
+            Engine::Podman => "--device=nvidia.com/gpu=all",
+        };
+        let needs = self.gpus == Gpus::Unsaid && model.policy.uses_gpus();
+        let marks =
+            [format!("--cgroup-parent={}", model.name.slice()), format!("--label={}", label(&model.name))];
+        argv.retain(|arg| !marks.contains(arg));
+        let options = 1 + self.verb.len();
+        argv.splice(options..options, needs.then(|| all.to_owned()));
+    }
+
     /// How what an earlier run of the model left is found and removed. Its label tells it from anybody else's of that name.
     fn clear(&self, model: &Model) -> Clear {
         let before = self.verb.iter().take_while(|word| !["container", "run"].contains(&word.as_str()));

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::path::PathBuf;
+
+use crate::config::is_secret;
 
 use super::{Container, Engine, Gpus, Published, Unfit};
 
@@ -72,6 +75,11 @@ const ELSEWHERE_BY_ENV: &[&str] =
 /// The variable by which NVIDIA's runtime is told the GPUs.
 const BY_ENV: &str = "NVIDIA_VISIBLE_DEVICES";
 
+/// What is at a folder inside: a folder of this machine, or None for what only the engine knows.
+pub(super) type Mount = (Option<PathBuf>, PathBuf);
+
+const WHOLE: &str = "write the whole path, from `/`";
+
 /// One option of `run`.
 struct Given<'a> {
     /// Where it begins, and where among the letters of that word it stands.
@@ -101,8 +109,7 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
     let mut container = Container {
         engine,
         verb: args[..=run].to_vec(),
-        // A `--` says no more than where the image stands.
-        options: args[run + 1..image].iter().filter(|word| *word != "--").cloned().collect(),
+        options: without_secrets(args, &given, run + 1..image),
         image: args[image].clone(),
         entrypoint: None,
         host_network: false,
@@ -123,12 +130,16 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
             "--env" => match value.split_once('=') {
                 Some((name, value)) => {
                     container.gpus_by_env(name, value);
+                    if is_secret(name) {
+                        container.passed.insert(name.to_owned());
+                    }
                     container.env.insert(name.to_owned(), value.to_owned());
                 }
                 None => _ = container.passed.insert(value.to_owned()),
             },
-            "--volume" => container.mounts.extend(volume(value)),
-            "--mount" => container.mounts.extend(mount(value)),
+            "--volume" => container.mounts.push(volume(value).map_err(|why| unfit(at, why, WHOLE))?),
+            "--mount" => container.mounts.extend(mount(value).map_err(|why| unfit(at, why, WHOLE))?),
+            "--tmpfs" => container.mounts.push((None, value.split(':').next().unwrap_or_default().into())),
             "--gpus" | "--device" => {
                 if let Some(which) = gpus(&name, value) {
                     container.gpus = container.gpus.with(which);
@@ -143,6 +154,23 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
         }
     }
     Ok((container, image + 1))
+}
+
+/// The options of `run` as they are written, but for the values of secrets: everybody sees a command line.
+fn without_secrets(args: &[String], given: &[Given<'_>], run: Range<usize>) -> Vec<String> {
+    let mut words: Vec<Vec<String>> = args[..run.end].iter().map(|word| vec![word.clone()]).collect();
+    for option in given.iter().filter(|option| option.name == "--env") {
+        let Some((name, _)) = option.value.and_then(|value| value.split_once('=')) else { continue };
+        if is_secret(name) {
+            // Switches may stand before it in the same word.
+            let before = option.letter.map(|letter| &args[option.at][..letter]).filter(|word| *word != "-");
+            words[option.at..option.at + option.words].fill(Vec::new());
+            words[option.at].extend(before.map(str::to_owned));
+            words[option.at].push(format!("--env={name}"));
+        }
+    }
+    // A `--` says no more than where the image stands.
+    words.into_iter().skip(run.start).flatten().filter(|word| word != "--").collect()
 }
 
 /// Which GPUs an option of `run` names, as they are written; None where it is about something else.
@@ -389,13 +417,16 @@ fn refuse(option: &Given<'_>) -> Result<(), Unfit> {
 /// `[ADDRESS:]PORT:INSIDE[/tcp]`; None for another protocol.
 fn published(text: &str) -> Result<Option<Published>, String> {
     let (text, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    if protocol != "tcp" {
+    if !protocol.eq_ignore_ascii_case("tcp") {
         return Ok(None);
     }
     let wrong = |what: &str| Err(format!("`{text}` publishes {what}"));
     let Some((outside, inside)) = text.rsplit_once(':') else {
         return wrong("the server's port at another one of the machine's at each start");
     };
+    if inside == "{port}" {
+        return wrong("another port of the server's for each that Berth gives; inside it is its own alone");
+    }
     let Ok(inside) = inside.parse::<u16>() else { return wrong("several ports, or none that is a number") };
     let (address, port) = outside.rsplit_once(':').unwrap_or(("", outside));
     if port.is_empty() {
@@ -415,22 +446,37 @@ fn published(text: &str) -> Result<Option<Published>, String> {
     Ok(Some(Published { host, port: port.to_owned(), inside }))
 }
 
-/// `/OUTSIDE:/INSIDE[:OPTIONS]`; None for a volume of the engine's.
-fn volume(text: &str) -> Option<(PathBuf, PathBuf)> {
+/// `/OUTSIDE:/INSIDE[:OPTIONS]`; a volume of the engine's is at no place of the machine's.
+fn volume(text: &str) -> Result<Mount, String> {
     let mut parts = text.split(':');
-    let (outside, inside) = (parts.next()?, parts.next()?);
-    outside.starts_with('/').then(|| (PathBuf::from(outside), PathBuf::from(inside)))
+    let first = parts.next().unwrap_or_default();
+    match parts.next() {
+        None => Ok((None, first.into())),
+        Some(inside) => Ok((outside(first)?, inside.into())),
+    }
 }
 
 /// `type=bind,source=/OUTSIDE,target=/INSIDE`.
-fn mount(text: &str) -> Option<(PathBuf, PathBuf)> {
+fn mount(text: &str) -> Result<Option<Mount>, String> {
     let value = |names: &[&str]| {
         text.split(',').find_map(|part| {
             let (name, value) = part.split_once('=')?;
             names.contains(&name).then_some(value)
         })
     };
-    let (outside, inside) = (value(&["source", "src"])?, value(&["target", "destination", "dst"])?);
-    let binds = value(&["type"]).is_none_or(|kind| kind == "bind") && outside.starts_with('/');
-    binds.then(|| (PathBuf::from(outside), PathBuf::from(inside)))
+    let Some(inside) = value(&["target", "destination", "dst"]) else { return Ok(None) };
+    let binds = value(&["type"]).is_none_or(|kind| kind == "bind");
+    let source = value(&["source", "src"]).filter(|_| binds);
+    Ok(Some((source.map(outside).transpose()?.flatten(), inside.into())))
+}
+
+/// A folder of this machine; None for a volume's name.
+fn outside(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        _ if text.starts_with('/') => Ok(Some(text.into())),
+        _ if text.contains('/') || text.starts_with(['.', '~']) => {
+            Err(format!("`{text}` is another folder for each who starts it"))
+        }
+        _ => Ok(None),
+    }
 }

@@ -47,7 +47,7 @@ fn options_are_told_from_the_image_and_the_server() {
     }
     assert!(Container::read("/usr/bin/llama-server", &[]).is_none());
     let (container, _) = read(
-        "docker run -p 127.0.0.1:8022:8000/tcp -p [::1]:9:9 -p 1:1/udp --env=A=b=c -e D --mount \
+        "docker run -p 127.0.0.1:8022:8000/TCP -p [::1]:9:9 -p 1:1/udp --env=A=b=c -e D --mount \
          type=bind,src=/m,dst=/models,ro -v cache:/c -v /m/one:/models/two:ro --gpus device=0 i",
     )
     .unwrap();
@@ -65,6 +65,14 @@ fn options_are_told_from_the_image_and_the_server() {
         "a volume of docker's is no folder of the machine"
     );
     assert_eq!(container.inside(Path::new("/m/a.gguf")), Some("/models/a.gguf".into()));
+    for over in
+        ["-v cache:/m/b", "-v /m/b", "--tmpfs /m/b:size=1m", "--mount type=volume,dst=/m/b", "-v /c:/m/b"]
+    {
+        let (container, _) = read(&format!("docker run {over} -v /models:/m i")).unwrap();
+        assert_ne!(container.outside(Path::new("/m/b/a")), Some("/models/b/a".into()), "{over}");
+        assert_eq!(container.inside(Path::new("/models/b/a")), None, "{over} hides it");
+        assert_eq!(container.inside(Path::new("/models/a")), Some("/m/a".into()), "{over}");
+    }
 }
 
 #[test]
@@ -79,6 +87,10 @@ fn what_berth_could_not_see_ask_or_end_is_refused_at_its_place() {
         ("docker run -p 8000 i", 1, "another one of the machine's"),
         ("docker run -p 127.0.0.1::8000 i", 1, "another one of the machine's"),
         ("docker run -p 8000-8002:8000-8002 i", 1, "several ports"),
+        ("docker run -p {port}:{port} i", 1, "inside it is its own"),
+        ("docker run -v ~/models:/m i", 1, "another folder"),
+        ("docker run -v ./models:/m i", 1, "another folder"),
+        ("docker run --mount type=bind,src=models/a,dst=/m i", 1, "another folder"),
         ("docker run --cgroup-parent x.slice i", 1, "another cgroup"),
         ("podman run --cgroups=no-conmon i", 1, "unit's cgroup"),
         ("podman run --cidfile /run/a i", 1, "next start"),
@@ -244,6 +256,26 @@ fn a_variant_s_variables_win_over_the_container_s() {
     let line = started.argv.join(" ");
     assert!(line.contains("-e A=old -e B=old -p 8022:8000 --env=A --env=CUDA"), "{line}");
     assert!(!started.env.contains_key("B"));
+}
+
+#[test]
+fn a_secret_s_value_is_on_no_command_line() {
+    let text = "cmd = \"docker run -e HF_TOKEN=abc --env=API_KEY=d=e -iqeMY_SECRET=f -e A=b -p 8022:8000 vllm/vllm-openai --model a/b\"";
+    let declared = model(text);
+    let line = "docker run --env=HF_TOKEN --env=API_KEY -iq --env=MY_SECRET -e A=b -p 8022:8000 vllm/vllm-openai --model a/b";
+    assert_eq!(crate::backend::declared_line(&declared).join(" "), line);
+    let started = launch(&declared, &[], &Layout::default());
+    let argv = started.argv.join(" ");
+    let options = "--env=HF_TOKEN --env=API_KEY -iq --env=MY_SECRET -e A=b -p 8022:8000 --env=CUDA";
+    assert!(argv.contains(options), "{argv}");
+    let given = |name: &str| started.env.get(name).map(String::as_str);
+    assert_eq!(
+        (given("HF_TOKEN"), given("API_KEY"), given("MY_SECRET"), given("A")),
+        (Some("abc"), Some("d=e"), Some("f"), None)
+    );
+    // One that a variant sets wins over it.
+    let variant = launch(&model(&format!("{text}\nenv = {{ HF_TOKEN = \"new\" }}")), &[], &Layout::default());
+    assert_eq!(variant.env["HF_TOKEN"], "new");
 }
 
 #[test]

@@ -29,13 +29,15 @@ enum Becomes {
     Switch(&'static str),
     /// This option with this in front of the value.
     Prefixed(&'static str, &'static str),
-    /// It is read apart, or means nothing under Berth.
+    /// It is read apart.
     Apart,
+    /// It means nothing under Berth, which is told as of a unit's setting.
+    Left,
     /// With it there is no model.
     Refused(&'static str),
 }
 
-use Becomes::{Apart, Option, Prefixed, Refused, Switch, Words};
+use Becomes::{Apart, Left, Option, Prefixed, Refused, Switch, Words};
 
 /// After podman's documentation of its units, in its order; what is not here has no equal.
 const KEYS: &[(&str, Becomes)] = &[
@@ -43,8 +45,8 @@ const KEYS: &[(&str, Becomes)] = &[
     ("AddDevice", Option("--device")),
     ("AddHost", Option("--add-host")),
     ("Annotation", Words("--annotation")),
-    ("AutoUpdate", Apart),
-    ("CgroupsMode", Apart),
+    ("AutoUpdate", Left),
+    ("CgroupsMode", Left),
     ("ContainerName", Option("--name")),
     ("ContainersConfModule", Apart),
     ("DNS", Option("--dns")),
@@ -75,7 +77,7 @@ const KEYS: &[(&str, Becomes)] = &[
     ("Network", Option("--network")),
     ("NetworkAlias", Option("--network-alias")),
     ("NoNewPrivileges", Switch("--security-opt=no-new-privileges")),
-    ("Notify", Apart),
+    ("Notify", Left),
     ("PidsLimit", Option("--pids-limit")),
     ("Pod", Refused("a pod's containers are not in the unit's cgroup: give the server a file of its own")),
     ("PodmanArgs", Apart),
@@ -108,17 +110,19 @@ const KEYS: &[(&str, Becomes)] = &[
     ("WorkingDir", Option("--workdir")),
 ];
 
-/// The service that podman makes of a Quadlet file, by its name and as the file that it would be.
-pub(super) fn service(path: &Path, text: String) -> Result<(String, File), Refusal> {
+/// The service that podman makes of a Quadlet file and its drop-ins, by its name and as the file that it would be.
+pub(super) fn service(path: &Path, files: &[File]) -> Result<(String, File), Refusal> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     if path.extension().is_none_or(|kind| kind != "container") {
         let what = "only a .container file runs one server";
         return Err(Refusal::new(what, "berthctl add NAME.container, of the server that is the model"));
     }
-    let read = Unit::read(&format!("{stem}.service"), &[File { path: path.to_owned(), text }])?;
+    let read = Unit::read(&format!("{stem}.service"), files)?;
     let name = read.last(SECTION, "ServiceName").map_or(stem, |name| name.value.clone());
     let mut text = String::new();
-    for (section, key) in read.keys().into_iter().filter(|(section, _)| *section != SECTION) {
+    let is_left = |key: &str| KEYS.iter().any(|(known, becomes)| *known == key && matches!(becomes, Left));
+    for (section, key) in read.keys().into_iter().filter(|(section, key)| *section != SECTION || is_left(key))
+    {
         for setting in read.all(section, key) {
             // Writing to a String can't fail; nor below.
             _ = writeln!(text, "[{section}]\n{key}={}", setting.value);
@@ -126,6 +130,10 @@ pub(super) fn service(path: &Path, text: String) -> Result<(String, File), Refus
     }
     let line: Vec<String> = command(&read)?.iter().map(|one| written(one)).collect();
     _ = writeln!(text, "[Service]\nExecStart={}", line.join(" "));
+    // What systemd waits for besides is podman's own end.
+    if let Some(stop) = read.last(SECTION, "StopTimeout") {
+        _ = writeln!(text, "TimeoutStopSec={}", stop.value);
+    }
     Ok((format!("{name}.service"), File { path: path.to_owned(), text }))
 }
 
@@ -202,7 +210,7 @@ fn command(unit: &Unit) -> Result<Vec<String>, Refusal> {
                 Prefixed(option, prefix) => {
                     command.extend([(*option).to_owned(), format!("{prefix}{value}")]);
                 }
-                Apart => {}
+                Apart | Left => {}
                 Refused(why) => return Err(refused(setting, why)),
             }
         }
@@ -223,7 +231,13 @@ fn command(unit: &Unit) -> Result<Vec<String>, Refusal> {
 
 /// The value, if it does not name another of Quadlet's files.
 fn of_machine(setting: &Setting) -> Result<String, Refusal> {
-    let name = setting.value.split(':').next().unwrap_or_default();
+    let name = match setting.key.as_str() {
+        "Mount" => {
+            let mut parts = setting.value.split(',').filter_map(|part| part.split_once('='));
+            parts.find(|(name, _)| ["source", "src"].contains(name)).map_or("", |(_, source)| source)
+        }
+        _ => setting.value.split(':').next().unwrap_or_default(),
+    };
     let kinds = ["build", "image", "network", "volume", "container", "pod"];
     if !name.starts_with('/') && kinds.iter().any(|kind| name.ends_with(&format!(".{kind}"))) {
         return Err(refused(
@@ -231,7 +245,7 @@ fn of_machine(setting: &Setting) -> Result<String, Refusal> {
             "podman makes it anew for its own service: write its name out, `systemd-NAME`",
         ));
     }
-    if setting.value.starts_with("./") || setting.value.starts_with("../") {
+    if name.starts_with("./") || name.starts_with("../") {
         return Err(refused(
             setting,
             "it starts from the file's folder, which is another one: write the whole path",

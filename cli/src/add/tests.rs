@@ -110,13 +110,15 @@ fn each_quadlet_file_is_translated_or_refused_with_the_reason() {
     let folder = machine().join("etc/containers/systemd");
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.is_file());
     paths.sort();
     assert!(paths.len() >= 4);
     let all = paths.iter().map(|path| {
         let file = path.file_name().unwrap().to_string_lossy().into_owned();
-        let text = std::fs::read_to_string(path).unwrap();
         let named = Path::new("/etc/containers/systemd").join(&file);
-        let draft = quadlet::service(&named, text).and_then(|(name, file)| translated(&name, &[file]));
+        let files: Vec<File> = unit::beside(path).unwrap();
+        let files = files.into_iter().map(|one| File { path: named.clone(), ..one }).collect::<Vec<_>>();
+        let draft = quadlet::service(&named, &files).and_then(|(name, file)| translated(&name, &[file]));
         let text = match draft {
             Ok(draft) => told(draft),
             Err(refusal) => format!("refused: {}: {}\n", refusal.place.unwrap_or_default(), refusal.what),
@@ -145,7 +147,8 @@ fn a_user_s_quadlet_file_does_not_become_root_s() {
     let text = "[Container]\nImage=vllm/vllm-openai\nExec=--model a/b\nPublishPort=8022:8000\n";
     std::fs::write(&path, text).unwrap();
     let draft = || {
-        let (name, file) = quadlet::service(&path, text.to_owned()).unwrap();
+        let (name, file) =
+            quadlet::service(&path, &[File { path: path.clone(), text: text.to_owned() }]).unwrap();
         translated(&name, &[file]).unwrap()
     };
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();

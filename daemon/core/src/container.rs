@@ -288,6 +288,11 @@ impl Container {
         argv.splice(options..options, needs.then(|| all.to_owned()));
     }
 
+    /// Whether its image is the same at each start: it is named by what is in it.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.image.contains("@sha256:")
+    }
+
     /// How what an earlier run of the model left is found and removed. Its label tells it from anybody else's of that name.
     fn clear(&self, model: &Model) -> Clear {
         let before = self.verb.iter().take_while(|word| !["container", "run"].contains(&word.as_str()));

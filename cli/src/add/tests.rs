@@ -162,7 +162,8 @@ fn a_user_s_quadlet_file_does_not_become_root_s() {
     quadlet::of_user(&mut draft, &path, "vllm.service", true).unwrap();
     runs_as(&mut draft, "nobody").unwrap();
     assert_eq!(draft.service[0], "User=nobody");
-    let told: String = draft.notes.iter().map(|note| format!("{}: {}\n", note.what, note.why)).collect();
+    let told: Vec<String> = draft.notes.iter().map(|note| format!("{}: {}", note.what, note.why)).collect();
+    let told = told.join("\n");
     assert!(told.contains("systemctl --user stop vllm.service"), "{told}");
     assert!(told.contains("User=nobody: podman without root needs ranges"), "{told}");
 }

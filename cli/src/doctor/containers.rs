@@ -79,11 +79,7 @@ pub(super) async fn look(ground: &Ground) -> Containers {
                 .map_or_else(|error| Known::Unknown(error.to_string()), Known::Value),
             Known::Unknown(why) => Known::Unknown(why.clone()),
         };
-        let installed = if program.contains('/') {
-            Path::new(&program).exists()
-        } else {
-            super::models::SEARCHED.iter().any(|folder| Path::new(folder).join(&program).exists())
-        };
+        let installed = super::models::found(&model.program).is_some();
         if container.engine == Engine::Docker && installed && docker.is_none() {
             docker = Some(self::docker(Path::new(SOCKET)).await);
         }

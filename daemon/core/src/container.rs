@@ -19,6 +19,9 @@ use crate::name::ModelName;
 use options::Mount;
 pub use options::{elsewhere, gpus, is_all, without};
 
+/// Programs that run containers in the background, outside the unit that calls them.
+pub const COMPOSERS: [&str; 3] = ["docker-compose", "nerdctl", "podman-compose"];
+
 /// A program that runs containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

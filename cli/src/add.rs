@@ -390,6 +390,7 @@ fn runs_as(draft: &mut Draft, user: &str) -> Result<(), Complaint> {
     draft.service.retain(|line| !about(line));
     draft.service.insert(0, format!("User={user}"));
     draft.notes.retain(|note| note.why != from_unit::AS_ROOT);
+    container::rootless(draft, user);
     Ok(())
 }
 

@@ -296,7 +296,9 @@ fn drop_ins(name: &ModelName) -> Vec<PathBuf> {
 fn unit_text(model: &Model, drop_ins: &str) -> String {
     let mut launch = backend::launch(model, &[], &Layout::default());
     // Without Berth nobody says which GPUs it sees, unless its declaration does.
-    launch.env.retain(|name, _| model.env.contains_key(name) || !name.starts_with("CUDA_"));
+    let unsaid = |name: &str| name.starts_with("CUDA_") && !model.env.contains_key(name);
+    launch.argv.retain(|arg| !arg.strip_prefix("--env=").is_some_and(unsaid));
+    launch.env.retain(|name, _| !unsaid(name));
     let mut text = format!(
         "[Unit]\nDescription=Model {}\nAfter=network.target\n\n[Service]\nType=exec\nUser=berth-model\nWorkingDirectory=-~\n",
         model.name
@@ -308,10 +310,9 @@ fn unit_text(model: &Model, drop_ins: &str) -> String {
     for (name, value) in &launch.env {
         _ = writeln!(text, "Environment={}", word(&format!("{name}={value}"), false));
     }
-    // Berth's own marks of a container.
-    let marks =
-        [format!("--cgroup-parent={}", model.name.slice()), format!("--label=berth.model={}", model.name)];
-    launch.argv.retain(|arg| !marks.contains(arg));
+    if let Some(container) = &model.container {
+        container.without_berth(model, &mut launch.argv);
+    }
     let argv: Vec<String> = launch.argv.iter().map(|arg| word(arg, true)).collect();
     _ = writeln!(text, "ExecStart={}\nRestart=on-failure\nLimitMEMLOCK=infinity", argv.join(" "));
     text.push_str(drop_ins);
@@ -381,6 +382,25 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::unit::{Around, File, Unit, commands, expanded};
+
+    #[test]
+    fn a_container_of_its_own_has_gpus_and_none_of_berth_s_marks() {
+        let text = |command: &str| {
+            let path = PathBuf::from("/etc/berth/models.d/q.toml");
+            let text = format!("cmd = \"{command}\"\nport = 8022\n");
+            let models = vec![config::SourceFile { path, text }];
+            let settings = config::load(&config::Sources { models, ..config::Sources::default() }, "tower");
+            let settings = settings.unwrap();
+            let text = unit_text(settings.models.values().next().unwrap(), "");
+            text.lines().find(|line| line.starts_with("ExecStart=")).unwrap().to_owned()
+        };
+        let all = [
+            "/usr/bin/docker run -p 8022:8000 vllm/vllm-openai --model a/b",
+            "/usr/bin/docker run --gpus device=1 -p 8022:8000 vllm/vllm-openai --model a/b",
+            "/usr/bin/podman run --network=host vllm/vllm-openai --model a/b",
+        ];
+        insta::assert_snapshot!(all.map(text).join("\n"));
+    }
 
     #[test]
     fn a_service_of_its_own_runs_what_was_declared() {

@@ -2,7 +2,7 @@
 //! can't see it is refused.
 
 use berth_core::config::{self, BackendKind};
-use berth_core::container::Engine;
+use berth_core::container::{COMPOSERS, Engine};
 use berth_core::{backend, rivals};
 use toml::Value;
 
@@ -11,8 +11,6 @@ use super::draft::Draft;
 use super::from_unit::Refusal;
 
 const SHELLS: [&str; 6] = ["ash", "bash", "dash", "ksh", "sh", "zsh"];
-
-const COMPOSERS: [&str; 3] = ["docker-compose", "nerdctl", "podman-compose"];
 
 /// Programs that take a server out of its unit, or can't run in one.
 const AWAY: [(&str, &str); 8] = [

@@ -2,7 +2,7 @@
 //! let do what the engine needs.
 
 use berth_core::config::is_secret;
-use berth_core::container::{Container, Engine, without};
+use berth_core::container::{Container, Engine, elsewhere, gpus, is_all, without};
 
 use super::draft::Draft;
 use super::from_unit::Refusal;
@@ -69,6 +69,9 @@ pub(super) fn settle(draft: &mut Draft, engine: Engine) -> Result<(), Refusal> {
         let what = format!("`{engine}` can't run a model like this: {}", unfit.why);
         return Err(Refusal::new(what, unfit.instead));
     }
+    if let Some((why, instead)) = draft.env.iter().find_map(|(name, value)| elsewhere(engine, name, value)) {
+        return Err(Refusal::new(why, instead));
+    }
     ends(draft);
     // The variables so far are the engine's own; those of the file would go into the container.
     let env = std::mem::take(&mut draft.env);
@@ -133,12 +136,7 @@ pub(super) fn without_gpus(engine: &[String]) -> (Vec<String>, Vec<String>) {
         return (Vec::new(), Vec::new());
     }
     without(engine, |name, value| {
-        let which = match (name, value) {
-            ("--gpus", which) => which,
-            ("--device", Some(device)) => device.split_once("/gpu=").map(|(_, which)| which),
-            _ => None,
-        };
-        which.is_some_and(|which| which != "all")
+        value.and_then(|value| gpus(name, value)).is_some_and(|which| !is_all(which))
     })
 }
 
@@ -169,7 +167,14 @@ fn podman(draft: &mut Draft) {
     }
     draft.note("podman", "a model's unit forbids what it needs, so the drop-in allows it");
     let user = draft.service.iter().find_map(|line| line.strip_prefix("User=")).unwrap_or("berth-model");
-    if !["", "root", "0"].contains(&user) {
+    let user = user.to_owned();
+    rootless(draft, &user);
+}
+
+/// Says what a user needs for podman.
+pub(super) fn rootless(draft: &mut Draft, user: &str) {
+    let by_podman = draft.argv.first().and_then(|program| Engine::of(program)) == Some(Engine::Podman);
+    if by_podman && !["", "root", "0"].contains(&user) {
         let why = format!(
             "podman without root needs ranges in /etc/subuid and /etc/subgid, and `loginctl enable-linger {user}`"
         );

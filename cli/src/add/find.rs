@@ -38,7 +38,7 @@ pub(super) async fn find(what: &str, options: &AddOptions) -> Result<Addition, C
     }
     match kind.as_str() {
         "yaml" | "yml" => llama_swap::read(path, name).map_err(refused),
-        "container" | "kube" | "pod" => of_quadlet(path, name).await,
+        "container" | "kube" | "pod" => of_quadlet(path, options).await,
         "service" => of_file(path, name).await,
         _ if !path.exists() => Err(no_such(what)),
         _ => from_file::read(path, name).map(Addition::of).map_err(refused),
@@ -110,11 +110,7 @@ async fn of_machine(unit: &str, name: Option<&str>) -> Result<Addition, Complain
 
 /// A unit's file with the drop-ins beside it.
 async fn of_file(path: &Path, name: Option<&str>) -> Result<Addition, Complaint> {
-    let unreadable = |error: io::Error| {
-        let title = format!("can't read {}: {error}", path.display());
-        Complaint::new(Exit::Usage, "unreadable", title, &[format!("ls -l {}", path.display())])
-    };
-    let files = unit::beside(path).map_err(unreadable)?;
+    let files = unit::beside(path).map_err(|error| unreadable(path, &error))?;
     let unit = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     // Where there is no systemd, what only that knows can't be told.
     let around = around(systemd::environment().await.unwrap_or_default());
@@ -122,22 +118,39 @@ async fn of_file(path: &Path, name: Option<&str>) -> Result<Addition, Complaint>
     of_unit(&read, name, &around).map(Addition::of)
 }
 
-/// Quadlet's file. Where podman has made a service of it, that is the one to be replaced.
-async fn of_quadlet(path: &Path, name: Option<&str>) -> Result<Addition, Complaint> {
+/// Quadlet's file with the drop-ins beside it. Where podman has made a service of it, that is the one to be replaced, with its
+/// own drop-ins.
+async fn of_quadlet(path: &Path, options: &AddOptions) -> Result<Addition, Complaint> {
     let shown = path.display().to_string();
-    let (unit, file) =
-        quadlet::service(path, read_unit(path)?.text).map_err(|refusal| refused(&shown, refusal))?;
+    let files = unit::beside(path).map_err(|error| unreadable(path, &error))?;
+    let (unit, file) = quadlet::service(path, &files).map_err(|refusal| refused(&shown, refusal))?;
+    let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let of_machine = quadlet::is_of_machine(&whole);
+    let loaded = if of_machine { systemd::loaded(&unit).await.ok() } else { None };
+    let loaded = loaded.filter(|loaded| quadlet::is_generated(&loaded.files));
+    let mut files = vec![file];
+    for path in loaded.iter().flat_map(|loaded| &loaded.files[1..]) {
+        files.push(read_unit(path)?);
+    }
     let around = around(systemd::environment().await.unwrap_or_default());
-    let read = Unit::read(&unit, &[file]).map_err(|wrong| refused(&shown, wrong.into()))?;
-    let addition = Addition::of(of_unit(&read, name, &around)?);
-    let loaded = systemd::loaded(&unit).await.ok().filter(|loaded| quadlet::is_generated(&loaded.files));
+    let read = Unit::read(&unit, &files).map_err(|wrong| refused(&shown, wrong.into()))?;
+    let mut draft = of_unit(&read, options.name.as_deref(), &around)?;
+    if !of_machine {
+        quadlet::of_user(&mut draft, &whole, &unit, options.run_as.is_some())
+            .map_err(|refusal| refused(&shown, refusal))?;
+    }
     let service = loaded.map(|loaded| Service { links: super::links(&unit), unit, loaded });
-    Ok(Addition { service, ..addition })
+    Ok(Addition { service, ..Addition::of(draft) })
 }
 
 fn of_unit(unit: &Unit, name: Option<&str>, around: &Around) -> Result<Draft, Complaint> {
     let name = named(name, &from_unit::name(unit))?;
     from_unit::translate(unit, name, around).map_err(|refusal| refused(&unit.name, refusal))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Complaint {
+    let title = format!("can't read {}: {error}", path.display());
+    Complaint::new(Exit::Usage, "unreadable", title, &[format!("ls -l {}", path.display())])
 }
 
 fn read_unit(path: &Path) -> Result<File, Complaint> {

@@ -1,14 +1,21 @@
 //! Quadlet's `.container` files: the service that podman's generator makes of one, as a unit to be read like any other.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use super::draft::Draft;
 use super::from_unit::Refusal;
 use crate::remove::word;
 use crate::unit::{File, Setting, Unit, words};
 
 /// Where podman looks for them and systemd finds what comes of them.
 const GENERATED: &str = "/run/systemd/generator";
+
+/// Where files lie of which podman makes services of the machine's, and below them those of users'.
+const OF_MACHINE: [&str; 3] =
+    ["/etc/containers/systemd", "/run/containers/systemd", "/usr/share/containers/systemd"];
+const OF_USERS: &str = "users";
 
 const SECTION: &str = "Container";
 
@@ -22,13 +29,15 @@ enum Becomes {
     Switch(&'static str),
     /// This option with this in front of the value.
     Prefixed(&'static str, &'static str),
-    /// It is read apart, or means nothing under Berth.
+    /// It is read apart.
     Apart,
+    /// It means nothing under Berth, which is told as of a unit's setting.
+    Left,
     /// With it there is no model.
     Refused(&'static str),
 }
 
-use Becomes::{Apart, Option, Prefixed, Refused, Switch, Words};
+use Becomes::{Apart, Left, Option, Prefixed, Refused, Switch, Words};
 
 /// After podman's documentation of its units, in its order; what is not here has no equal.
 const KEYS: &[(&str, Becomes)] = &[
@@ -36,8 +45,8 @@ const KEYS: &[(&str, Becomes)] = &[
     ("AddDevice", Option("--device")),
     ("AddHost", Option("--add-host")),
     ("Annotation", Words("--annotation")),
-    ("AutoUpdate", Apart),
-    ("CgroupsMode", Apart),
+    ("AutoUpdate", Left),
+    ("CgroupsMode", Left),
     ("ContainerName", Option("--name")),
     ("ContainersConfModule", Apart),
     ("DNS", Option("--dns")),
@@ -68,7 +77,7 @@ const KEYS: &[(&str, Becomes)] = &[
     ("Network", Option("--network")),
     ("NetworkAlias", Option("--network-alias")),
     ("NoNewPrivileges", Switch("--security-opt=no-new-privileges")),
-    ("Notify", Apart),
+    ("Notify", Left),
     ("PidsLimit", Option("--pids-limit")),
     ("Pod", Refused("a pod's containers are not in the unit's cgroup: give the server a file of its own")),
     ("PodmanArgs", Apart),
@@ -101,17 +110,19 @@ const KEYS: &[(&str, Becomes)] = &[
     ("WorkingDir", Option("--workdir")),
 ];
 
-/// The service that podman makes of a Quadlet file, by its name and as the file that it would be.
-pub(super) fn service(path: &Path, text: String) -> Result<(String, File), Refusal> {
+/// The service that podman makes of a Quadlet file and its drop-ins, by its name and as the file that it would be.
+pub(super) fn service(path: &Path, files: &[File]) -> Result<(String, File), Refusal> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     if path.extension().is_none_or(|kind| kind != "container") {
         let what = "only a .container file runs one server";
         return Err(Refusal::new(what, "berthctl add NAME.container, of the server that is the model"));
     }
-    let read = Unit::read(&format!("{stem}.service"), &[File { path: path.to_owned(), text }])?;
+    let read = Unit::read(&format!("{stem}.service"), files)?;
     let name = read.last(SECTION, "ServiceName").map_or(stem, |name| name.value.clone());
     let mut text = String::new();
-    for (section, key) in read.keys().into_iter().filter(|(section, _)| *section != SECTION) {
+    let is_left = |key: &str| KEYS.iter().any(|(known, becomes)| *known == key && matches!(becomes, Left));
+    for (section, key) in read.keys().into_iter().filter(|(section, key)| *section != SECTION || is_left(key))
+    {
         for setting in read.all(section, key) {
             // Writing to a String can't fail; nor below.
             _ = writeln!(text, "[{section}]\n{key}={}", setting.value);
@@ -119,12 +130,43 @@ pub(super) fn service(path: &Path, text: String) -> Result<(String, File), Refus
     }
     let line: Vec<String> = command(&read)?.iter().map(|one| written(one)).collect();
     _ = writeln!(text, "[Service]\nExecStart={}", line.join(" "));
+    // What systemd waits for besides is podman's own end.
+    if let Some(stop) = read.last(SECTION, "StopTimeout") {
+        _ = writeln!(text, "TimeoutStopSec={}", stop.value);
+    }
     Ok((format!("{name}.service"), File { path: path.to_owned(), text }))
 }
 
 /// Whether these are the files of the service that podman's generator has made on this machine.
 pub(super) fn is_generated(files: &[std::path::PathBuf]) -> bool {
     files.first().is_some_and(|file| file.starts_with(GENERATED))
+}
+
+/// Whether podman makes a service of the machine's of it, which runs as root.
+pub(super) fn is_of_machine(path: &Path) -> bool {
+    let below = OF_MACHINE.iter().find_map(|folder| path.strip_prefix(folder).ok());
+    below.is_some_and(|rest| !rest.starts_with(OF_USERS))
+}
+
+/// What a file comes to that is not the machine's: its container ran as a user, and root is not who it is to run as.
+pub(super) fn of_user(draft: &mut Draft, path: &Path, unit: &str, told: bool) -> Result<(), Refusal> {
+    let user = draft.service.iter().find_map(|line| line.strip_prefix("User=")).unwrap_or_default();
+    if !told && ["", "root", "0"].contains(&user) {
+        let owner = std::fs::metadata(path).ok().map(|meta| nix::unistd::Uid::from_raw(meta.uid()));
+        let owner =
+            owner.filter(|uid| !uid.is_root()).and_then(|uid| nix::unistd::User::from_uid(uid).ok()?);
+        let owner = owner.map_or("USER".to_owned(), |owner| owner.name);
+        let what =
+            "it is no file of the machine's, so its container runs as a user, and here it would run as root";
+        return Err(Refusal::new(what, format!("--run-as {owner}, or move it to {}", OF_MACHINE[0])));
+    }
+    let why = format!(
+        "a user's own systemd may have made {unit} of it, which goes on and comes back: move {} away, then as that user \
+         `systemctl --user daemon-reload` and `systemctl --user stop {unit}`",
+        path.display()
+    );
+    draft.note(unit, why);
+    Ok(())
 }
 
 /// A word of the command as it stands in a unit, where specifiers and variables are replaced as in the file.
@@ -168,7 +210,7 @@ fn command(unit: &Unit) -> Result<Vec<String>, Refusal> {
                 Prefixed(option, prefix) => {
                     command.extend([(*option).to_owned(), format!("{prefix}{value}")]);
                 }
-                Apart => {}
+                Apart | Left => {}
                 Refused(why) => return Err(refused(setting, why)),
             }
         }
@@ -189,7 +231,13 @@ fn command(unit: &Unit) -> Result<Vec<String>, Refusal> {
 
 /// The value, if it does not name another of Quadlet's files.
 fn of_machine(setting: &Setting) -> Result<String, Refusal> {
-    let name = setting.value.split(':').next().unwrap_or_default();
+    let name = match setting.key.as_str() {
+        "Mount" => {
+            let mut parts = setting.value.split(',').filter_map(|part| part.split_once('='));
+            parts.find(|(name, _)| ["source", "src"].contains(name)).map_or("", |(_, source)| source)
+        }
+        _ => setting.value.split(':').next().unwrap_or_default(),
+    };
     let kinds = ["build", "image", "network", "volume", "container", "pod"];
     if !name.starts_with('/') && kinds.iter().any(|kind| name.ends_with(&format!(".{kind}"))) {
         return Err(refused(
@@ -197,7 +245,7 @@ fn of_machine(setting: &Setting) -> Result<String, Refusal> {
             "podman makes it anew for its own service: write its name out, `systemd-NAME`",
         ));
     }
-    if setting.value.starts_with("./") || setting.value.starts_with("../") {
+    if name.starts_with("./") || name.starts_with("../") {
         return Err(refused(
             setting,
             "it starts from the file's folder, which is another one: write the whole path",

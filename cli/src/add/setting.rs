@@ -30,6 +30,14 @@ pub(super) fn fate(section: &str, key: &str) -> Fate {
             "Also" => Fate::Left("enable or disable the other units yourself"),
             _ => Fate::Dropped,
         },
+        // Quadlet's own, as far as podman's command line does not have it.
+        "Container" => Fate::Left(match key {
+            "AutoUpdate" => {
+                "Berth starts what is declared: pull a new image yourself, then `berthctl restart`"
+            }
+            "CgroupsMode" => "Berth keeps all of it in the model's unit, with --cgroups=split",
+            _ => "Berth asks the server itself whether it is ready",
+        }),
         section if section.starts_with("X-") => Fate::Dropped,
         _ => Fate::Left("a service has no such section"),
     }

@@ -110,13 +110,15 @@ fn each_quadlet_file_is_translated_or_refused_with_the_reason() {
     let folder = machine().join("etc/containers/systemd");
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.is_file());
     paths.sort();
     assert!(paths.len() >= 4);
     let all = paths.iter().map(|path| {
         let file = path.file_name().unwrap().to_string_lossy().into_owned();
-        let text = std::fs::read_to_string(path).unwrap();
         let named = Path::new("/etc/containers/systemd").join(&file);
-        let draft = quadlet::service(&named, text).and_then(|(name, file)| translated(&name, &[file]));
+        let files: Vec<File> = unit::beside(path).unwrap();
+        let files = files.into_iter().map(|one| File { path: named.clone(), ..one }).collect::<Vec<_>>();
+        let draft = quadlet::service(&named, &files).and_then(|(name, file)| translated(&name, &[file]));
         let text = match draft {
             Ok(draft) => told(draft),
             Err(refusal) => format!("refused: {}: {}\n", refusal.place.unwrap_or_default(), refusal.what),
@@ -124,6 +126,46 @@ fn each_quadlet_file_is_translated_or_refused_with_the_reason() {
         format!("== {file}\n{text}")
     });
     insta::assert_snapshot!(all.collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn a_user_s_quadlet_file_does_not_become_root_s() {
+    use std::os::unix::fs::chown;
+
+    for (path, of_machine) in [
+        ("/etc/containers/systemd/vllm.container", true),
+        ("/run/containers/systemd/llm/vllm.container", true),
+        ("/usr/share/containers/systemd/vllm.container", true),
+        ("/etc/containers/systemd/users/1000/vllm.container", false),
+        ("/home/frank/.config/containers/systemd/vllm.container", false),
+        ("/etc/containers/systemd2/vllm.container", false),
+    ] {
+        assert_eq!(quadlet::is_of_machine(Path::new(path)), of_machine, "{path}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vllm.container");
+    let text = "[Container]\nImage=vllm/vllm-openai\nExec=--model a/b\nPublishPort=8022:8000\n";
+    std::fs::write(&path, text).unwrap();
+    let draft = || {
+        let (name, file) =
+            quadlet::service(&path, &[File { path: path.clone(), text: text.to_owned() }]).unwrap();
+        translated(&name, &[file]).unwrap()
+    };
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    if geteuid().is_root() {
+        chown(&path, Some(nobody.uid.as_raw()), None).unwrap();
+        let refusal = quadlet::of_user(&mut draft(), &path, "vllm.service", false).unwrap_err();
+        assert!(refusal.instead.unwrap().starts_with("--run-as nobody, "), "{}", refusal.what);
+    }
+    assert!(quadlet::of_user(&mut draft(), &path, "vllm.service", false).is_err());
+    let mut draft = draft();
+    quadlet::of_user(&mut draft, &path, "vllm.service", true).unwrap();
+    runs_as(&mut draft, "nobody").unwrap();
+    assert_eq!(draft.service[0], "User=nobody");
+    let told: Vec<String> = draft.notes.iter().map(|note| format!("{}: {}", note.what, note.why)).collect();
+    let told = told.join("\n");
+    assert!(told.contains("systemctl --user stop vllm.service"), "{told}");
+    assert!(told.contains("User=nobody: podman without root needs ranges"), "{told}");
 }
 
 #[test]

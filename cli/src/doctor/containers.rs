@@ -9,11 +9,12 @@ use berth_core::facts::Known;
 use berth_core::name::ModelName;
 use berth_observe::scope::Scope;
 use berth_observe::systemd::{Reader, SERVICE, SystemdError};
-use tokio::process::Command;
+use serde::Deserialize;
 use zbus::Connection;
 
 use super::{Check, Finding, Ground, check};
 use crate::access::{self, Identity, Want, Way};
+use crate::client::{Client, Trouble};
 
 /// Where docker is asked.
 const SOCKET: &str = "/run/docker.sock";
@@ -78,13 +79,9 @@ pub(super) async fn look(ground: &Ground) -> Containers {
                 .map_or_else(|error| Known::Unknown(error.to_string()), Known::Value),
             Known::Unknown(why) => Known::Unknown(why.clone()),
         };
-        let installed = if program.contains('/') {
-            Path::new(&program).exists()
-        } else {
-            super::models::SEARCHED.iter().any(|folder| Path::new(folder).join(&program).exists())
-        };
+        let installed = super::models::found(&model.program).is_some();
         if container.engine == Engine::Docker && installed && docker.is_none() {
-            docker = Some(self::docker(&program).await);
+            docker = Some(self::docker(Path::new(SOCKET)).await);
         }
         let who = unit.value().and_then(|unit| unit.user.as_ref().ok()).filter(|who| who.uid != 0);
         all.push(Seen {
@@ -113,25 +110,32 @@ async fn unit(bus: &Connection, name: &str) -> Result<Unit, SystemdError> {
     })
 }
 
-/// Asks docker what it is.
-async fn docker(program: &str) -> Known<Docker> {
-    let mut command = Command::new(program);
-    command.args(["info", "--format", "{{.CgroupDriver}} {{json .SecurityOptions}}"]).kill_on_drop(true);
-    let said = match tokio::time::timeout(ANSWER, command.output()).await {
-        Ok(Ok(said)) => said,
-        Ok(Err(error)) => return Known::Unknown(error.to_string()),
+/// What docker answers of itself, as far as it matters here.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Info {
+    cgroup_driver: String,
+    #[serde(default)]
+    security_options: Vec<String>,
+}
+
+/// Asks docker's daemon what it is: by its socket, since the program that a model declares may be anybody's, and whoever
+/// looks may be root.
+async fn docker(socket: &Path) -> Known<Docker> {
+    let client = Client::new(Some(socket.to_owned()), false);
+    let info: Info = match tokio::time::timeout(ANSWER, client.get("/info")).await {
+        Ok(Ok(info)) => info,
+        Ok(Err(Trouble::Broken(_))) => {
+            return Known::Unknown(format!("what it says at {} is not to be understood", socket.display()));
+        }
+        Ok(Err(trouble)) => return Known::Unknown(trouble.to_string()),
         Err(_) => return Known::Unknown(format!("it has not answered for {} s", ANSWER.as_secs())),
-    };
-    let text = String::from_utf8_lossy(&said.stdout).trim().to_owned();
-    let Some((driver, options)) = text.split_once(' ').filter(|_| said.status.success()) else {
-        let why = String::from_utf8_lossy(&said.stderr);
-        return Known::Unknown(why.lines().next().unwrap_or("it says nothing").trim().to_owned());
     };
     let settings = std::fs::read_to_string("/etc/docker/daemon.json").unwrap_or_default();
     let settings: serde_json::Value = serde_json::from_str(&settings).unwrap_or_default();
     Known::Value(Docker {
-        driver: driver.to_owned(),
-        rootless: options.contains("name=rootless"),
+        driver: info.cgroup_driver,
+        rootless: info.security_options.iter().any(|option| option == "name=rootless"),
         listens: settings["userland-proxy"] != serde_json::Value::Bool(false),
     })
 }
@@ -319,6 +323,35 @@ mod tests {
             unit.delegates = false;
         }
         assert_eq!(codes(&closed), ["engine_denied Error"]);
+    }
+
+    #[tokio::test]
+    async fn docker_is_asked_at_its_socket() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("docker.sock");
+        let why = docker(&socket).await;
+        assert!(why.why_unknown().unwrap().contains("docker.sock"), "{why:?}");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let answers = tokio::spawn(async move {
+            for body in [
+                r#"{"ID":"a","CgroupDriver":"cgroupfs","CgroupVersion":"2","SecurityOptions":["name=seccomp,profile=builtin","name=rootless"]}"#,
+                r#"{"ID":"a"}"#,
+            ] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut asked = [0; 1024];
+                let read = stream.read(&mut asked).await.unwrap();
+                assert!(asked[..read].starts_with(b"GET /info HTTP/1.1\r\n"));
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            }
+        });
+        let said = docker(&socket).await;
+        let said = said.value().unwrap();
+        assert_eq!((said.driver.as_str(), said.rootless), ("cgroupfs", true));
+        assert!(docker(&socket).await.why_unknown().unwrap().contains("not to be understood"));
+        answers.await.unwrap();
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::fit::{self, Judged};
 use mounts::Mounts;
 
 /// Where a program that is declared by its name alone is looked for, as berthd does.
-pub(super) const SEARCHED: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
+const SEARCHED: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
 /// So many files of a folder are looked at.
 const FILES: usize = 200;
 /// What `ProtectHome=` hides.
@@ -150,14 +150,17 @@ async fn unit(bus: &Connection, name: &str) -> Result<Unit, SystemdError> {
     })
 }
 
+/// Where a program is that is declared by its name alone, or by its whole path.
+pub(super) fn found(program: &Path) -> Option<PathBuf> {
+    let folders = if program.is_absolute() { &["/"][..] } else { &SEARCHED };
+    folders.iter().map(|folder| Path::new(folder).join(program)).find(|path| path.exists())
+}
+
 fn files(model: &Model, mounts: Option<&Mounts>) -> Vec<File> {
     let mut wanted: Vec<(PathBuf, Want)> = Vec::new();
-    let program = if model.program.is_absolute() {
-        Some(model.program.clone())
-    } else {
-        let places = SEARCHED.map(|folder| Path::new(folder).join(&model.program));
-        places.into_iter().find(|place| place.exists())
-    };
+    // A whole path that is not there is to be told as any file's.
+    let program =
+        found(&model.program).or_else(|| Some(model.program.clone()).filter(|path| path.is_absolute()));
     wanted.extend(program.map(|program| (program, Want::Execute)));
     // What docker runs is opened by its daemon, as root.
     if model.container.as_ref().is_some_and(|container| container.engine == Engine::Docker) {

@@ -16,7 +16,11 @@ use crate::backend::{Clear, Launch, PlacedGpu};
 use crate::config::{BackendKind, Model};
 use crate::name::ModelName;
 
-pub use options::without;
+use options::Mount;
+pub use options::{elsewhere, gpus, is_all, without};
+
+/// Programs that run containers in the background, outside the unit that calls them.
+pub const COMPOSERS: [&str; 3] = ["docker-compose", "nerdctl", "podman-compose"];
 
 /// A program that runs containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -78,7 +82,7 @@ pub struct Container {
     pub engine: Engine,
     /// The words up to `run`, that among them.
     verb: Vec<String>,
-    /// The options of `run`, as they are written.
+    /// The options of `run`, as they are written but for the values of secrets.
     options: Vec<String>,
     /// The image.
     pub image: String,
@@ -90,11 +94,11 @@ pub struct Container {
     ports: Vec<Published>,
     /// That of the server; None in the machine's network, where the server has the machine's ports.
     pub port: Option<Published>,
-    /// Folders and files of the machine, and where they are inside.
-    mounts: Vec<(PathBuf, PathBuf)>,
+    /// What is mounted in it, and where.
+    mounts: Vec<Mount>,
     /// The variables that it is given.
     pub env: BTreeMap<String, String>,
-    /// The variables that it is given without saying their values.
+    /// The variables whose values the options do not have: the engine takes them from its own.
     passed: BTreeSet<String>,
     /// The GPUs that it is given.
     pub gpus: Gpus,
@@ -163,14 +167,18 @@ impl Container {
         }
     }
 
-    /// Where a path inside is on the machine; None where it is part of the image.
+    /// Where a path inside is on the machine; None where it is part of the image or of a volume.
     pub fn outside(&self, path: &Path) -> Option<PathBuf> {
-        through(path, self.mounts.iter().map(|(outside, inside)| (inside, outside)))
+        let below = self.mounts.iter().filter(|(_, inside)| path.starts_with(inside));
+        let (outside, inside) = below.max_by_key(|(_, inside)| inside.components().count())?;
+        moved(path, inside, outside.as_ref()?)
     }
 
-    /// Where a path of the machine is inside; None where it is not mounted.
+    /// Where a path of the machine is inside; None where it is not mounted, or something else is mounted over it.
     pub fn inside(&self, path: &Path) -> Option<PathBuf> {
-        through(path, self.mounts.iter().map(|(outside, inside)| (outside, inside)))
+        let mut places =
+            self.mounts.iter().filter_map(|(outside, inside)| moved(path, outside.as_ref()?, inside));
+        places.find(|inside| self.outside(inside).as_deref() == Some(path))
     }
 
     /// The server as it is inside: its address, its files and its GPUs as it finds them there.
@@ -201,7 +209,7 @@ impl Container {
             let own = self.gpus == Gpus::Chosen
                 && ["CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"].contains(&name.as_str());
             let given = self.env.get(name).is_some_and(|given| model.env.get(name) == Some(given));
-            !given && (!own || model.env.contains_key(name))
+            (!given || self.passed.contains(name)) && (!own || model.env.contains_key(name))
         });
         let bounds = self.bounds(model, gpus, &mut launch);
         // By name alone, so that no value shows in a list of processes. After the options: what a variant sets wins.
@@ -269,6 +277,25 @@ impl Container {
         self.verb.iter().chain(&self.options).chain([&self.image]).cloned().collect()
     }
 
+    /// The engine's command line without Berth: its marks left out, and all GPUs given where it says nothing of them.
+    pub fn without_berth(&self, model: &Model, argv: &mut Vec<String>) {
+        let all = match self.engine {
+            Engine::Docker => "--gpus=all",
+            Engine::Podman => "--device=nvidia.com/gpu=all",
+        };
+        let needs = self.gpus == Gpus::Unsaid && model.policy.uses_gpus();
+        let marks =
+            [format!("--cgroup-parent={}", model.name.slice()), format!("--label={}", label(&model.name))];
+        argv.retain(|arg| !marks.contains(arg));
+        let options = 1 + self.verb.len();
+        argv.splice(options..options, needs.then(|| all.to_owned()));
+    }
+
+    /// Whether its image is the same at each start: it is named by what is in it.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.image.contains("@sha256:")
+    }
+
     /// How what an earlier run of the model left is found and removed. Its label tells it from anybody else's of that name.
     fn clear(&self, model: &Model) -> Clear {
         let before = self.verb.iter().take_while(|word| !["container", "run"].contains(&word.as_str()));
@@ -283,16 +310,15 @@ impl Container {
     }
 }
 
-/// A path below one of these folders as it is below the other; the longest counts.
-fn through<'a>(path: &Path, folders: impl Iterator<Item = (&'a PathBuf, &'a PathBuf)>) -> Option<PathBuf> {
-    let below = folders.filter_map(|(from, to)| Some((from, to, path.strip_prefix(from).ok()?)));
-    let (_, to, rest) = below.max_by_key(|(from, ..)| from.components().count())?;
-    Some(if rest.as_os_str().is_empty() { to.clone() } else { to.join(rest) })
+/// A path below one folder as it is below another.
+fn moved(path: &Path, from: &Path, to: &Path) -> Option<PathBuf> {
+    let rest = path.strip_prefix(from).ok()?;
+    Some(if rest.as_os_str().is_empty() { to.to_owned() } else { to.join(rest) })
 }
 
-/// What Berth marks a model's container with.
+/// What Berth marks a model's container with. podman 4 takes a comma for the end of what is looked for; no name has a `+`.
 fn label(model: &ModelName) -> String {
-    format!("berth.model={model}")
+    format!("berth.model={}", model.as_str().replace(',', "+"))
 }
 
 #[cfg(test)]

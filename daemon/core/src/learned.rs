@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend;
 use crate::bytes::Bytes;
 use crate::config::Model;
+use crate::container::Container;
 use crate::demand::{Demand, Parts, Source, What};
 use crate::facts::{Facts, FileFacts, Gpu, Stamp};
 use crate::layout::Layout;
@@ -40,7 +41,7 @@ pub struct Learned {
 /// All that its use of memory depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
-    /// Its declared arguments.
+    /// Its declared arguments, with those of its container before them.
     pub args: Vec<String>,
     /// Its declared environment.
     pub env: BTreeMap<String, String>,
@@ -67,13 +68,13 @@ impl Run {
         gpus: Vec<String>,
     ) -> Option<Self> {
         let all = backend::of(model.backend).files(model).into_iter().chain([model.program.clone()]);
-        let image = model.container.iter().map(|container| container.image.clone());
+        let container = model.container.iter().flat_map(Container::declared);
         let stamped = all.map(|path| {
             let stamp = *files.get(&path)?.stamp.value()?;
             Some((path, stamp))
         });
         Some(Self {
-            args: image.chain(model.args.clone()).collect(),
+            args: container.chain(model.args.clone()).collect(),
             env: model.env.clone(),
             layout: essential(layout),
             gpus,
@@ -188,8 +189,10 @@ pub fn apply(
     // One that was never ready may have died long before it had all that it needs.
     let ready = |way: &&Learned| !way.load.is_empty() && way.run == run;
     let Some(learned) = learned.iter().find(ready) else { return };
+    // Under the same name there may be another image by now, which takes what this one would at least.
+    let is_same = model.container.as_ref().is_none_or(Container::is_fixed);
     for (parts, peak) in demand.gpus.iter_mut().zip(&learned.peak) {
-        if *peak > Bytes::ZERO {
+        if *peak > Bytes::ZERO && (is_same || *peak > parts.total()) {
             *parts = measured(parts, *peak);
         }
     }

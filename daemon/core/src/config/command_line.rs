@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use crate::container::COMPOSERS;
+
 /// A command line's parts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Parts {
@@ -56,7 +58,7 @@ const NO_PROGRAMS: &[(&[&str], &str, &str)] = &[
         "leave it out; systemd keeps the server running",
     ),
     (
-        &["docker-compose", "podman-compose", "nerdctl"],
+        &COMPOSERS,
         "it runs servers in the background, outside their unit",
         "write it as `docker run … IMAGE …` or `podman run … IMAGE …`",
     ),

@@ -10,7 +10,7 @@ use super::error::ConfigError;
 use super::model_file::{Derive, span_of};
 use super::reader::Reader;
 use crate::backend::{self, Given};
-use crate::container::Container;
+use crate::container::{Container, elsewhere};
 
 /// Where servers listen that are not told, by the images that run them.
 fn by_itself(kind: BackendKind) -> Option<u16> {
@@ -33,7 +33,15 @@ pub(super) fn take_off(declared: Declared, reader: &Reader<'_>) -> Declared {
             reader.note(ConfigError::new(message, reader.place(&span, unfit.why)).help(unfit.instead));
             Declared { command: None, ..declared }
         }
-        Some(Ok((container, before))) => {
+        Some(Ok((mut container, before))) => {
+            for (name, value) in &command.env {
+                container.gpus_by_env(name.get_ref(), value.get_ref());
+                if let Some((why, instead)) = elsewhere(container.engine, name.get_ref(), value.get_ref()) {
+                    let message = format!("`{}` can't be run as it is", command.key);
+                    reader.note(ConfigError::new(message, reader.place(&name.span(), why)).help(instead));
+                    return Declared { command: None, ..declared };
+                }
+            }
             let at = |text: &String| Spanned::new(command.program.span(), text.clone());
             // Those of the file win, as they do in the container.
             let given = container.env.iter().map(|(name, value)| (at(name), at(value)));

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::explain::explain_model;
 use super::{Explained, Model, Settings, explain};
-use crate::proxy::KeyHash;
 use crate::report::{Changed, ValueChange};
 
 /// What berthd takes up when it starts alone.
@@ -76,7 +75,7 @@ fn is_among(key: &str, keys: &[&str]) -> bool {
 }
 
 fn by_key(values: &[Explained]) -> BTreeMap<String, String> {
-    values.iter().map(|value| (value.key.clone(), hidden(&value.key, &value.value))).collect()
+    values.iter().map(|value| (value.key.clone(), value.value.clone())).collect()
 }
 
 /// Whether the value of a variable of this name is nobody's business but the server's.
@@ -84,13 +83,4 @@ pub fn is_secret(name: &str) -> bool {
     const SECRETS: [&str; 4] = ["TOKEN", "KEY", "SECRET", "PASSWORD"];
     let name = name.to_ascii_uppercase();
     SECRETS.iter().any(|word| name.contains(word))
-}
-
-/// A value that people may see: of a secret in the environment that it is another one, and no more.
-fn hidden(key: &str, value: &str) -> String {
-    if key.strip_prefix("env.").is_some_and(is_secret) {
-        let hash = KeyHash::of(value.as_bytes()).to_string();
-        return format!("hidden ({})", &hash[..8]);
-    }
-    value.to_owned()
 }

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::difference::is_secret;
 use super::reader::shown;
 use super::{BackendKind, Deadlines, Health, Memory, Model, Settings, Target, UnknownName};
 use crate::backend;
 use crate::layout::Layout;
 use crate::name::ModelName;
 use crate::policy::{Cores, Policy, Spread};
+use crate::proxy::KeyHash;
 use crate::report::Rights;
 use crate::tuning::Tuning;
 
@@ -376,7 +378,7 @@ fn command(values: &mut Values<'_>, model: &Model) {
     }
     let line = values.declared.get("env").or(values.declared.get("cmd")).copied().unwrap_or(1);
     for (name, value) in &model.env {
-        values.push(&format!("env.{name}"), value.clone(), Origin::Declared { line });
+        values.push(&format!("env.{name}"), visible(name, value), Origin::Declared { line });
     }
     for name in &model.secrets {
         let line = values.declared.get("secrets").copied().unwrap_or(1);
@@ -386,9 +388,18 @@ fn command(values: &mut Values<'_>, model: &Model) {
     for (name, value) in launch.env.iter().filter(|(name, _)| !name.starts_with("CUDA_")) {
         if !model.env.contains_key(name) {
             let from = Origin::Derived { from: "added by Berth".to_owned() };
-            values.push(&format!("env.{name}"), value.clone(), from);
+            values.push(&format!("env.{name}"), visible(name, value), from);
         }
     }
+}
+
+/// A variable's value as people may see it: of a secret that it is another one, and no more.
+fn visible(name: &str, value: &str) -> String {
+    if !is_secret(name) {
+        return value.to_owned();
+    }
+    let hash = KeyHash::of(value.as_bytes()).to_string();
+    format!("hidden ({})", &hash[..8])
 }
 
 /// The words of `whole` that are not among `declared`: a backend only adds to them.

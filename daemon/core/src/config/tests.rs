@@ -233,6 +233,14 @@ fn ports_are_given_out_in_the_order_of_names_around_declared_ones() {
 fn a_secret_is_a_variable_without_its_value() {
     let model = one("cmd = \"serve\"\nsecrets = [\"HF_TOKEN\"]\n").unwrap();
     assert_eq!(model.secrets, ["HF_TOKEN"]);
+    // The value of one that the file has itself is nobody's business.
+    let text =
+        "cmd = \"docker run -e API_KEY=confidential -p 1:2 i\"\nenv = { HF_TOKEN = \"confidential\" }\n";
+    let settings =
+        load(&Sources { models: vec![file("/m/a.toml", text)], ..Sources::default() }, "tower").unwrap();
+    let shown = format!("{:?}", explain(&settings));
+    assert!(shown.contains("env.HF_TOKEN") && shown.contains("env.API_KEY"), "{shown}");
+    assert!(!shown.contains("confidential"), "{shown}");
     let wrong = errors(&[
         ("a.toml", "cmd = \"serve\"\nsecrets = [\"HF TOKEN\", \"1\", \"\", \"A\", \"A\"]\n"),
         ("b.toml", "cmd = \"A=1 serve\"\nsecrets = [\"A\"]\n"),

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::path::PathBuf;
+
+use crate::config::is_secret;
 
 use super::{Container, Engine, Gpus, Published, Unfit};
 
@@ -62,8 +65,20 @@ const GLOBAL_SWITCHES: &[&str] = &[
     "--transient-store",
 ];
 
-/// Options before `run` that can lead to another machine.
+/// Options before `run` that can lead to another machine, or to another engine of this one.
 const ELSEWHERE: &[&str] = &["-c", "--connection", "--context", "-H", "--host", "--remote", "-r", "--url"];
+
+/// Variables that do the same.
+const ELSEWHERE_BY_ENV: &[&str] =
+    &["DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINER_CONNECTION"];
+
+/// The variable by which NVIDIA's runtime is told the GPUs.
+const BY_ENV: &str = "NVIDIA_VISIBLE_DEVICES";
+
+/// What is at a folder inside: a folder of this machine, or None for what only the engine knows.
+pub(super) type Mount = (Option<PathBuf>, PathBuf);
+
+const WHOLE: &str = "write the whole path, from `/`";
 
 /// One option of `run`.
 struct Given<'a> {
@@ -94,8 +109,7 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
     let mut container = Container {
         engine,
         verb: args[..=run].to_vec(),
-        // A `--` says no more than where the image stands.
-        options: args[run + 1..image].iter().filter(|word| *word != "--").cloned().collect(),
+        options: without_secrets(args, &given, run + 1..image),
         image: args[image].clone(),
         entrypoint: None,
         host_network: false,
@@ -114,17 +128,21 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
             }
             "--network" | "--net" => container.host_network = value == "host",
             "--env" => match value.split_once('=') {
-                Some((name, value)) => _ = container.env.insert(name.to_owned(), value.to_owned()),
+                Some((name, value)) => {
+                    container.gpus_by_env(name, value);
+                    if is_secret(name) {
+                        container.passed.insert(name.to_owned());
+                    }
+                    container.env.insert(name.to_owned(), value.to_owned());
+                }
                 None => _ = container.passed.insert(value.to_owned()),
             },
-            "--volume" => container.mounts.extend(volume(value)),
-            "--mount" => container.mounts.extend(mount(value)),
-            "--gpus" => container.gpus = container.gpus.with(value == "all" || value == "-1"),
-            "--device" => {
-                if let Some((_, which)) = value.split_once('=').filter(|(kind, _)| kind.ends_with("/gpu")) {
-                    container.gpus = container.gpus.with(which == "all");
-                } else if value.starts_with("/dev/nvidia") {
-                    container.gpus = Gpus::Chosen;
+            "--volume" => container.mounts.push(volume(value).map_err(|why| unfit(at, why, WHOLE))?),
+            "--mount" => container.mounts.extend(mount(value).map_err(|why| unfit(at, why, WHOLE))?),
+            "--tmpfs" => container.mounts.push((None, value.split(':').next().unwrap_or_default().into())),
+            "--gpus" | "--device" => {
+                if let Some(which) = gpus(&name, value) {
+                    container.gpus = container.gpus.with(which);
                 }
             }
             "--publish" => {
@@ -138,11 +156,55 @@ pub(super) fn read(engine: Engine, args: &[String]) -> Result<(Container, usize)
     Ok((container, image + 1))
 }
 
+/// The options of `run` as they are written, but for the values of secrets: everybody sees a command line.
+fn without_secrets(args: &[String], given: &[Given<'_>], run: Range<usize>) -> Vec<String> {
+    let mut words: Vec<Vec<String>> = args[..run.end].iter().map(|word| vec![word.clone()]).collect();
+    for option in given.iter().filter(|option| option.name == "--env") {
+        let Some((name, _)) = option.value.and_then(|value| value.split_once('=')) else { continue };
+        if is_secret(name) {
+            // Switches may stand before it in the same word.
+            let before = option.letter.map(|letter| &args[option.at][..letter]).filter(|word| *word != "-");
+            words[option.at..option.at + option.words].fill(Vec::new());
+            words[option.at].extend(before.map(str::to_owned));
+            words[option.at].push(format!("--env={name}"));
+        }
+    }
+    // A `--` says no more than where the image stands.
+    words.into_iter().skip(run.start).flatten().filter(|word| word != "--").collect()
+}
+
+/// Which GPUs an option of `run` names, as they are written; None where it is about something else.
+pub fn gpus<'a>(option: &str, value: &'a str) -> Option<&'a str> {
+    match option {
+        "--gpus" => Some(value),
+        "--device" if value.starts_with("/dev/nvidia") => Some(value),
+        "--device" => {
+            value.split_once('=').filter(|(kind, _)| kind.ends_with("/gpu")).map(|(_, which)| which)
+        }
+        "--env" => value.split_once('=').filter(|(name, _)| *name == BY_ENV).map(|(_, which)| which),
+        _ => None,
+    }
+}
+
+/// Whether these are all GPUs, whatever follows of what the server may do with them.
+pub fn is_all(which: &str) -> bool {
+    ["all", "-1"].contains(&which.split(',').next().unwrap_or_default())
+}
+
 impl Gpus {
-    fn with(self, all: bool) -> Self {
-        match (self, all) {
-            (Self::Unsaid | Self::All, true) => Self::All,
+    fn with(self, which: &str) -> Self {
+        match self {
+            Self::Unsaid | Self::All if is_all(which) => Self::All,
             _ => Self::Chosen,
+        }
+    }
+}
+
+impl Container {
+    /// What a variable says of its GPUs, which NVIDIA's own runtime alone reads.
+    pub(crate) fn gpus_by_env(&mut self, name: &str, value: &str) {
+        if name == BY_ENV && has(&self.options, "--runtime", "nvidia") {
+            self.gpus = self.gpus.with(value);
         }
     }
 }
@@ -186,22 +248,18 @@ fn unfit(at: usize, why: impl Into<String>, instead: impl Into<String>) -> Unfit
 fn verb(engine: Engine, args: &[String]) -> Result<usize, Unfit> {
     let instead = format!("write it as `{engine} run … IMAGE …`");
     let mut at = 0;
-    while let Some(arg) = args.get(at) {
-        let (name, value) = split(arg);
-        if !name.starts_with('-') {
-            break;
-        }
-        let value = value
-            .or_else(|| args.get(at + 1).map(String::as_str).filter(|_| !GLOBAL_SWITCHES.contains(&name)));
-        let here = value.is_some_and(|value| value.starts_with("unix://"))
-            && !name.ends_with("remote")
-            && name != "-r";
+    while let Some(arg) = args.get(at).filter(|arg| arg.starts_with('-')) {
+        let (name, value) = global(arg);
+        let takes = value.is_none() && !GLOBAL_SWITCHES.contains(&name.as_str());
+        let value = if takes { args.get(at + 1).map(String::as_str) } else { value };
+        // docker's daemon on this machine; with podman it would not run below the unit.
+        let here = ["-H", "--host"].contains(&name.as_str()) && value.is_some_and(is_here);
         // podman's `-c` is docker's `--context`.
-        if ELSEWHERE.contains(&name) && !here {
+        if ELSEWHERE.contains(&name.as_str()) && !here {
             let why = format!("`{name}` may run the server on another machine");
             return Err(unfit(at, why, "leave it out: Berth runs what is on this machine"));
         }
-        at += if arg.contains('=') || GLOBAL_SWITCHES.contains(&name) { 1 } else { 2 };
+        at += if takes { 2 } else { 1 };
     }
     let word = |at: usize| args.get(at).map_or("", String::as_str);
     match (word(at), word(at + 1)) {
@@ -219,6 +277,39 @@ fn verb(engine: Engine, args: &[String]) -> Result<usize, Unfit> {
         }
         (other, _) => Err(unfit(at, format!("`{engine} {other}` runs no server"), instead)),
     }
+}
+
+/// Whether an engine at this address is on this machine.
+fn is_here(address: &str) -> bool {
+    address.starts_with("unix://")
+}
+
+/// Which of these variables may lead the engine to another machine, and what to do.
+pub fn elsewhere(engine: Engine, name: &str, value: &str) -> Option<(String, &'static str)> {
+    let here = engine == Engine::Docker && name == "DOCKER_HOST" && is_here(value);
+    (ELSEWHERE_BY_ENV.contains(&name) && !here).then(|| {
+        let why = format!("`{name}` may have {engine} run the server on another machine");
+        (why, "leave it out: Berth runs what is on this machine")
+    })
+}
+
+/// An option before `run`, by the name that decides, and its value where that stands in the same word.
+fn global(arg: &str) -> (String, Option<&str>) {
+    if arg.starts_with("--") {
+        let (name, value) = split(arg);
+        return (name.to_owned(), value);
+    }
+    // Letters of switches, then one that takes the rest or the next word.
+    let mut name = arg.to_owned();
+    for (place, letter) in arg.char_indices().skip(1) {
+        name = format!("-{letter}");
+        let rest = &arg[place + letter.len_utf8()..];
+        let decides = ELSEWHERE.contains(&name.as_str()) || !GLOBAL_SWITCHES.contains(&name.as_str());
+        if decides {
+            return (name, Some(rest.strip_prefix('=').unwrap_or(rest)).filter(|value| !value.is_empty()));
+        }
+    }
+    (name, None)
 }
 
 /// `--name=value` as its parts.
@@ -326,13 +417,16 @@ fn refuse(option: &Given<'_>) -> Result<(), Unfit> {
 /// `[ADDRESS:]PORT:INSIDE[/tcp]`; None for another protocol.
 fn published(text: &str) -> Result<Option<Published>, String> {
     let (text, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    if protocol != "tcp" {
+    if !protocol.eq_ignore_ascii_case("tcp") {
         return Ok(None);
     }
     let wrong = |what: &str| Err(format!("`{text}` publishes {what}"));
     let Some((outside, inside)) = text.rsplit_once(':') else {
         return wrong("the server's port at another one of the machine's at each start");
     };
+    if inside == "{port}" {
+        return wrong("another port of the server's for each that Berth gives; inside it is its own alone");
+    }
     let Ok(inside) = inside.parse::<u16>() else { return wrong("several ports, or none that is a number") };
     let (address, port) = outside.rsplit_once(':').unwrap_or(("", outside));
     if port.is_empty() {
@@ -352,22 +446,37 @@ fn published(text: &str) -> Result<Option<Published>, String> {
     Ok(Some(Published { host, port: port.to_owned(), inside }))
 }
 
-/// `/OUTSIDE:/INSIDE[:OPTIONS]`; None for a volume of the engine's.
-fn volume(text: &str) -> Option<(PathBuf, PathBuf)> {
+/// `/OUTSIDE:/INSIDE[:OPTIONS]`; a volume of the engine's is at no place of the machine's.
+fn volume(text: &str) -> Result<Mount, String> {
     let mut parts = text.split(':');
-    let (outside, inside) = (parts.next()?, parts.next()?);
-    outside.starts_with('/').then(|| (PathBuf::from(outside), PathBuf::from(inside)))
+    let first = parts.next().unwrap_or_default();
+    match parts.next() {
+        None => Ok((None, first.into())),
+        Some(inside) => Ok((outside(first)?, inside.into())),
+    }
 }
 
 /// `type=bind,source=/OUTSIDE,target=/INSIDE`.
-fn mount(text: &str) -> Option<(PathBuf, PathBuf)> {
+fn mount(text: &str) -> Result<Option<Mount>, String> {
     let value = |names: &[&str]| {
         text.split(',').find_map(|part| {
             let (name, value) = part.split_once('=')?;
             names.contains(&name).then_some(value)
         })
     };
-    let (outside, inside) = (value(&["source", "src"])?, value(&["target", "destination", "dst"])?);
-    let binds = value(&["type"]).is_none_or(|kind| kind == "bind") && outside.starts_with('/');
-    binds.then(|| (PathBuf::from(outside), PathBuf::from(inside)))
+    let Some(inside) = value(&["target", "destination", "dst"]) else { return Ok(None) };
+    let binds = value(&["type"]).is_none_or(|kind| kind == "bind");
+    let source = value(&["source", "src"]).filter(|_| binds);
+    Ok(Some((source.map(outside).transpose()?.flatten(), inside.into())))
+}
+
+/// A folder of this machine; None for a volume's name.
+fn outside(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        _ if text.starts_with('/') => Ok(Some(text.into())),
+        _ if text.contains('/') || text.starts_with(['.', '~']) => {
+            Err(format!("`{text}` is another folder for each who starts it"))
+        }
+        _ => Ok(None),
+    }
 }

@@ -40,13 +40,14 @@ fn options_are_told_from_the_image_and_the_server() {
         ("podman --storage-driver vfs --log-level=warn container run --init --name n -- img run", "img", 10),
         ("/usr/bin/podman run -iq -it=false -iv /a:/b img", "img", 6),
         ("docker -H unix:///run/docker.sock run img", "img", 4),
+        ("docker -D -linfo -Hunix:///run/docker.sock run img", "img", 5),
     ] {
         let (container, at) = read(line).unwrap();
         assert_eq!((container.image.as_str(), at), (image, before), "{line}");
     }
     assert!(Container::read("/usr/bin/llama-server", &[]).is_none());
     let (container, _) = read(
-        "docker run -p 127.0.0.1:8022:8000/tcp -p [::1]:9:9 -p 1:1/udp --env=A=b=c -e D --mount \
+        "docker run -p 127.0.0.1:8022:8000/TCP -p [::1]:9:9 -p 1:1/udp --env=A=b=c -e D --mount \
          type=bind,src=/m,dst=/models,ro -v cache:/c -v /m/one:/models/two:ro --gpus device=0 i",
     )
     .unwrap();
@@ -64,6 +65,14 @@ fn options_are_told_from_the_image_and_the_server() {
         "a volume of docker's is no folder of the machine"
     );
     assert_eq!(container.inside(Path::new("/m/a.gguf")), Some("/models/a.gguf".into()));
+    for over in
+        ["-v cache:/m/b", "-v /m/b", "--tmpfs /m/b:size=1m", "--mount type=volume,dst=/m/b", "-v /c:/m/b"]
+    {
+        let (container, _) = read(&format!("docker run {over} -v /models:/m i")).unwrap();
+        assert_ne!(container.outside(Path::new("/m/b/a")), Some("/models/b/a".into()), "{over}");
+        assert_eq!(container.inside(Path::new("/models/b/a")), None, "{over} hides it");
+        assert_eq!(container.inside(Path::new("/models/a")), Some("/m/a".into()), "{over}");
+    }
 }
 
 #[test]
@@ -78,6 +87,10 @@ fn what_berth_could_not_see_ask_or_end_is_refused_at_its_place() {
         ("docker run -p 8000 i", 1, "another one of the machine's"),
         ("docker run -p 127.0.0.1::8000 i", 1, "another one of the machine's"),
         ("docker run -p 8000-8002:8000-8002 i", 1, "several ports"),
+        ("docker run -p {port}:{port} i", 1, "inside it is its own"),
+        ("docker run -v ~/models:/m i", 1, "another folder"),
+        ("docker run -v ./models:/m i", 1, "another folder"),
+        ("docker run --mount type=bind,src=models/a,dst=/m i", 1, "another folder"),
         ("docker run --cgroup-parent x.slice i", 1, "another cgroup"),
         ("podman run --cgroups=no-conmon i", 1, "unit's cgroup"),
         ("podman run --cidfile /run/a i", 1, "next start"),
@@ -90,7 +103,15 @@ fn what_berth_could_not_see_ask_or_end_is_refused_at_its_place() {
         ("docker", 0, "nothing to do"),
         ("docker run --rm", 0, "no image"),
         ("docker -H tcp://other run i", 0, "another machine"),
+        ("docker -H=tcp://other run i", 0, "another machine"),
+        ("docker -Htcp://other run i", 0, "another machine"),
+        ("docker -c=other run i", 0, "another machine"),
+        ("docker -Dcother run i", 0, "another machine"),
+        ("docker -l info -c other run i", 2, "another machine"),
         ("podman --remote run i", 0, "another machine"),
+        ("podman --url unix:///run/podman/podman.sock run i", 0, "another machine"),
+        ("podman --connection=unix://a run i", 0, "another machine"),
+        ("podman -cunix://a run i", 0, "another machine"),
         ("docker --context=other run i", 0, "another machine"),
     ] {
         let unfit = read(line).unwrap_err();
@@ -99,6 +120,31 @@ fn what_berth_could_not_see_ask_or_end_is_refused_at_its_place() {
         assert!(!unfit.instead.is_empty(), "{line}");
     }
     assert!(read("docker run --restart=no -d=false --sig-proxy -t=false i").is_ok());
+}
+
+#[test]
+fn gpus_are_seen_however_they_are_chosen() {
+    for (options, gpus) in [
+        ("", Gpus::Unsaid),
+        ("--gpus all", Gpus::All),
+        ("--gpus=all,capabilities=utility", Gpus::All),
+        ("--gpus 2", Gpus::Chosen),
+        ("--gpus '\"device=0,1\"'", Gpus::Chosen),
+        ("--device nvidia.com/gpu=all", Gpus::All),
+        ("--device nvidia.com/gpu=0", Gpus::Chosen),
+        ("--device /dev/nvidia0", Gpus::Chosen),
+        ("--device /dev/kvm", Gpus::Unsaid),
+        ("--runtime=nvidia -e NVIDIA_VISIBLE_DEVICES=1", Gpus::Chosen),
+        ("-e NVIDIA_VISIBLE_DEVICES=all --runtime nvidia", Gpus::All),
+        ("-e NVIDIA_VISIBLE_DEVICES=1", Gpus::Unsaid),
+    ] {
+        let line = format!("docker run {options} -p 8022:8000 vllm/vllm-openai --model a/b");
+        assert_eq!(read(&line).unwrap().0.gpus, gpus, "{options}");
+    }
+    let text = "cmd = \"docker run --runtime=nvidia -p 8022:8000 vllm/vllm-openai --model a/b\"\n";
+    let declared = text.to_owned() + "env = { NVIDIA_VISIBLE_DEVICES = \"0\" }";
+    assert_eq!(model(text).container.unwrap().gpus, Gpus::Unsaid);
+    assert_eq!(model(&declared).container.unwrap().gpus, Gpus::Chosen);
 }
 
 #[test]
@@ -186,6 +232,12 @@ fn podman_runs_within_the_unit_and_what_it_left_is_known_by_its_label() {
     let clear = started.clear.unwrap();
     assert_eq!(clear.find, words("podman ps --all --quiet --filter=label=berth.model=genesis"));
     assert_eq!(clear.remove, words("podman rm --force"));
+    // podman 4 reads a comma as the end of what is looked for.
+    let unnamed = Model { name: "genesis:ctx=1,kv=q8_0".parse().unwrap(), ..model(text) };
+    let found = launch(&unnamed, &[], &Layout::default());
+    let label = "berth.model=genesis:ctx=1+kv=q8_0";
+    assert!(found.argv.contains(&format!("--label={label}")), "{:?}", found.argv);
+    assert_eq!(found.clear.unwrap().find.last(), Some(&format!("--filter=label={label}")));
     // What bounds the server, the engine has to be told.
     let layout = Layout { cores: vec![0, 2], lock: true, host: Bytes::mib(64), ..Layout::default() };
     let started = launch(&model(text), &[], &layout);
@@ -207,6 +259,26 @@ fn a_variant_s_variables_win_over_the_container_s() {
 }
 
 #[test]
+fn a_secret_s_value_is_on_no_command_line() {
+    let text = "cmd = \"docker run -e HF_TOKEN=abc --env=API_KEY=d=e -iqeMY_SECRET=f -e A=b -p 8022:8000 vllm/vllm-openai --model a/b\"";
+    let declared = model(text);
+    let line = "docker run --env=HF_TOKEN --env=API_KEY -iq --env=MY_SECRET -e A=b -p 8022:8000 vllm/vllm-openai --model a/b";
+    assert_eq!(crate::backend::declared_line(&declared).join(" "), line);
+    let started = launch(&declared, &[], &Layout::default());
+    let argv = started.argv.join(" ");
+    let options = "--env=HF_TOKEN --env=API_KEY -iq --env=MY_SECRET -e A=b -p 8022:8000 --env=CUDA";
+    assert!(argv.contains(options), "{argv}");
+    let given = |name: &str| started.env.get(name).map(String::as_str);
+    assert_eq!(
+        (given("HF_TOKEN"), given("API_KEY"), given("MY_SECRET"), given("A")),
+        (Some("abc"), Some("d=e"), Some("f"), None)
+    );
+    // One that a variant sets wins over it.
+    let variant = launch(&model(&format!("{text}\nenv = {{ HF_TOKEN = \"new\" }}")), &[], &Layout::default());
+    assert_eq!(variant.env["HF_TOKEN"], "new");
+}
+
+#[test]
 fn which_port_is_the_server_s_has_to_be_clear() {
     let errors = |text: &str| {
         let file = SourceFile { path: "/etc/berth/models.d/genesis.toml".into(), text: text.to_owned() };
@@ -218,6 +290,10 @@ fn which_port_is_the_server_s_has_to_be_clear() {
     };
     assert_eq!(model(&vllm("-p 1234:9000 -p 8022:8000", "")).port, 8022);
     assert_eq!(model(&(vllm("-p 8022:8000 -p 8023:8000", "") + "port = 8023")).port, 8023);
+    // The daemon of this machine, and what the server inside asks.
+    let here = vllm("-e CONTAINER_HOST=tcp://a -p 8022:8000", "")
+        .replace("\"docker", "\"DOCKER_HOST=unix:///d docker");
+    assert_eq!(model(&here).port, 8022);
     for (text, said) in [
         (vllm("", ""), "no port of this machine"),
         (vllm("-p 8022:8000 -p 8023:8000", ""), "several ports"),
@@ -225,6 +301,11 @@ fn which_port_is_the_server_s_has_to_be_clear() {
         (vllm("-p 8022:8000", "--host 127.0.0.1"), "is the container's own"),
         (vllm("-p 8022:8000", "") + "port = 8023", "contradict each other"),
         (vllm("-d -p 8022:8000", ""), "leave `-d` out"),
+        (
+            vllm("-p 8022:8000", "").replace("docker", "DOCKER_HOST=tcp://a docker"),
+            "`DOCKER_HOST` may have docker",
+        ),
+        (vllm("-p 8022:8000", "") + "env = { DOCKER_CONTEXT = \"a\" }", "`DOCKER_CONTEXT` may have docker"),
         (
             "cmd = \"docker run -p 1:8000 vllm/vllm-openai\"\nmodel = \"/models/a\"".to_owned(),
             "mount it: `-v /models:/models:ro`",

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use berth_core::backend;
 use berth_core::bytes::Bytes;
 use berth_core::facts::{Brought, FileFacts, HostMemory, Known, Stamp};
+use berth_core::layout::Layout;
 use berth_core::plan::{self, Verdict};
 use berth_core::report::{AttemptOutcome, Verb};
 use berth_core::shape::Shape;
@@ -140,18 +141,16 @@ fn a_context_of_32k_needs_quantized_kv_on_a_small_host() {
     assert_snapshot!(out);
 }
 
-#[test]
-fn what_was_learned_takes_the_place_of_estimates() {
-    let mut tower = supergemma(1);
+/// Lets it have run as it is planned, and have held so much then. Gives what was planned.
+fn ran(tower: &mut Machine, held: impl Fn(Bytes) -> Bytes) -> (Bytes, Layout) {
     let Verdict::Go(plan) = tower.plan(Verb::Switch, Some("supergemma")) else { panic!("it fits") };
     let start = plan.starts[0].clone();
-    let estimated = start.gpus[0].bytes;
     let program = tower.settings.models[&name("supergemma")].program.clone();
     let stamp = Known::Value(Stamp { size: 7, modified: 7 });
     tower.facts.files.insert(program, FileFacts { stamp, shape: Known::Unknown("a program".to_owned()) });
     let model = &tower.settings.models[&name("supergemma")];
     let run = berth_core::learned::Run::of(model, &tower.facts, &start).unwrap();
-    let peak = vec![estimated.less(Bytes::mib(111))];
+    let peak = vec![held(start.gpus[0].bytes)];
     let learned = berth_core::learned::Learned {
         run,
         resting: peak.clone(),
@@ -161,20 +160,55 @@ fn what_was_learned_takes_the_place_of_estimates() {
         release: [].into(),
     };
     tower.state.learned.insert(name("supergemma"), vec![learned]);
-    let again = |tower: &Machine| {
-        let Verdict::Go(plan) = tower.plan(Verb::Switch, Some("supergemma")) else { panic!("it fits") };
-        (plan.starts[0].gpus[0].bytes, plan.starts[0].layout.clone())
+    (start.gpus[0].bytes, start.layout)
+}
+
+/// What is planned for it.
+fn again(tower: &Machine) -> (Bytes, Layout) {
+    let Verdict::Go(plan) = tower.plan(Verb::Switch, Some("supergemma")) else { panic!("it fits") };
+    (plan.starts[0].gpus[0].bytes, plan.starts[0].layout.clone())
+}
+
+#[test]
+fn what_an_image_took_is_sure_only_where_it_is_the_same() {
+    let in_image = |options: &str, image: &str| {
+        let text = format!(
+            "cmd = \"podman run --network=host -v /models:/models {options} {image} -m /models/s.gguf -ub 1024\"\n\
+             ctx = 32768\nport = 8024\n"
+        );
+        settings_with(&[("supergemma", &text)], &[])
     };
-    assert_eq!(again(&tower), (estimated.less(Bytes::mib(111)), start.layout.clone()));
+    let tagged = "ghcr.io/ggml-org/llama.cpp:server-cuda";
+    let (less, more) = (|bytes: Bytes| bytes.less(Bytes::mib(111)), |bytes: Bytes| bytes.plus(Bytes::mib(7)));
+    let mut tower = supergemma(1);
+    tower.settings = in_image("", &format!("{tagged}@sha256:0123"));
+    let (estimated, layout) = ran(&mut tower, less);
+    assert_eq!(again(&tower), (less(estimated), layout));
+    // Other options are another run.
+    tower.settings = in_image("--shm-size=1g", &format!("{tagged}@sha256:0123"));
+    assert_eq!(again(&tower).0, estimated);
+    // The tag may lead to another image by now.
+    tower.settings = in_image("", tagged);
+    let (estimated, layout) = ran(&mut tower, less);
+    assert_eq!(again(&tower), (estimated, layout));
+    _ = ran(&mut tower, more);
+    assert_eq!(again(&tower).0, more(estimated));
+}
+
+#[test]
+fn what_was_learned_takes_the_place_of_estimates() {
+    let mut tower = supergemma(1);
+    let (estimated, layout) = ran(&mut tower, |estimated| estimated.less(Bytes::mib(111)));
+    assert_eq!(again(&tower), (estimated.less(Bytes::mib(111)), layout.clone()));
     // What died while it loaded tells nothing of what it needs.
     let way = tower.state.learned.get_mut(&name("supergemma")).unwrap();
     way[0].load.clear();
-    assert_eq!(again(&tower), (estimated, start.layout.clone()));
+    assert_eq!(again(&tower), (estimated, layout.clone()));
     tower.state.learned.get_mut(&name("supergemma")).unwrap()[0].load.push_back(4000);
     // Another version of the file is another model.
     let file = tower.facts.files.get_mut(&PathBuf::from("/models/s.gguf")).unwrap();
     file.stamp = Known::Value(Stamp { size: 1, modified: 2 });
-    assert_eq!(again(&tower), (estimated, start.layout));
+    assert_eq!(again(&tower), (estimated, layout));
 }
 
 /// A tower whose cards have this much free, with one of the models that the fixtures have.

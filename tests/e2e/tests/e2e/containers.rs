@@ -152,9 +152,8 @@ fn a_model_in_docker() {
     assert_eq!(containers(&berth), Vec::<String>::new());
 
     // One that nobody remembers runs in its place and takes its memory: it is ended, and the model has its room.
-    let status = berth.status();
-    let gpus = status.gpus.value().unwrap();
-    let free = &gpus.iter().find(|gpu| gpu.holders.value().is_some_and(Vec::is_empty)).unwrap().id;
+    _ = berth.change(&["stop", "bare"]).with_code(0);
+    let free = &berth.status().gpus.value().unwrap()[0].id.clone();
     let astray = format!(
         "/usr/bin/docker run --detach --rm --cgroup-parent=berth-model-boxed.slice -v /run/gpusim:/run/gpusim \
          --gpus device={free} {IMAGE} --port=9999 --vram-each {EACH}"

@@ -293,6 +293,7 @@ fn running(used: BTreeMap<u32, proc::Used>) -> Unit {
         started_at: None,
         main_pid: None,
         brought: proc::brought_by(&used, &proc::Groups::default()),
+        docker: Unit::docker_not_asked(),
         predecessor: None,
         processes: proc::started_of(&used),
     }

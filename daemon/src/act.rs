@@ -109,8 +109,14 @@ impl Hands {
     pub fn kill(&self, model: &ModelName) {
         let (hands, model) = (self.clone(), model.clone());
         tokio::spawn(async move {
-            let had_container = hands.signal_container(&model, nix::libc::SIGKILL).await;
-            if had_container && hands.ends_within(&model, CLIENT).await {
+            // Another run may have begun by the time that this one's client has been waited for.
+            let run = hands.systemd.unit(&model).await.ok().flatten().map(|reading| reading.unit.invocation);
+            let had_container =
+                hands.systemd.signal_container(&model, nix::libc::SIGKILL).await.unwrap_or_else(|error| {
+                    tracing::warn!(%model, %error, "its container can't be killed");
+                    false
+                });
+            if had_container && hands.ends_within(&model, run.as_deref(), CLIENT).await {
                 return;
             }
             if let Err(error) = hands.systemd.kill(&model, nix::libc::SIGKILL).await {
@@ -119,23 +125,16 @@ impl Hands {
         });
     }
 
-    /// A signal to the container that docker runs for a model, if there is one.
-    async fn signal_container(&self, model: &ModelName, signal: i32) -> bool {
-        self.systemd.signal_container(model, signal).await.unwrap_or_else(|error| {
-            tracing::warn!(%model, %error, "its container can't be told to end");
-            false
-        })
-    }
-
-    /// Waits until the unit is down and its container gone, for at most so long. docker's program ends by itself, once the
-    /// container is removed and the next one can have its name.
-    async fn ends_within(&self, model: &ModelName, time: Duration) -> bool {
+    /// Waits until the unit is down and its container gone, or another `run` of it has begun, for at most so long. docker's
+    /// program ends by itself, once the container is removed and the next one can have its name.
+    async fn ends_within(&self, model: &ModelName, run: Option<&str>, time: Duration) -> bool {
         let end = Instant::now() + time;
         loop {
             match self.systemd.unit(model).await {
                 Ok(reading) if release::processes_gone(reading.as_ref().map(|reading| &reading.unit)) => {
                     return true;
                 }
+                Ok(Some(reading)) if run.is_some_and(|run| run != reading.unit.invocation) => return true,
                 _ if Instant::now() >= end => return false,
                 _ => tokio::time::sleep(CLIENT_PAUSE).await,
             }
@@ -200,7 +199,10 @@ impl Hands {
 
     /// Makes sure that no container of an earlier run is left, which may be where nobody remembers that run.
     async fn cleared(&self, model: &ModelName) -> Result<(), String> {
-        if !self.signal_container(model, nix::libc::SIGKILL).await || self.ends_within(model, CLIENT).await {
+        let left = self.systemd.signal_container(model, nix::libc::SIGKILL).await;
+        let left =
+            left.map_err(|error| format!("whether its container from before is gone is unknown: {error}"))?;
+        if !left || self.ends_within(model, None, CLIENT).await {
             return Ok(());
         }
         let slice = model.slice();
@@ -230,7 +232,9 @@ impl Hands {
                 Err(error) => Err(error),
             };
             // Of a client that was killed the container knows nothing.
-            hands.signal_container(&model, nix::libc::SIGTERM).await;
+            if let Err(error) = hands.systemd.signal_container(&model, nix::libc::SIGTERM).await {
+                tracing::warn!(%model, %error, "its container can't be told to end");
+            }
             if let Err(SystemdError::Unreachable { .. } | SystemdError::NoAnswer { .. }) = result
                 && Instant::now() < end
             {
@@ -256,6 +260,7 @@ impl Hands {
                 // They do not change while the unit runs, and systemd has a start to carry out.
                 if control_groups.paths.is_empty()
                     && let Ok(Some(reading)) = hands.systemd.unit(&name).await
+                    && !reading.unit.active.is_down()
                 {
                     control_groups = reading.control_groups;
                 }

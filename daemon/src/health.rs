@@ -118,7 +118,12 @@ async fn check(hands: Hands, name: ModelName, checked: Checked, gpus: Arc<Mutex<
         generate: None,
         control_groups: control_groups.clone(),
     };
-    let clients = || sockets::clients(checked.address.port(), &Makers::of(&control_groups)).ok();
+    // Of a connection that is led into a network of its own the server's end is there.
+    let own_network = model.container.as_ref().is_some_and(|container| !container.host_network);
+    let clients = || {
+        let makers = Some(Makers::of(&control_groups)).filter(|_| !own_network)?;
+        sockets::clients(checked.address.port(), &makers).ok()
+    };
     let mut judge = Judge::new(settings, monotonic_now());
     let mut effort = Effort::new(&control_groups, gpus);
     let mut told = Verdict::Healthy;

@@ -21,4 +21,4 @@ pub mod rivals;
 pub mod systemd;
 pub mod ticket;
 
-pub use berth_observe::{cpus, nvml, proc, scope, sockets};
+pub use berth_observe::{cpus, docker, nvml, proc, scope, sockets};

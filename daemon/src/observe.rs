@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_core::facts::{self, Active, DeviceId, Gpu, Known, Listening, Unit};
+use berth_core::facts::{self, Active, DeviceId, Docker, Gpu, Known, Listening, Unit};
 use berth_core::name::ModelName;
 use berth_core::release;
 use berth_core::state::ClaimedGpu;
@@ -84,6 +84,7 @@ async fn gpus(
 ) {
     let mut latest: Known<Vec<Gpu>> = Known::Unknown("not read yet".to_owned());
     let mut listed = Instant::now() - IDLE;
+    let mut all_at = listed;
     let mut since = Instant::now();
     // Of the parts that are awaited: which are back, and how many readings with lists said so.
     let (mut seen, mut confirmed) = (Vec::new(), 0);
@@ -93,7 +94,10 @@ async fn gpus(
         let mut lists = Vec::new();
         let full = match (&now, &mut latest) {
             _ if std::mem::take(&mut rest) => false,
-            (Order::Release(parts), Known::Value(gpus)) if listed.elapsed() < LISTS => {
+            // The other GPUs have to be known too, however long these are awaited.
+            (Order::Release(parts), Known::Value(gpus))
+                if listed.elapsed() < LISTS && all_at.elapsed() < IDLE =>
+            {
                 let mut ids: Vec<DeviceId> = parts.iter().map(|part| part.placed.id.clone()).collect();
                 ids.sort();
                 ids.dedup();
@@ -117,6 +121,7 @@ async fn gpus(
         };
         if full {
             latest = fault::reading("nvml all", nvml.read_all(FULL_READING)).await;
+            all_at = Instant::now();
         } else if let (false, Known::Value(gpus)) = (lists.is_empty(), &mut latest) {
             // Their memory was read just now; with the lists it is all that a proof weighs.
             for (id, (at, processes)) in
@@ -191,7 +196,9 @@ async fn units(
                 return;
             }
         }
-        let units = known.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect();
+        let docker = crate::docker::owes();
+        let units =
+            known.iter().map(|(model, reading)| (model.clone(), refreshed(reading, &docker))).collect();
         if driver.send(Message::Units(generation, units)).await.is_err() {
             return;
         }
@@ -219,7 +226,7 @@ async fn units(
                         let read = systemd.predecessors_generation();
                         let unit = match systemd.unit(&model).await {
                             Ok(Some(reading)) => {
-                                let unit = refreshed(&reading);
+                                let unit = refreshed(&reading, &Unit::docker_not_asked());
                                 known.insert(model.clone(), reading);
                                 Some(unit)
                             }
@@ -288,12 +295,10 @@ fn matters(change: &UnitChange, known: Option<&UnitReading>) -> bool {
 }
 
 /// The unit with the processes that are in its cgroup now, and what they have read by now.
-fn refreshed(reading: &UnitReading) -> Unit {
-    let mut unit = reading.unit.clone();
-    let used = crate::proc::cgroup_processes(&reading.control_groups);
-    unit.processes = crate::proc::started_of(&used);
-    unit.brought = crate::proc::brought_by(&used, &reading.control_groups);
-    unit
+fn refreshed(reading: &UnitReading, docker: &Known<Docker>) -> Unit {
+    let mut reading = reading.clone();
+    reading.refresh(docker);
+    reading.unit
 }
 
 /// Everything once, for a decision: read now, not taken from what was observed before.
@@ -314,7 +319,12 @@ pub async fn fresh(nvml: &Nvml, systemd: &Systemd) -> Fresh {
     match units {
         Ok(units) => Fresh {
             gpus,
-            units: Some(units.iter().map(|(model, reading)| (model.clone(), refreshed(reading))).collect()),
+            units: Some(
+                units
+                    .iter()
+                    .map(|(model, reading)| (model.clone(), refreshed(reading, &Unit::docker_not_asked())))
+                    .collect(),
+            ),
             control_groups: units
                 .into_iter()
                 .map(|(model, reading)| (model, reading.control_groups))

@@ -247,9 +247,34 @@ pub struct Unit {
     pub processes: Known<BTreeMap<u32, u64>>,
     /// What these processes have brought into memory.
     pub brought: Known<Brought>,
+    /// Whether docker runs a container for the model.
+    #[serde(default = "Unit::docker_not_asked")]
+    pub docker: Known<Docker>,
     /// The unit that this is, where it is not the model's own but the one that it replaces.
     #[serde(default)]
     pub predecessor: Option<String>,
+}
+
+impl Unit {
+    /// What is known of docker where nobody has looked.
+    pub fn docker_not_asked() -> Known<Docker> {
+        Known::Unknown("it was not looked at".to_owned())
+    }
+}
+
+/// What docker does for a model. Its program in the unit only waits: where that is gone, docker may still be at what it was
+/// asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Docker {
+    /// Processes are in the model's slice.
+    Runs,
+    /// There is none, and nobody who is gone has asked docker for anything.
+    Idle,
+    /// There is none yet, and docker is at a request whose sender is gone.
+    Busy,
+    /// There is none yet, and docker has not read a request whose sender is gone.
+    Silent,
 }
 
 /// What processes have brought into the host's memory, by the kernel's three ways to count it. Only that it grows

@@ -6,14 +6,18 @@
 //! claim back. Where the driver gives no lists, `free` must be back at its value instead.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::bytes::Bytes;
-use crate::facts::{DeviceId, Facts, Gpu, GpuProcess, Moment, Unit};
+use crate::facts::{DeviceId, Docker, Facts, Gpu, GpuProcess, Moment, Unit};
 use crate::name::ModelName;
 use crate::state::{Claim, ClaimedGpu, Phase, State};
 
 /// How far a reading may lie above the one from before the start: drivers keep a little for themselves.
 pub const TOLERANCE: Bytes = Bytes::mib(64);
+
+/// How long docker may take over what a client that is gone asked it for and it has read.
+const DOCKER: Duration = Duration::from_mins(1);
 
 /// What one reading says of one claim on one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,9 +88,21 @@ pub fn processes_gone(unit: Option<&Unit>) -> bool {
     })
 }
 
+/// Whether docker may still start a container that its client, gone for so long, asked for. What it has not read it may
+/// read at any time.
+fn may_come(unit: Option<&Unit>, gone: Duration) -> bool {
+    match unit.and_then(|unit| unit.docker.value()) {
+        Some(Docker::Idle) => false,
+        Some(Docker::Silent) => true,
+        Some(Docker::Busy | Docker::Runs) | None => gone < DOCKER,
+    }
+}
+
 /// The proofs under way: one for each device of each claim that is ending.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Proofs {
+    /// Since when each unit is down and its cgroups are empty; that it is `gone` is known once nothing can come any more.
+    empty: BTreeMap<ModelName, Moment>,
     gone: BTreeMap<ModelName, Moment>,
     parts: BTreeMap<(ModelName, DeviceId), Part>,
 }
@@ -150,16 +166,21 @@ impl Proofs {
             .filter(|(_, claim)| claim.phase == Phase::Ending)
             .map(|(model, _)| model.clone())
             .collect();
+        self.empty.retain(|model, _| ending.contains(model));
         self.gone.retain(|model, _| ending.contains(model));
         self.parts.retain(|(model, _), _| ending.contains(model));
         let mut proved = Vec::new();
         for model in ending {
-            if !processes_gone(facts.units.get(&model)) {
+            let (unit, claim) = (facts.units.get(&model), &state.claims[&model]);
+            if !processes_gone(unit) {
                 self.forget(&model);
                 continue;
             }
+            let empty = facts.at.saturating_sub(*self.empty.entry(model.clone()).or_insert(facts.at));
+            if claim.unseen && !self.gone.contains_key(&model) && may_come(unit, empty) {
+                continue;
+            }
             let gone = *self.gone.entry(model.clone()).or_insert(facts.at);
-            let claim = &state.claims[&model];
             for part in &claim.gpus {
                 let gpu = facts.gpu(&part.placed.id);
                 self.weigh_part(state, &model, part, gpu, gone);
@@ -204,6 +225,7 @@ impl Proofs {
 
     /// Forgets what was proved of this model: what it does from now on is to be proved afresh.
     pub fn forget(&mut self, model: &ModelName) {
+        self.empty.remove(model);
         self.gone.remove(model);
         self.parts.retain(|(whose, _), _| whose != model);
     }
@@ -256,7 +278,12 @@ impl Proofs {
         if part.is_some_and(|part| part.proved.is_some()) {
             return None;
         }
-        let not_ended = || Reading::Unknown("its processes have not ended".to_owned());
+        let why = if self.empty.contains_key(model) {
+            "docker may still start its container, which it was asked for: `systemctl status docker`"
+        } else {
+            "its processes have not ended"
+        };
+        let not_ended = || Reading::Unknown(why.to_owned());
         let reading = part.map_or_else(not_ended, |part| part.newest.clone());
         Some(Unproved { model: model.clone(), index: claimed.placed.index, reading })
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::PlacedGpu;
 use crate::bytes::Bytes;
-use crate::facts::{Active, DeviceId, Facts, Gpu, GpuProcess, Known};
+use crate::facts::{Active, DeviceId, Docker, Facts, Gpu, GpuProcess, Known};
 use crate::layout::Layout;
 use crate::learned::{Learned, Run};
 use crate::name::ModelName;
@@ -164,6 +164,9 @@ pub struct Claim {
     /// What was declared of how it runs when it was started, by key; nothing where that is not known.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub declared: BTreeMap<String, String>,
+    /// Whether docker was told to run its container and none has been seen since: when the unit is down, one may still come.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unseen: bool,
     /// Every process that was ever seen in the unit's cgroups, with its start time in clock ticks.
     pub seen: BTreeMap<u32, u64>,
 }
@@ -359,6 +362,7 @@ impl State {
             if unit.invocation != claim.invocation {
                 continue;
             }
+            claim.unseen &= unit.docker.value() != Some(&Docker::Runs);
             let Known::Value(now) = &unit.processes else { continue };
             claim.seen.extend(now.iter().map(|(pid, started)| (*pid, *started)));
             // A server that makes processes all the time: those that are gone and hold nothing are forgotten.
@@ -400,6 +404,7 @@ impl State {
             declared: BTreeMap::new(),
             earlier: String::new(),
             address: None,
+            unseen: false,
             seen: own.clone(),
         })
     }

@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::facts::{Active, Moment};
+use crate::facts::{Active, Docker, Moment};
 use crate::host;
 use crate::name::ModelName;
 use crate::plan::{self, HeldBack, Plan};
@@ -256,17 +256,18 @@ impl Upkeep {
         vec![Deed::Record, Deed::Say(what)]
     }
 
-    /// Units whose claim is ending and that run nevertheless are told to stop, and killed where they don't.
+    /// Units whose claim is ending and that run nevertheless are told to stop, and killed where they don't; so are containers
+    /// of models that are down and have no claim.
     fn stop_strays(&mut self, world: &World, deeds: &mut Vec<Deed>) {
-        let runs = |model: &ModelName| {
-            // A container outlives the unit whose program only waits for it.
-            world.facts.units.get(model).is_some_and(|unit| {
-                !unit.active.is_down() || unit.processes.value().is_some_and(|left| !left.is_empty())
-            })
-        };
-        let ending = world.state.claims.iter().filter(|(_, claim)| claim.phase == Phase::Ending);
-        let strays: BTreeSet<&ModelName> =
-            ending.map(|(model, _)| model).filter(|model| runs(model)).collect();
+        let strays = world.facts.units.iter().filter(|(model, unit)| {
+            // A container outlives the unit whose program only waits for it, and can come after it.
+            let contained = unit.docker.value() == Some(&Docker::Runs);
+            match world.state.claims.get(*model) {
+                Some(claim) => claim.phase == Phase::Ending && (!unit.active.is_down() || contained),
+                None => unit.active.is_down() && contained,
+            }
+        });
+        let strays: BTreeSet<&ModelName> = strays.map(|(model, _)| model).collect();
         self.strays.retain(|model, _| strays.contains(model));
         for model in strays {
             let patience =

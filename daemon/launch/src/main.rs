@@ -11,7 +11,9 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 mod bounds;
 
@@ -22,6 +24,10 @@ use sd_notify::NotifyState;
 
 /// Where a program without a `/` is searched for.
 const PROGRAM_PATH: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
+
+/// How long the clearing away of what an earlier run left may take in all, and between two looks.
+const CLEAR: Duration = Duration::from_secs(10);
+const CLEAR_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why no server runs.
 struct Failure {
@@ -90,7 +96,9 @@ fn run(launch: &Launch) -> Failure {
         Ok(server) => server,
         Err(failure) => return failure,
     };
-    clear(launch, &server.env);
+    if let Err(failure) = clear(launch, &server.env) {
+        return failure;
+    }
     // Before exec, since the server knows nothing of systemd; all that could be checked has been.
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         return Failure::cannot_run(
@@ -110,29 +118,70 @@ fn run(launch: &Launch) -> Failure {
     }
 }
 
-/// Clears away what an earlier run left, as whoever becomes the server. Where that fails, what stays in the way the server
-/// will say.
-fn clear(launch: &Launch, env: &[CString]) {
-    let Some(clear) = &launch.clear else { return };
-    let found = output(&clear.find, env);
-    let found: Vec<String> = found.split_whitespace().map(str::to_owned).collect();
-    if !found.is_empty() {
-        eprintln!("berth-launch: removing what an earlier run left: {}", found.join(" "));
-        output(&[clear.remove.as_slice(), &found].concat(), env);
+/// Clears away what an earlier run left, as whoever becomes the server, and sees that it is gone. An engine may be at its
+/// end already, so that a removal fails and it goes all the same.
+fn clear(launch: &Launch, env: &[CString]) -> Result<(), Failure> {
+    let Some(clear) = &launch.clear else { return Ok(()) };
+    let end = Instant::now() + CLEAR;
+    loop {
+        let found = output(&clear.find, env, end)?;
+        let status = found.status;
+        let left = String::from_utf8_lossy(&found.stdout).into_owned();
+        let left: Vec<String> = left.split_whitespace().map(str::to_owned).collect();
+        if !status.success() {
+            let command = clear.find.join(" ");
+            return Err(Failure::cannot_run(
+                Errno::EIO,
+                format!("whether an earlier run left something is unknown: `{command}` ended with {status}"),
+            ));
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            let left = left.join(" ");
+            return Err(Failure::cannot_run(
+                Errno::EBUSY,
+                format!("what an earlier run left is still there after {} s: {left}", CLEAR.as_secs()),
+            ));
+        }
+        eprintln!("berth-launch: removing what an earlier run left: {}", left.join(" "));
+        output(&[clear.remove.as_slice(), &left].concat(), env, end)?;
+        thread::sleep(CLEAR_PAUSE);
     }
 }
 
-/// What a command prints; nothing where it fails, which it says itself.
-fn output(command: &[String], env: &[CString]) -> String {
-    let Some((program, args)) = command.split_first() else { return String::new() };
-    let Ok(program) = find(program) else { return String::new() };
+/// How a command ended and what it printed; it is killed at `end`.
+fn output(command: &[String], env: &[CString], end: Instant) -> Result<Output, Failure> {
+    let name = command.first().map_or("", String::as_str);
     let pairs = env.iter().filter_map(|pair| {
         let at = pair.as_bytes().iter().position(|byte| *byte == b'=')?;
         Some((OsStr::from_bytes(&pair.as_bytes()[..at]), OsStr::from_bytes(&pair.as_bytes()[at + 1..])))
     });
-    let mut command = Command::new(program);
-    command.args(args).env_clear().envs(pairs).stdin(Stdio::null()).stderr(Stdio::inherit());
-    command.output().map_or(String::new(), |ran| String::from_utf8_lossy(&ran.stdout).into_owned())
+    let failed = |error: std::io::Error| {
+        Failure::cannot_run(errno(&error), format!("`{}` can't be run: {error}", command.join(" ")))
+    };
+    let mut started = Command::new(find(name)?);
+    started.args(command.get(1..).unwrap_or_default()).env_clear().envs(pairs);
+    // What it prints is a few lines, which a pipe holds.
+    started.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let mut child = started.spawn().map_err(failed)?;
+    while child.try_wait().map_err(failed)?.is_none() {
+        if Instant::now() >= end {
+            // It may have ended by now.
+            _ = child.kill();
+            return Err(Failure::cannot_run(
+                Errno::ETIMEDOUT,
+                format!(
+                    "`{}` has not ended within {} s: does it answer?",
+                    command.join(" "),
+                    CLEAR.as_secs()
+                ),
+            ));
+        }
+        thread::sleep(CLEAR_PAUSE);
+    }
+    child.wait_with_output().map_err(failed)
 }
 
 /// Checks what can be checked before systemd is told that the server starts, enters the working directory and takes on

@@ -121,14 +121,18 @@ fn what_an_earlier_run_left_is_cleared_away_first() {
             remove: ["/bin/rm", "--verbose", "--"].map(str::to_owned).to_vec(),
         }),
     };
-    // What it says is no word of the server's, and that it fails keeps none from serving.
-    let ran = |find: &str| run_text(Ticket::Launch(launch(find)).to_json().as_bytes()).stdout();
-    assert_eq!(ran("exit 1"), format!("{left}\nserved\n"));
-    assert_eq!(ran("echo \"$LEFT.no\""), format!("{left}\nserved\n"));
-    assert_eq!(ran("echo \"$LEFT\""), "served\n");
+    // What it says is no word of the server's, which is not run beside what is left or where that is not known.
+    let ran = |find: &str| run_text(Ticket::Launch(launch(find)).to_json().as_bytes());
+    assert_eq!(ran("true").stdout(), format!("{left}\nserved\n"));
+    let failed =
+        "whether an earlier run left something is unknown: `/bin/sh -c exit 1` ended with exit status: 1";
+    ran("exit 1").assert_failed(126, failed);
+    ran("exec sleep 60").assert_failed(126, "`/bin/sh -c exec sleep 60` has not ended within 10 s");
+    assert_eq!(ran("ls \"$LEFT\" 2>/dev/null || true").stdout(), "served\n");
     let nowhere = Clear { find: vec!["/no/such/engine".to_owned()], remove: Vec::new() };
     let nowhere = Launch { clear: Some(nowhere), ..launch("") };
-    assert_eq!(run_text(Ticket::Launch(nowhere).to_json().as_bytes()).stdout(), "served\n");
+    run_text(Ticket::Launch(nowhere).to_json().as_bytes())
+        .assert_failed(127, "there is no program /no/such/engine");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! processors through /sys, what models' files are made of. Reads and changes nothing; berthd and berthctl share it.
 
 pub mod cpus;
+pub mod docker;
 pub mod files;
 pub mod ledger;
 pub mod nvml;

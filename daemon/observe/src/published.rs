@@ -23,6 +23,13 @@ pub struct Forward {
     pub cgroup_id: u64,
 }
 
+impl Forward {
+    /// Whether a socket at this address is its, or one end of a connection to it.
+    pub fn leads(&self, address: IpAddr, port: u16) -> bool {
+        self.at.port() == port && (self.at.ip() == address || self.at.ip().is_unspecified())
+    }
+}
+
 /// The ports that lead into containers of these cgroups.
 pub fn into(groups: &Groups) -> Vec<Forward> {
     let paths = groups.paths.iter().filter(|group| proc::is_slice(group)).cloned().collect();
@@ -94,6 +101,18 @@ mod tests {
         assert_eq!(ends(&words(&line.replace("tcp", "udp"))), None);
         assert_eq!(ends(&words(&line.replace("127.0.0.1", "::"))).unwrap().0.to_string(), "[::]:8022");
         assert_eq!(ends(&words("docker-proxy -proto tcp")), None);
+    }
+
+    #[test]
+    fn another_port_of_docker_s_is_not_the_model_s() {
+        let leads = |at: &str, socket: &str| {
+            let socket: SocketAddr = socket.parse().unwrap();
+            Forward { at: at.parse().unwrap(), cgroup_id: 1 }.leads(socket.ip(), socket.port())
+        };
+        assert!(leads("127.0.0.1:8022", "127.0.0.1:8022"));
+        assert!(leads("0.0.0.0:8022", "10.0.0.1:8022"));
+        assert!(!leads("127.0.0.1:8022", "10.0.0.1:8022"));
+        assert!(!leads("0.0.0.0:8022", "10.0.0.1:8023"));
     }
 
     #[test]

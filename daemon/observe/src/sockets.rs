@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::OnceLock;
 
 use berth_core::facts::{Listener, Listening, Named};
 use berth_core::name::ModelName;
@@ -65,19 +67,37 @@ impl Socket {
     }
 }
 
+/// A server's end of a connection whose client is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abandoned {
+    /// Whether the server has read all that the client sent.
+    pub is_read: bool,
+}
+
+/// The connections to a server's Unix socket at this path that it has not closed though their clients are gone: it may still
+/// do what it was asked for. Those that it has not accepted yet are one of them, since of these nothing more is known.
+///
+/// # Errors
+/// As [`listeners`], where the kernel has no `unix_diag`.
+pub fn abandoned(path: &Path) -> io::Result<Vec<Abandoned>> {
+    netlink::Asker::new()?.abandoned(path)
+}
+
 /// By what a model's sockets at a port are known.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Makers {
     cgroups: BTreeSet<u64>,
-    /// Ports that docker leads to them.
-    led: Vec<Forward>,
+    groups: Groups,
+    /// Ports that docker leads to them: looked for, among all processes, when a socket is nobody's else.
+    led: OnceLock<Vec<Forward>>,
     uid: Option<u32>,
 }
 
 impl Makers {
     /// Those who run in these cgroups now.
     pub fn of(groups: &Groups) -> Self {
-        Self { cgroups: proc::cgroup_ids(groups), led: published::into(groups), uid: groups.moved }
+        let cgroups = proc::cgroup_ids(groups);
+        Self { cgroups, groups: groups.clone(), led: OnceLock::new(), uid: groups.moved }
     }
 
     /// Whether they had sockets before they came there. Of a connection that is not accepted yet older kernels name no user
@@ -88,7 +108,10 @@ impl Makers {
 
     /// Whether the socket, at the model's port, was made by one of them.
     pub fn made(&self, socket: &Socket) -> bool {
-        let led = |id| self.led.iter().any(|led| led.cgroup_id == id && led.at.port() == socket.port);
+        let led = |id| {
+            let all = self.led.get_or_init(|| published::into(&self.groups));
+            all.iter().any(|led| led.cgroup_id == id && led.leads(socket.address, socket.port))
+        };
         self.uid == Some(socket.uid)
             || socket.cgroup_id.is_some_and(|id| self.cgroups.contains(&id) || led(id))
     }

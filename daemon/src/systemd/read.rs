@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_core::facts::{Active, Exit, Moment, Unit};
+use berth_core::facts::{Active, Docker, Exit, Known, Moment, Unit};
 use berth_core::name::ModelName;
 use berth_observe::systemd::{
     Listed, MANAGER, Reader, SCOPE, SERVICE, SYSTEMD, SYSTEMD_PATH, SystemdError, UNIT, call,
@@ -118,20 +118,28 @@ async fn read(
     let down = reading.unit.active.is_down();
     let others = all.into_iter().filter(|_| down).flat_map(|other| other.control_groups.paths);
     let mut more: Vec<String> = others.collect();
-    // docker runs its container in a slice, which comes later than the unit and may stay longer.
-    let slice = crate::proc::slice_of(model);
-    let there = crate::proc::cgroup_id(&slice).is_some();
-    more.extend(Some(slice.clone()).filter(|_| there));
-    if !there && !reading.control_groups.paths.is_empty() {
-        reading.control_groups.paths.push(slice);
-    }
-    if !more.is_empty() {
-        reading.control_groups.paths.extend(more);
-        let used = crate::proc::cgroup_processes(&reading.control_groups);
-        reading.unit.processes = crate::proc::started_of(&used);
-        reading.unit.brought = crate::proc::brought_by(&used, &reading.control_groups);
-    }
+    // docker runs its container in a slice, which comes later than the unit, also when that is down, and may stay longer.
+    more.push(crate::proc::slice_of(model));
+    reading.control_groups.paths.extend(more);
+    reading.refresh(&Unit::docker_not_asked());
     Ok(Some(reading))
+}
+
+impl UnitReading {
+    /// Reads the processes that are in the cgroups now, and what they have brought. What `docker` was at has to be read
+    /// before: what it starts after that is seen here.
+    pub fn refresh(&mut self, docker: &Known<Docker>) {
+        let used = crate::proc::cgroup_processes(&self.control_groups);
+        self.unit.processes = crate::proc::started_of(&used);
+        self.unit.brought = crate::proc::brought_by(&used, &self.control_groups);
+        let paths = self.control_groups.paths.iter().filter(|path| crate::proc::is_slice(path)).cloned();
+        self.unit.docker =
+            match crate::proc::cgroup_processes(&Groups { paths: paths.collect(), moved: None }) {
+                Known::Value(inside) if inside.is_empty() => docker.clone(),
+                Known::Value(_) => Known::Value(Docker::Runs),
+                Known::Unknown(why) => Known::Unknown(why),
+            };
+    }
 }
 
 /// Whether nobody can start this unit anew, so that it runs to its end and never beside the model: a masked service, or a
@@ -237,6 +245,7 @@ impl Properties {
             main_pid: (self.pid > 0).then_some(self.pid),
             processes: crate::proc::started_of(&used),
             brought: crate::proc::brought_by(&used, &control_groups),
+            docker: Unit::docker_not_asked(),
             predecessor: None,
         };
         Ok(UnitReading { unit, control_groups })
@@ -246,10 +255,6 @@ impl Properties {
 /// A model of whose unit systemd knows no more, and whose container runs all the same.
 fn left(model: &ModelName) -> Option<UnitReading> {
     let control_groups = Groups::of(crate::proc::slice_of(model));
-    let used = crate::proc::cgroup_processes(&control_groups);
-    if used.value().is_some_and(BTreeMap::is_empty) {
-        return None;
-    }
     let unit = Unit {
         active: Active::Inactive,
         sub: "dead".to_owned(),
@@ -258,11 +263,14 @@ fn left(model: &ModelName) -> Option<UnitReading> {
         invocation: String::new(),
         started_at: None,
         main_pid: None,
-        processes: crate::proc::started_of(&used),
-        brought: crate::proc::brought_by(&used, &control_groups),
+        processes: Known::Value(BTreeMap::new()),
+        brought: Known::Unknown(String::new()),
+        docker: Unit::docker_not_asked(),
         predecessor: None,
     };
-    Some(UnitReading { unit, control_groups })
+    let mut reading = UnitReading { unit, control_groups };
+    reading.refresh(&Unit::docker_not_asked());
+    Some(reading).filter(|reading| !reading.unit.processes.value().is_some_and(BTreeMap::is_empty))
 }
 
 /// Whether these are the unit's properties.
@@ -320,8 +328,6 @@ fn exit(code: i32, status: i32) -> Option<Exit> {
 
 #[cfg(test)]
 mod tests {
-    use berth_core::facts::Known;
-
     use super::*;
 
     /// A unit in this state that was started then; its own, or the one that it replaces.
@@ -336,6 +342,7 @@ mod tests {
             main_pid: None,
             processes: Known::Value(BTreeMap::new()),
             brought: Known::Unknown(String::new()),
+            docker: Unit::docker_not_asked(),
             predecessor: (!own).then(|| "genesis.service".to_owned()),
         };
         UnitReading { unit, control_groups: Groups::default() }

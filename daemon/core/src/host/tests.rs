@@ -45,6 +45,7 @@ impl Beelink {
             declared: BTreeMap::new(),
             earlier: String::new(),
             address: None,
+            unseen: false,
             seen: BTreeMap::new(),
             run: None,
         };
@@ -66,6 +67,7 @@ impl Beelink {
                 Known::Value(pinned) => Known::Value(Brought { pinned, ..Brought::default() }),
                 Known::Unknown(why) => Known::Unknown(why),
             },
+            docker: Unit::docker_not_asked(),
             predecessor: None,
         };
         self.facts.units.insert(name(model), unit);

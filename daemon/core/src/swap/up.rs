@@ -9,6 +9,7 @@ use super::{Action, Direction, Event, LAUNCH_DEADLINE, Stage, Swap, Watch, World
 use crate::backend::Failure;
 use crate::bytes::Bytes;
 use crate::config::run_values;
+use crate::container::Engine;
 use crate::facts::{Brought, Gpu, Moment};
 use crate::learned::{self, Run};
 use crate::name::ModelName;
@@ -251,6 +252,7 @@ fn claim(world: &World, start: &Start) -> Claim {
         earlier: world.facts.units.get(&start.model).map(|unit| unit.invocation.clone()).unwrap_or_default(),
         address: model.map(|model| SocketAddr::new(model.host, model.port)),
         declared: model.map(|model| run_values(model, world.settings)).unwrap_or_default(),
+        unseen: model.and_then(|model| model.container.as_ref()).is_some_and(|c| c.engine == Engine::Docker),
         seen: BTreeMap::new(),
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use berth_core::bytes::Bytes;
-use berth_core::facts::{Active, Facts, GpuProcess, Known};
+use berth_core::facts::{Active, Docker, Facts, GpuProcess, Known, Unit};
 use berth_core::release::{Proofs, Reading, worth_listing};
 use berth_core::state::{Phase, State};
 
@@ -367,6 +367,53 @@ fn the_fast_poll_knows_when_the_lists_are_worth_reading() {
     assert!(limit >= Bytes::mib(DRIVER + 400) && limit < Bytes::mib(DRIVER + HELD), "{limit}");
     let reading = berth_core::release::judge(story.state(), &name(MODEL), part, None);
     assert_eq!(reading, Reading::Unknown("GPU 0 can't be seen".to_owned()));
+}
+
+#[test]
+fn a_container_that_was_never_seen_may_still_come() {
+    let docker = |story: &mut Story, docker: Option<Docker>| {
+        let unit = story.gone().machine.facts.units.get_mut(&name(MODEL)).unwrap();
+        unit.docker = docker.map_or_else(Unit::docker_not_asked, Known::Value);
+    };
+    let unseen = || {
+        let mut story = Story::one();
+        story.machine.state.claims.get_mut(&name(MODEL)).unwrap().unseen = true;
+        story
+    };
+    let proved_within = |story: &mut Story, seconds: u64| {
+        let until = story.at + 1000 * seconds;
+        while story.at < until {
+            if story.after(&EMPTY) {
+                return true;
+            }
+        }
+        false
+    };
+    for (state, within) in [
+        (Some(Docker::Silent), None),
+        (Some(Docker::Busy), Some(61)),
+        (None, Some(61)),
+        (Some(Docker::Idle), Some(1)),
+    ] {
+        let mut story = unseen();
+        docker(&mut story, state);
+        assert_eq!(proved_within(&mut story, 59), within == Some(1), "{state:?}");
+        assert_eq!(within == Some(1) || proved_within(&mut story, 2), within.is_some(), "{state:?}");
+    }
+    // It comes, and what it holds has to be proved free anew.
+    let mut story = unseen();
+    docker(&mut story, Some(Docker::Busy));
+    assert!(!story.after(&EMPTY));
+    assert!(story.why_not().contains("docker may still start its container"), "{}", story.why_not());
+    story.unit(Active::Failed, &[PID]);
+    assert!(!story.after(&Card { unlisted: DRIVER, listed: &[(PID, HELD, Some(MODEL))] }));
+    docker(&mut story, Some(Docker::Idle));
+    assert!(!story.after(&EMPTY));
+    assert!(story.after(&EMPTY));
+    // One that was seen comes no more.
+    let mut story = Story::one();
+    docker(&mut story, Some(Docker::Silent));
+    assert!(proved_within(&mut story, 1));
 }
 
 #[test]

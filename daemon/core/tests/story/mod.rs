@@ -177,6 +177,7 @@ impl Machine {
             declared: BTreeMap::new(),
             earlier: String::new(),
             address: None,
+            unseen: false,
             seen: BTreeMap::from([(pid, u64::from(pid))]),
         };
         self.state.claims.insert(name(model), claim);
@@ -233,6 +234,7 @@ pub(crate) fn unit(invocation: &str, active: Active, pids: &[u32]) -> Unit {
         main_pid: pids.first().copied(),
         processes: Known::Value(pids.iter().map(|pid| (*pid, u64::from(*pid))).collect()),
         brought: Known::Value(Brought::default()),
+        docker: Unit::docker_not_asked(),
         predecessor: None,
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::ReceiveTimeout;
@@ -11,10 +13,13 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::Socket;
+use super::{Abandoned, Socket};
 
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
+/// `struct unix_diag_req` (`linux/unix_diag.h`), and the fixed part of its answer, `struct unix_diag_msg`.
+const LOCAL_REQUEST: usize = 24;
+const LOCAL_ANSWER: usize = 16;
 /// The fixed part of an answer, `struct inet_diag_msg`; attributes follow.
 const ANSWER: usize = 72;
 
@@ -29,6 +34,14 @@ const NLM_F_DUMP_INTR: u16 = 0x10;
 const IPPROTO_TCP: u8 = 6;
 const TCP_ESTABLISHED: u8 = 1;
 const TCP_LISTEN: u8 = 10;
+const AF_UNIX: u8 = 1;
+const UDIAG_SHOW_NAME: u32 = 1;
+const UDIAG_SHOW_RQLEN: u32 = 0x10;
+const UNIX_DIAG_NAME: u16 = 0;
+const UNIX_DIAG_RQLEN: u16 = 4;
+const UNIX_DIAG_SHUTDOWN: u16 = 6;
+/// A stream on which nothing goes either way: its other end is gone. One that only sends no more still listens.
+const SHUTDOWN_MASK: u8 = 3;
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
@@ -74,8 +87,22 @@ impl Asker {
     fn list(&mut self, family: Family, state: u8, port: u16) -> io::Result<Vec<Socket>> {
         let none = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let body = request(family, 1 << state, SocketAddr::new(none.ip(), port), none);
+        self.dump(&body, parse)
+    }
+
+    /// The server's ends of the connections to the socket at this path whose clients are gone.
+    pub(super) fn abandoned(&mut self, path: &Path) -> io::Result<Vec<Abandoned>> {
+        let mut body = [0; LOCAL_REQUEST];
+        body[0] = AF_UNIX;
+        body[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+        body[12..16].copy_from_slice(&(UDIAG_SHOW_NAME | UDIAG_SHOW_RQLEN).to_ne_bytes());
+        let all = self.dump(&body, |answer| parse_local(answer, path))?;
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    fn dump<T>(&mut self, body: &[u8], parse: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
         for _ in 0..10 {
-            if let Some(found) = self.ask(NLM_F_REQUEST | NLM_F_DUMP, &body)? {
+            if let Some(found) = self.ask(NLM_F_REQUEST | NLM_F_DUMP, body, &parse)? {
                 return Ok(found);
             }
         }
@@ -89,7 +116,7 @@ impl Asker {
         client: SocketAddr,
     ) -> io::Result<Option<Socket>> {
         let family = if server.is_ipv4() { Family::V4 } else { Family::V6 };
-        match self.ask(NLM_F_REQUEST, &request(family, u32::MAX, server, client)) {
+        match self.ask(NLM_F_REQUEST, &request(family, u32::MAX, server, client), parse) {
             Ok(found) => Ok(found.unwrap_or_default().pop()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -97,10 +124,16 @@ impl Asker {
     }
 
     /// One question and its whole answer; None when the list changed meanwhile.
-    fn ask(&mut self, flags_asked: u16, body: &[u8; REQUEST]) -> io::Result<Option<Vec<Socket>>> {
+    fn ask<T>(
+        &mut self,
+        flags_asked: u16,
+        body: &[u8],
+        parse: impl Fn(&[u8]) -> Option<T>,
+    ) -> io::Result<Option<Vec<T>>> {
         self.sequence += 1;
-        let mut question = Vec::with_capacity(HEADER + REQUEST);
-        question.extend(u32::try_from(HEADER + REQUEST).unwrap_or_default().to_ne_bytes());
+        let length = HEADER + body.len();
+        let mut question = Vec::with_capacity(length);
+        question.extend(u32::try_from(length).unwrap_or_default().to_ne_bytes());
         question.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
         question.extend(flags_asked.to_ne_bytes());
         question.extend(self.sequence.to_ne_bytes());
@@ -207,18 +240,43 @@ fn parse(answer: &[u8]) -> Option<Socket> {
         inode: u32::from_ne_bytes(array(answer, 68)?),
         cgroup_id: None,
     };
-    let mut rest = answer.get(ANSWER..)?;
-    while rest.len() >= 4 {
-        let length = usize::from(u16::from_ne_bytes(array(rest, 0)?));
-        let value = rest.get(4..length)?;
-        match u16::from_ne_bytes(array(rest, 2)?) {
+    for (kind, value) in attributes(answer.get(ANSWER..)?)? {
+        match kind {
             INET_DIAG_SKV6ONLY => socket.v6_only = *value.first()? != 0,
             INET_DIAG_CGROUP_ID => socket.cgroup_id = Some(u64::from_ne_bytes(array(value, 0)?)),
             _ => {}
         }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Some(socket)
+}
+
+/// `struct unix_diag_msg` and its attributes: a connection at this path whose client is or may be gone, or `Some(None)` for
+/// another socket.
+#[allow(clippy::option_option)]
+fn parse_local(answer: &[u8], path: &Path) -> Option<Option<Abandoned>> {
+    let (mut here, mut gone, mut unread) = (false, false, 0);
+    for (kind, value) in attributes(answer.get(LOCAL_ANSWER..)?)? {
+        match kind {
+            UNIX_DIAG_NAME => here = value.strip_suffix(&[0]).unwrap_or(value) == path.as_os_str().as_bytes(),
+            UNIX_DIAG_RQLEN => unread = u32::from_ne_bytes(array(value, 0)?),
+            UNIX_DIAG_SHUTDOWN => gone = *value.first()? == SHUTDOWN_MASK,
+            _ => {}
+        }
+    }
+    // Connections that are not accepted yet are not listed, but counted in what is left to read of the socket that listens.
+    let waits = *answer.get(2)? == TCP_LISTEN && unread > 0;
+    Some((here && (gone || waits)).then_some(Abandoned { is_read: unread == 0 }))
+}
+
+/// The kind and value of each attribute; None where they are cut short.
+fn attributes(mut rest: &[u8]) -> Option<Vec<(u16, &[u8])>> {
+    let mut all = Vec::new();
+    while rest.len() >= 4 {
+        let length = usize::from(u16::from_ne_bytes(array(rest, 0)?));
+        all.push((u16::from_ne_bytes(array(rest, 2)?), rest.get(4..length)?));
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(all)
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {

@@ -151,12 +151,41 @@ fn a_model_in_docker() {
     berth.switch("bare");
     assert_eq!(containers(&berth), Vec::<String>::new());
 
-    // One that nobody remembers runs in its place: it is ended before the model starts.
-    let astray = ["run", "--detach", "--rm", "--cgroup-parent=berth-model-boxed.slice", IMAGE, "--port=9999"];
-    _ = berth.run(None, &[&["/usr/bin/docker"], astray.as_slice()].concat()).with_code(0);
+    // One that nobody remembers runs in its place and takes its memory: it is ended, and the model has its room.
+    _ = berth.change(&["stop", "bare"]).with_code(0);
+    let free = &berth.status().gpus.value().unwrap()[0].id.clone();
+    let astray = format!(
+        "/usr/bin/docker run --detach --rm --cgroup-parent=berth-model-boxed.slice -v /run/gpusim:/run/gpusim \
+         --gpus device={free} {IMAGE} --port=9999 --vram-each {EACH}"
+    );
+    _ = berth.run(None, &astray.split(' ').collect::<Vec<_>>()).with_code(0);
+    assert_eq!(containers(&berth).len(), 1);
+    berth.wait_for("it is ended", SOON, |berth| containers(berth).is_empty().then_some(()));
     berth.switch("boxed");
     assert_eq!(containers(&berth).len(), 1);
     berth.switch("bare");
+
+    // docker is still at the start when its client is killed: nothing is taken for free until the container came and went.
+    let containerd = |signal: &str| {
+        _ = berth.systemctl(&["kill", &format!("--signal={signal}"), "containerd.service"]).with_code(0);
+    };
+    containerd("STOP");
+    _ = berth.change(&["switch", "boxed", "--no-wait"]).with_code(0);
+    berth.wait_for("docker is asked to start it", SOON, |berth| {
+        containers(berth).contains(&"boxed Created".to_owned()).then_some(())
+    });
+    let client = berth.run_of("boxed").main_pid.to_string();
+    _ = berth.run(None, &["kill", "-KILL", &client]).with_code(0);
+    berth.wait_for("it is said", SOON, |berth| {
+        let reason = berth.status().last_swap?.reason?;
+        reason.contains("docker may still start its container").then_some(())
+    });
+    assert_eq!(berth.state_of("boxed"), ModelState::Stopping);
+    containerd("CONT");
+    berth.wait_for("it came and went", SOON, |berth| {
+        (containers(berth).is_empty() && berth.state_of("boxed") == ModelState::Off).then_some(())
+    });
+    berth.wait_serving("bare", SOON);
 
     // One that an earlier run left has the name.
     let left = ["/usr/bin/docker", "create", "--name", "boxed", "--label", "berth.model=boxed", IMAGE];

@@ -410,8 +410,8 @@ fn a_process(berth: &Berth) {
     assert_eq!(as_it_was.predecessor.as_deref(), Some("berth-taken-mine.scope"));
     // Declared as nobody's it is nobody's, and not missed; and the model's again.
     let whole = declared(berth, "mine");
-    let apart: String =
-        whole.lines().filter(|line| !line.starts_with("replaces")).map(|line| format!("{line}\n")).collect();
+    let kept: Vec<&str> = whole.lines().filter(|line| !line.starts_with("replaces")).collect();
+    let apart = kept.join("\n");
     for (text, state) in [(apart, ModelState::Off), (whole, ModelState::Serving)] {
         berth.configure("models.d/mine.toml", text.as_bytes());
         _ = berth.ctl(&["reload"]).with_code(0);

@@ -307,7 +307,8 @@ impl Daemon {
             (unit.active, unit.exit, unit.processes.value().unwrap().len()),
             (Active::Failed, Some(Exit::Signal(9)), 0)
         );
-        assert_eq!(control_groups, berth_observe::proc::Groups::default());
+        // Its own is gone; docker's place for it stays to be looked at.
+        assert_eq!(control_groups.paths, ["/berth.slice/berth-model.slice/berth-model-stubborn.slice"]);
         self.systemd.unreference(&model).await.unwrap();
         self.systemd.reset_failed(&model).await.unwrap();
         // What is down already is stopped at once.

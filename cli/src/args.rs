@@ -306,7 +306,7 @@ pub(crate) enum Command {
         nothing was changed then."
     )]
     Add {
-        /// A service's name or file, a process's number, a GGUF file, a folder with config.json, or llama-swap's YAML
+        /// A service's name or file, a Quadlet file, a process's number, a GGUF file, a folder with config.json, or llama-swap's YAML
         #[arg(value_name = "WHAT")]
         what: String,
         #[command(flatten)]

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::declared::Declared;
 use crate::driver::Message;
-use crate::preflight::{self, LOOK_UP};
+use crate::preflight::LOOK_UP;
 
 /// Between two looks at all files: one that is copied anew shows within this time, and at once where it is asked for.
 const EVERY: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ impl Files {
     }
 
     fn look_at(&self, model: &Model) {
-        let program = preflight::found(&model.program).unwrap_or_else(|| model.program.clone());
+        let program = berth_observe::files::found(&model.program).unwrap_or_else(|| model.program.clone());
         self.note(&model.program, files::look_at_program(&program));
         for path in backend::of(model.backend).files(model) {
             let before = self.known().get(&path).cloned();

@@ -12,6 +12,7 @@ use berth_core::config::{Model, Settings};
 use berth_core::facts::{FileFacts, Gpu, Known, Listener, Moment, Preflight, Unit};
 use berth_core::name::ModelName;
 use berth_core::report::Request;
+use berth_observe::files::{PROGRAMS, found};
 
 use crate::declared::Declared;
 use crate::files::Files;
@@ -23,9 +24,6 @@ use crate::systemd::Systemd;
 
 /// How long the looking up of files may take: a network file system can hang for minutes.
 pub const LOOK_UP: Duration = Duration::from_secs(10);
-
-/// Where a program given by its bare name is looked for; `berth-launch` looks in the same places.
-const SEARCHED: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
 
 /// Looks up what decisions need, outside the driver.
 #[derive(Clone)]
@@ -172,13 +170,7 @@ fn program(program: &Path) -> Result<(), String> {
     if found(program).is_some() {
         return Ok(());
     }
-    Err(format!("no such program in {}", SEARCHED.join(" and ")))
-}
-
-/// Where a program is that is given by its bare name, or whole.
-pub fn found(program: &Path) -> Option<PathBuf> {
-    let dirs = if program.is_absolute() { &["/"][..] } else { &SEARCHED };
-    dirs.iter().map(|dir| Path::new(dir).join(program)).find(|path| path.is_file())
+    Err(format!("no such program in {}", PROGRAMS.join(" and ")))
 }
 
 /// Whether a path is there. What berthd may not look into (a home folder, say) may be there: the model's own user

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 
-use berth_core::config::{BackendKind, Settings};
+use berth_core::backend;
+use berth_core::config::Settings;
 use berth_core::name::ModelName;
 use berth_observe::proc::{self, Groups};
 use berth_observe::sockets::{self, Socket};
@@ -73,13 +74,7 @@ pub(super) fn finds_port(addition: &mut Addition, settings: &Settings) -> bool {
     if !model.derived.iter().any(|derived| derived.key == "port") {
         return false;
     }
-    // As llama-server and vLLM do where nothing is said.
-    let usual = match model.backend {
-        BackendKind::LlamaCpp => Some(8080),
-        BackendKind::Vllm => Some(8000),
-        BackendKind::Command => None,
-    };
-    let why = match port(&pids, usual) {
+    let why = match port(&pids, backend::usual_port(model.backend)) {
         Ok(Port::At(port)) => {
             draft.set_port(port);
             return true;

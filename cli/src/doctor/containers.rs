@@ -79,7 +79,7 @@ pub(super) async fn look(ground: &Ground) -> Containers {
                 .map_or_else(|error| Known::Unknown(error.to_string()), Known::Value),
             Known::Unknown(why) => Known::Unknown(why.clone()),
         };
-        let installed = super::models::found(&model.program).is_some();
+        let installed = berth_observe::files::found(&model.program).is_some();
         if container.engine == Engine::Docker && installed && docker.is_none() {
             docker = Some(self::docker(Path::new(SOCKET)).await);
         }

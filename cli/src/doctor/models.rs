@@ -15,6 +15,7 @@ use berth_core::facts::{Gpu, Known};
 use berth_core::name::ModelName;
 use berth_core::policy::Cores;
 use berth_core::report::Refusal;
+use berth_observe::files::found;
 use berth_observe::proc;
 use berth_observe::scope::Scope;
 use berth_observe::systemd::{MANAGER, Reader, SERVICE, SystemdError};
@@ -25,8 +26,6 @@ use crate::access::{self, Identity, Refused, Want, Way};
 use crate::fit::{self, Judged};
 use mounts::Mounts;
 
-/// Where a program that is declared by its name alone is looked for, as berthd does.
-const SEARCHED: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
 /// So many files of a folder are looked at.
 const FILES: usize = 200;
 /// What `ProtectHome=` hides.
@@ -148,12 +147,6 @@ async fn unit(bus: &Connection, name: &str) -> Result<Unit, SystemdError> {
         realtime: matches!(scheduling, 1 | 2),
         protect_home: reader.get(SERVICE, "ProtectHome").await?,
     })
-}
-
-/// Where a program is that is declared by its name alone, or by its whole path.
-pub(super) fn found(program: &Path) -> Option<PathBuf> {
-    let folders = if program.is_absolute() { &["/"][..] } else { &SEARCHED };
-    folders.iter().map(|folder| Path::new(folder).join(program)).find(|path| path.exists())
 }
 
 fn files(model: &Model, mounts: Option<&Mounts>) -> Vec<File> {

@@ -203,6 +203,15 @@ pub fn launch(model: &Model, gpus: &[PlacedGpu], layout: &Layout) -> Launch {
     container.around(model, gpus, backend.launch(&server, &seen, layout))
 }
 
+/// The port at which llama-server and vLLM listen, and their images, where nothing is said.
+pub fn usual_port(kind: BackendKind) -> Option<u16> {
+    match kind {
+        BackendKind::LlamaCpp => Some(8080),
+        BackendKind::Vllm => Some(8000),
+        BackendKind::Command => None,
+    }
+}
+
 /// The whole command line as declared.
 pub fn declared_line(model: &Model) -> Vec<String> {
     let program = model.program.to_string_lossy().into_owned();

@@ -13,6 +13,15 @@ use berth_core::gguf;
 use berth_core::safetensors;
 use berth_core::shape::Shape;
 
+/// Where programs are looked for that are declared by their name alone.
+pub const PROGRAMS: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
+
+/// Where a program is that is declared by its name alone, or by its whole path.
+pub fn found(program: &Path) -> Option<PathBuf> {
+    let folders = if program.is_absolute() { &["/"][..] } else { &PROGRAMS };
+    folders.iter().map(|folder| Path::new(folder).join(program)).find(|path| path.is_file())
+}
+
 /// What is read of a header at once: tokens' texts, which are passed over, are megabytes.
 const PIECE: usize = 1 << 18;
 

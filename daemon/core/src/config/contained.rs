@@ -12,15 +12,6 @@ use super::reader::Reader;
 use crate::backend::{self, Given};
 use crate::container::{Container, elsewhere};
 
-/// Where servers listen that are not told, by the images that run them.
-fn by_itself(kind: BackendKind) -> Option<u16> {
-    match kind {
-        BackendKind::LlamaCpp => Some(8080),
-        BackendKind::Vllm => Some(8000),
-        BackendKind::Command => None,
-    }
-}
-
 /// Takes the container off the declared command. What can't be run so is noted, and then there is no command.
 pub(super) fn take_off(declared: Declared, reader: &Reader<'_>) -> Declared {
     let Some(command) = &declared.command else { return declared };
@@ -72,8 +63,8 @@ impl Derive<'_, '_> {
             let place = self.reader.place(&span, why);
             self.reader.note(ConfigError::new("the server could not be reached", place).help(help));
         };
-        if let Err(why) = container.settle(wanted, told.or(by_itself(kind))) {
-            let inside = told.or(by_itself(kind)).unwrap_or(8000);
+        if let Err(why) = container.settle(wanted, told.or(backend::usual_port(kind))) {
+            let inside = told.or(backend::usual_port(kind)).unwrap_or(8000);
             let help = format!(
                 "publish it, for this machine alone: `-p 127.0.0.1:{{port}}:{inside}`; or declare which with `port`"
             );

@@ -19,6 +19,9 @@ use crate::name::ModelName;
 use options::Mount;
 pub use options::{elsewhere, gpus, is_all, without};
 
+/// No image is fetched at a start.
+const NO_PULL: &str = "--pull=never";
+
 /// Programs that run containers in the background, outside the unit that calls them.
 pub const COMPOSERS: [&str; 3] = ["docker-compose", "nerdctl", "podman-compose"];
 
@@ -231,6 +234,10 @@ impl Container {
         if !has("--rm") {
             words.push("--rm".to_owned());
         }
+        // An image that is missing would be fetched while nothing serves.
+        if !has("--pull") {
+            words.push(NO_PULL.to_owned());
+        }
         words.push(format!("--label={}", label(&model.name)));
         match self.engine {
             Engine::Docker => words.push(format!("--cgroup-parent={}", model.name.slice())),
@@ -284,8 +291,13 @@ impl Container {
             Engine::Podman => "--device=nvidia.com/gpu=all",
         };
         let needs = self.gpus == Gpus::Unsaid && model.policy.uses_gpus();
-        let marks =
-            [format!("--cgroup-parent={}", model.name.slice()), format!("--label={}", label(&model.name))];
+        let mut marks = vec![
+            format!("--cgroup-parent={}", model.name.slice()),
+            format!("--label={}", label(&model.name)),
+        ];
+        if !options::has(&self.options, "--pull", "") {
+            marks.push(NO_PULL.to_owned());
+        }
         argv.retain(|arg| !marks.contains(arg));
         let options = 1 + self.verb.len();
         argv.splice(options..options, needs.then(|| all.to_owned()));

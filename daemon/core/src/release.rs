@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::bytes::Bytes;
-use crate::facts::{DeviceId, Docker, Facts, Gpu, GpuProcess, Moment, Unit};
+use crate::facts::{DeviceId, Docker, Exit, Facts, Gpu, GpuProcess, Moment, Unit};
 use crate::name::ModelName;
 use crate::state::{Claim, ClaimedGpu, Phase, State};
 
@@ -89,8 +89,11 @@ pub fn processes_gone(unit: Option<&Unit>) -> bool {
 }
 
 /// Whether docker may still start a container that its client, gone for so long, asked for. What it has not read it may
-/// read at any time.
+/// read at any time. A client that ended by itself had its answer: one that was told to end says 128 and more.
 fn may_come(unit: Option<&Unit>, gone: Duration) -> bool {
+    if unit.is_some_and(|unit| matches!(unit.exit, Some(Exit::Status(status)) if status < 128)) {
+        return false;
+    }
     match unit.and_then(|unit| unit.docker.value()) {
         Some(Docker::Idle) => false,
         Some(Docker::Silent) => true,

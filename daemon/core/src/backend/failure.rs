@@ -41,7 +41,8 @@ pub(super) fn classify(texts: &[&[Text]], log: &[String], exit: Option<Exit>) ->
             Kind::Wrapper => wrapper = wrapper.or(Some(line)),
         }
     }
-    let last = log.iter().rev().find(|line| !line.trim().is_empty());
+    // After what is wrong many programs, docker among them, tell where their help is.
+    let last = log.iter().rev().find(|line| !line.trim().is_empty() && !line.contains("--help'"));
     let (class, line) = match (cause, loader) {
         (Some((class, line)), _) => (class, line),
         (None, Some(line)) => (FailureClass::MissingLibrary, line.as_str()),

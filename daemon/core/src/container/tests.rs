@@ -194,7 +194,7 @@ fn docker_gets_the_model_s_slice_its_gpus_and_the_server_s_own_address() {
     let started = launch(&all, &gpus(&[1]), &Layout::default());
     assert_eq!(
         started.argv.join(" "),
-        "/usr/bin/docker run --rm --label=berth.model=genesis --cgroup-parent=berth-model-genesis.slice --gpus all --name vllm -e HF_HOME=/cache \
+        "/usr/bin/docker run --rm --pull=never --label=berth.model=genesis --cgroup-parent=berth-model-genesis.slice --gpus all --name vllm -e HF_HOME=/cache \
          -v /models:/m -p 8022:8000 --env=A --env=CUDA_DEVICE_ORDER --env=CUDA_VISIBLE_DEVICES --env=HF_TOKEN \
          vllm/vllm-openai:v0.11.0 --model /m/genesis --host 0.0.0.0 --port 8000"
     );
@@ -207,7 +207,7 @@ fn docker_gets_the_model_s_slice_its_gpus_and_the_server_s_own_address() {
     let started = launch(&model(text), &gpus(&[1, 3]), &Layout::default());
     assert_eq!(
         started.argv.join(" "),
-        "docker run --rm --label=berth.model=genesis --cgroup-parent=berth-model-genesis.slice --gpus=\"device=GPU-1,GPU-3\" -p 127.0.0.1:8022:8000 \
+        "docker run --rm --pull=never --label=berth.model=genesis --cgroup-parent=berth-model-genesis.slice --gpus=\"device=GPU-1,GPU-3\" -p 127.0.0.1:8022:8000 \
          --env=CUDA_DEVICE_ORDER --env=CUDA_VISIBLE_DEVICES vllm/vllm-openai --model Qwen/Qwen3-32B --host 0.0.0.0 \
          --port 8000 --tensor-parallel-size 2"
     );
@@ -224,7 +224,7 @@ fn podman_runs_within_the_unit_and_what_it_left_is_known_by_its_label() {
     let started = launch(&model(text), &gpus(&[1]), &Layout::default());
     assert_eq!(
         started.argv.join(" "),
-        "podman run --rm --label=berth.model=genesis --cgroups=split --log-driver=none --device=nvidia.com/gpu=GPU-1 --network=host -v \
+        "podman run --rm --pull=never --label=berth.model=genesis --cgroups=split --log-driver=none --device=nvidia.com/gpu=GPU-1 --network=host -v \
          /models:/models:ro --env=CUDA_DEVICE_ORDER --env=CUDA_VISIBLE_DEVICES ghcr.io/ggml-org/llama.cpp:server-cuda -m \
          /models/a.gguf --host 127.0.0.1 --port 8022"
     );

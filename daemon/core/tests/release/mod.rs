@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use berth_core::bytes::Bytes;
-use berth_core::facts::{Active, Docker, Facts, GpuProcess, Known, Unit};
+use berth_core::facts::{Active, Docker, Exit, Facts, GpuProcess, Known, Unit};
 use berth_core::release::{Proofs, Reading, worth_listing};
 use berth_core::state::{Phase, State};
 
@@ -399,6 +399,14 @@ fn a_container_that_was_never_seen_may_still_come() {
         docker(&mut story, state);
         assert_eq!(proved_within(&mut story, 59), within == Some(1), "{state:?}");
         assert_eq!(within == Some(1) || proved_within(&mut story, 2), within.is_some(), "{state:?}");
+    }
+    // docker has answered a client that ended by itself; one that was told to, or killed, heard nothing.
+    for (exit, answered) in [(Exit::Status(125), true), (Exit::Status(143), false), (Exit::Signal(9), false)]
+    {
+        let mut story = unseen();
+        docker(&mut story, Some(Docker::Silent));
+        story.machine.facts.units.get_mut(&name(MODEL)).unwrap().exit = Some(exit);
+        assert_eq!(proved_within(&mut story, 59), answered, "{exit:?}");
     }
     // It comes, and what it holds has to be proved free anew.
     let mut story = unseen();

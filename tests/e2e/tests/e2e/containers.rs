@@ -102,6 +102,18 @@ fn a_model_in_docker() {
     assert_eq!(containers(&berth), Vec::<String>::new(), "it is removed when its unit is down");
     assert_eq!(berth.switch("boxed").outcome, Some(Outcome::Done));
 
+    // An image that is not there is not fetched while nothing serves: what served comes back at once.
+    in_docker(&berth, "absent", "-p 127.0.0.1:8024:8080", "");
+    let elsewhere = declared(&berth, "absent").replace(IMAGE, "nobody.invalid/nothing:1");
+    berth.declare("absent", &elsewhere);
+    _ = berth.systemctl(&["daemon-reload"]).with_code(0);
+    _ = berth.ctl(&["reload"]).with_code(0);
+    let failed = berth.ctl(&["switch", "absent"]).with_code(4).to_string();
+    let said = failed.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("No such image: nobody.invalid/nothing:1"), "{failed}");
+    berth.unconfigure("models.d/absent.toml");
+    _ = berth.ctl(&["reload"]).with_code(0);
+
     // A killed client says nothing to its container, which is ended before the model comes back.
     let before = berth.run_of("boxed");
     _ = berth.run(None, &["kill", "-KILL", &before.main_pid.to_string()]).with_code(0);

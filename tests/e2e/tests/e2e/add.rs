@@ -190,8 +190,15 @@ fn same(unit: &str, by_systemd: &Started, by_berth: &Started) {
 /// A container engine is asked for the same: what is left out is told, and what is added is documented.
 fn in_a_container(unit: &str, by_systemd: &Started, by_berth: &Started) {
     const OUT: [&str; 6] = ["--cidfile", "--cgroups", "--sdnotify", "-d", "--restart", "unless-stopped"];
-    const ADDED: [&str; 6] =
-        ["--rm", "--label=", "--cgroup-parent=", "--cgroups=split", "--log-driver=none", "--env="];
+    const ADDED: [&str; 7] = [
+        "--rm",
+        "--pull=never",
+        "--label=",
+        "--cgroup-parent=",
+        "--cgroups=split",
+        "--log-driver=none",
+        "--env=",
+    ];
     // A secret is passed on by its name, and is in no command line.
     let line = by_systemd.argv.join("\n").replace("\n-e\nHF_TOKEN=abc", "").replace("\n-dit\n", "\n-i\n");
     let theirs = line.lines().filter(|word| !OUT.contains(&word.split('=').next().unwrap()));
